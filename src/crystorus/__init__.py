@@ -1,0 +1,1 @@
+"""Crystals from a composition: diffusion on the torus of positions and the algebra of the cell."""

@@ -1,0 +1,1 @@
+"""Structures in, structures out: files, data sets, batches, compositions."""

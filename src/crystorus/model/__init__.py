@@ -1,0 +1,1 @@
+"""Networks whose outputs are vector fields, equivariant under E(3) × SL₃(Z)."""
