@@ -1,0 +1,287 @@
+"""Crystals cached as one flat file that is mapped into memory, not read.
+
+Layout, little-endian: 8 bytes `CRYSTOR1`; the length of the header as uint64; the header, JSON;
+zeros to the next multiple of 64; the arrays, each starting at a multiple of 64. The header
+names every array with its dtype, shape and offset from the first array, the SHA-256 of all
+bytes after it, the sources with their SHA-256, and every structure left out with the reason.
+Arrays: lattice (float64, columns, Å), frac_coords (float64), atomic_numbers (uint8),
+n_atoms (int32), and per text column its UTF-8 bytes and their end positions.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crystorus.data.arrays import ReadingError
+from crystorus.data.preparing import Prepared, prepare_all
+from crystorus.data.sources import Record
+from crystorus.geometry import Crystals
+
+MAGIC = b"CRYSTOR1"
+_ALIGN = 64
+_NAMED_SKIPS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalStore:
+    """Crystals in a memory-mapped file, Niggli-reduced and validated.
+
+    Attributes:
+        path: The file.
+        header: What the file says of itself.
+        arrays: The mapped arrays by name.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.n_atoms)
+
+    def __getitem__(self, index: int) -> Crystals:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"crystal {index} of {len(self)}: use 0 to {len(self) - 1}")
+        return self.select([index])
+
+    def __reduce__(self) -> tuple[Callable[..., "CrystalStore"], tuple[Path]]:
+        return _reopen, (self.path,)
+
+    @property
+    def n_atoms(self) -> np.ndarray:
+        """Number of atoms of each crystal, int32."""
+        return self.arrays["n_atoms"]
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the crystals."""
+        return self._texts("id")
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name and reason of the structures left out, the first thousand of them."""
+        return [(name, reason) for name, reason in self.header["skipped"]]
+
+    @property
+    def extra_columns(self) -> list[str]:
+        """Names of the extra columns of the source."""
+        return [*self.header["extra"]]
+
+    def extra(self, column: str) -> np.ndarray | list[str]:
+        """Return an extra column: float64 (empty cells are NaN), or texts if it is not numeric.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        if column not in self.header["extra"]:
+            raise KeyError(
+                f"no column {column!r} in {self.path}: it has {', '.join(self.extra_columns)}"
+            )
+        if self.header["extra"][column] == "float":
+            return self.arrays[f"extra:{column}"]
+        return self._texts(f"extra:{column}")
+
+    def select(
+        self, indices: Sequence[int] | np.ndarray, *, dtype: torch.dtype = torch.float32
+    ) -> Crystals:
+        """Return the crystals at `indices` as one batch, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        counts = self.n_atoms[chosen].astype(np.int64)
+        ends = np.cumsum(counts)
+        shift = self.arrays["first_atom"][chosen] - (ends - counts)
+        atoms = np.arange(ends[-1] if len(ends) else 0) + np.repeat(shift, counts)
+        return Crystals(
+            torch.from_numpy(self.arrays["lattice"][chosen]).to(dtype),
+            torch.from_numpy(self.arrays["frac_coords"][atoms]).to(dtype),
+            torch.from_numpy(self.arrays["atomic_numbers"][atoms].astype(np.int64)),
+            torch.from_numpy(counts),
+        )
+
+    def _texts(self, name: str) -> list[str]:
+        data = self.arrays[f"{name}:text"].tobytes()
+        ends = [0, *self.arrays[f"{name}:end"].tolist()]
+        return [data[i:j].decode() for i, j in zip(ends, ends[1:], strict=False)]
+
+
+def _reopen(path: Path) -> CrystalStore:
+    return open_store(path, verify=False)
+
+
+def build_store(
+    source: Path | Sequence[Path],
+    out: Path,
+    *,
+    n_workers: int = 1,
+    min_distance: float = 0.5,
+    progress: Callable[[int], None] | None = None,
+) -> CrystalStore:
+    """Read structures, reduce and validate them, and write them as a store.
+
+    Structures that cannot be used are left out and listed in the store's `skipped`.
+
+    Args:
+        source: A CSV, a CIF, a folder of CIFs, or any other file `read_records` takes; or
+            several of them.
+        out: The file to write; it appears only when complete.
+        n_workers: Processes that parse.
+        min_distance: Structures with atoms nearer than this, in Å, are left out.
+        progress: Called with the number of structures read so far.
+
+    Raises:
+        ReadingError: If a source is broken as a whole or nothing usable is in it.
+        OSError: If the file cannot be written; nothing is left behind.
+    """
+    from crystorus.data.reading import read_records
+
+    sources = [source] if isinstance(source, Path) else list(source)
+    records: Iterator[Record] = (r for path in sources for r in read_records(path))
+    prepared = prepare_all(
+        records, n_workers=n_workers, min_distance=min_distance, progress=progress
+    )
+    where = ", ".join(map(str, sources))
+    if not prepared.names:
+        first = "; ".join(f"{n}: {why}" for n, why in islice(prepared.skipped, 3))
+        raise ReadingError(f"no usable structure in {where} ({first or 'it is empty'})")
+    described = [{"name": p.name, "sha256": digest_of(p)} for p in sources]
+    _write(out, prepared, {"sources": described, "min_distance": min_distance})
+    return open_store(out, verify=False)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's CIF names and contents."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write(out: Path, prepared: Prepared, about: dict[str, Any]) -> None:
+    arrays, kinds = _arrays(prepared)
+    entries, offset = {}, 0
+    for name, array in arrays.items():
+        entries[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": offset}
+        offset += -(-array.nbytes // _ALIGN) * _ALIGN
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(_padded(array))
+    header = about | {
+        "crystals": len(prepared.names),
+        "n_skipped": len(prepared.skipped),
+        "skipped": prepared.skipped[:_NAMED_SKIPS],
+        "extra": kinds,
+        "arrays": entries,
+        "bytes": offset,
+        "sha256": digest.hexdigest(),
+    }
+    text = json.dumps(header).encode()
+    head = MAGIC + len(text).to_bytes(8, "little") + text
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(head + bytes(-len(head) % _ALIGN))
+            stream.writelines(_padded(array) for array in arrays.values())
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _padded(array: np.ndarray) -> bytes:
+    data = array.tobytes()
+    return data + bytes(-len(data) % _ALIGN)
+
+
+def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    n_atoms = prepared.n_atoms.astype("<i4")
+    arrays = {
+        "lattice": prepared.lattice.astype("<f8"),
+        "frac_coords": prepared.frac_coords.astype("<f8"),
+        "atomic_numbers": prepared.atomic_numbers.astype("u1"),
+        "n_atoms": n_atoms,
+        "first_atom": (np.cumsum(n_atoms, dtype="<i8") - n_atoms).astype("<i8"),
+    }
+    arrays |= _text_arrays("id", prepared.names)
+    kinds = {}
+    for column in dict.fromkeys(c for extra in prepared.extras for c in extra):
+        cells = [extra.get(column, "") for extra in prepared.extras]
+        try:
+            arrays[f"extra:{column}"] = np.array([float(c) if c else np.nan for c in cells], "<f8")
+            kinds[column] = "float"
+        except ValueError:
+            arrays |= _text_arrays(f"extra:{column}", cells)
+            kinds[column] = "text"
+    return arrays, kinds
+
+
+def _text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
+    encoded = [t.encode() for t in texts]
+    return {
+        f"{name}:text": np.frombuffer(b"".join(encoded), dtype="u1"),
+        f"{name}:end": np.cumsum([len(t) for t in encoded], dtype="<i8"),
+    }
+
+
+def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
+    """Map a store into memory.
+
+    Args:
+        path: A file that `build_store` wrote.
+        verify: Compare the digest, which reads the whole file once. The size is always checked.
+
+    Raises:
+        ReadingError: If the file is missing, not a store, cut short, or altered.
+    """
+    header, start = _read_header(path)
+    size = path.stat().st_size
+    if size != start + header["bytes"]:
+        raise ReadingError(
+            f"{path} has {size} bytes, its header says {start + header['bytes']}: it is cut "
+            "short or altered, build it again"
+        )
+    if not header["bytes"]:
+        raise ReadingError(f"{path} holds no arrays: build it again")
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
+    if verify and hashlib.sha256(data).hexdigest() != header["sha256"]:
+        raise ReadingError(f"{path} does not match its digest: it was altered, build it again")
+    arrays = {name: _view(data, entry) for name, entry in header["arrays"].items()}
+    return CrystalStore(path, header, arrays)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    if not path.is_file():
+        raise ReadingError(f"{path} does not exist: build the store first")
+    foreign = f"{path} is not a crystal store of version {MAGIC.decode()[-1]}: build it again"
+    with path.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise ReadingError(foreign)
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            raise ReadingError(f"{path} is cut short inside its header: build it again")
+        try:
+            header = json.loads(stream.read(length))
+            start = -(-(len(MAGIC) + 8 + length) // _ALIGN) * _ALIGN
+            int(header["bytes"]), dict(header["arrays"]), str(header["sha256"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReadingError(foreign) from error
+    return header, start
+
+
+def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+    n_bytes = dtype.itemsize * int(np.prod(shape))
+    return data[entry["offset"] : entry["offset"] + n_bytes].view(dtype).reshape(shape)
