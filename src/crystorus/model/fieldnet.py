@@ -1,0 +1,210 @@
+"""FieldNet: the default network f_θ (Eqs 7 to 10), an equivariant map to vector fields.
+
+Atoms carry scalars, vectors and quadrupoles, every pair of atoms carries a scalar state. The
+geometry enters only through lattice sums, so that a forward pass is a handful of dense products:
+the sum over neighbours and images of (radial × r̂^l) × (pair state), and channel mixing.
+Angles need no triplets: the scalar products of vectors and of quadrupoles built on one atom are
+sums over pairs of its edges by the addition theorem.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from crystorus.geometry import Crystals, Prediction
+from crystorus.geometry.crystals import to_dense
+from crystorus.geometry.lattice import from_coefficients, gl3_basis, symmetric_exp
+from crystorus.geometry.lattice_sums import LatticeSumConfig, PairFields, lattice_sums
+from crystorus.model.embedding import ElementEmbedding, sinusoids
+
+
+@dataclass(frozen=True)
+class FieldNetConfig:
+    """Size of the default network."""
+
+    channels: int = 128
+    """Scalars per atom."""
+    vector_channels: int = 48
+    """Vectors (l = 1) per atom."""
+    tensor_channels: int = 32
+    """Quadrupoles (l = 2) per atom."""
+    pair_channels: int = 64
+    """Scalars per pair of atoms."""
+    gate_channels: int = 32
+    """Products of pair state and lattice sums, per radial function."""
+    blocks: int = 4
+    """Message-passing blocks."""
+    sums: LatticeSumConfig = field(default_factory=LatticeSumConfig)
+    """Resolution of the lattice sums."""
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Features between blocks, dense over atoms."""
+
+    scalar: Float[Tensor, "crystals n c"]
+    vector: Float[Tensor, "crystals n 3 v"]
+    tensor: Float[Tensor, "crystals n 5 w"]
+    pair: Float[Tensor, "crystals n n p"]
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+def _contract(gate: Tensor, field: Tensor, components: int) -> Tensor:
+    """Sum a field over j with the gates of every pair: → [crystals, i, components, k × gate]."""
+    total = field @ gate.to(field.dtype)  # crystals i (components k) gate
+    return total.unflatten(2, (components, -1)).flatten(3)
+
+
+class _Block(nn.Module):
+    """One exchange between atoms: pair update, field sums, atom update."""
+
+    def __init__(self, config: FieldNetConfig) -> None:
+        super().__init__()
+        c, v, w = config.channels, config.vector_channels, config.tensor_channels
+        p, g = config.pair_channels, config.gate_channels
+        widths = config.sums.widths
+        self.normalise = nn.LayerNorm(c)
+        self.time = nn.Linear(c, 2 * c)
+        self.ends = nn.Linear(c, 2 * p)
+        self.pair_in = nn.Linear(p, p)
+        self.pair_out = nn.Linear(p, p)
+        self.gate = nn.Linear(p, g)
+        self.to_scalar = nn.Linear(widths[0] * g, c)
+        self.to_vector = nn.Linear(widths[1] * g, v, bias=False)
+        self.to_tensor = nn.Linear(widths[2] * g, w, bias=False)
+        self.mix_vector = nn.Linear(v, 2 * v, bias=False)
+        self.mix_tensor = nn.Linear(w, 2 * w, bias=False)
+        self.update = _mlp(3 * c + p + v + w, 2 * c, c)
+        self.pool = nn.Linear(c, c)
+        nn.init.zeros_(self.update[2].weight)
+        nn.init.zeros_(self.update[2].bias)
+
+    def forward(
+        self, state: _State, fields: PairFields, time: Tensor, weight: Tensor
+    ) -> _State:
+        """Return the state after one exchange; `weight` is 1/n for atoms, 0 for padding."""
+        scale, shift = self.time(time)[:, None].chunk(2, -1)
+        h = self.normalise(state.scalar) * (1 + scale) + shift
+        from_i, from_j = self.ends(h).chunk(2, -1)
+        hidden = nn.functional.silu(
+            self.pair_in(state.pair) + from_i[:, :, None] + from_j[:, None]
+        )
+        pair = state.pair + self.pair_out(hidden)
+        gate = self.gate(hidden)
+        about = _contract(gate, fields.scalar, 1).squeeze(2)
+        vector = state.vector + self.to_vector(_contract(gate, fields.vector, 3))
+        tensor = state.tensor + self.to_tensor(_contract(gate, fields.tensor, 5))
+        va, vb = self.mix_vector(vector).chunk(2, -1)
+        wa, wb = self.mix_tensor(tensor).chunk(2, -1)
+        seen = torch.einsum("bijp,bj->bip", hidden, weight)
+        pooled = torch.einsum("bic,bi->bc", self.pool(h), weight)[:, None].expand_as(h)
+        news = [h, pooled, self.to_scalar(about), seen, (va * vb).sum(2), (wa * wb).sum(2)]
+        scalar = state.scalar + self.update(torch.cat(news, -1))
+        return _State(scalar, vector, tensor, pair)
+
+
+class FieldNet(nn.Module):
+    """The default denoiser: displacement of every atom and strain of the cell (Eq. 7).
+
+    y^x_i is a sum of weights times gradients of distances in x, E a mean of weights times
+    their gradients in ρ (Appendix A); ρ' = exp(-E) ρ_t keeps the cell a cell.
+    """
+
+    def __init__(self, config: FieldNetConfig, *, steps: int) -> None:
+        super().__init__()
+        self.config, self.steps = config, steps
+        self.bf16 = False
+        c, v, w = config.channels, config.vector_channels, config.tensor_channels
+        widths = config.sums.widths
+        self.embedding = ElementEmbedding(c)
+        self.time = _mlp(64, c, c)
+        self.size = _mlp(3, c, c)
+        self.pair_start = nn.Linear(widths[0], config.pair_channels)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.normalise = nn.LayerNorm(c)
+        self.weights = nn.Linear(c, 2 * v + w + 1)
+        self.edge_weights = nn.Linear(config.pair_channels, widths[1] + widths[2])
+        self.turn = nn.Linear(v, v, bias=False)
+        for layer in (self.weights, self.edge_weights):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> "FieldNetOutput":
+        """Evaluate the fields on noisy crystals at step t of `steps`.
+
+        Returns:
+            Cartesian displacement field in units of (V/n)^⅓ and strain, both unscaled.
+        """
+        frac, mask = to_dense(crystals.frac_coords, crystals.n_atoms)
+        numbers, _ = to_dense(crystals.atomic_numbers, crystals.n_atoms)
+        fields = lattice_sums(crystals.lattice, frac, mask, self.config.sums)
+        weight = mask.to(frac) / crystals.n_atoms.to(frac)[:, None]
+        state, time = self._start(crystals, numbers, fields, t)
+        with torch.autocast(frac.device.type, torch.bfloat16, enabled=self.bf16):
+            for block in self.blocks:
+                state = block(state, fields, time, weight)
+        displacement, strain = self._heads(state, fields, weight)
+        return FieldNetOutput(displacement[mask], strain)
+
+    def _start(
+        self, crystals: Crystals, numbers: Tensor, fields: PairFields, t: Tensor
+    ) -> tuple[_State, Tensor]:
+        """Embed elements, noise level, atom count and volume (Eq. 9a)."""
+        dtype = fields.scalar.dtype
+        per_atom = (crystals.volume / crystals.n_atoms).log().to(dtype)
+        size = torch.stack(
+            [per_atom - 2.9, crystals.n_atoms.to(dtype).log() - 2, crystals.n_atoms / 10 - 1], -1
+        )
+        wave = sinusoids(t.to(dtype) / self.steps * 100, 64, 200.0)
+        time = self.time(wave) + self.size(size.to(dtype))
+        scalar = self.embedding(numbers) + time[:, None]
+        b, n = numbers.shape
+        vector = scalar.new_zeros(b, n, 3, self.config.vector_channels)
+        tensor = scalar.new_zeros(b, n, 5, self.config.tensor_channels)
+        pair = self.pair_start(fields.scalar.transpose(2, 3))
+        return _State(scalar, vector, tensor, pair), nn.functional.silu(time)
+
+    def _heads(
+        self, state: _State, fields: PairFields, weight: Tensor
+    ) -> tuple[Float[Tensor, "crystals n 3"], Float[Tensor, "crystals 3 3"]]:
+        """Contract invariant weights with the vector fields of Appendix A."""
+        v, w = self.config.vector_channels, self.config.tensor_channels
+        beta, delta, gamma, trace = self.weights(self.normalise(state.scalar)).split(
+            (v, v, w, 1), -1
+        )
+        edge_x, edge_rho = self.edge_weights(state.pair).split(self.config.sums.widths[1:], -1)
+        # ∂r/∂x: Σ_j w_ij Σ_τ f(r) r̂, and the same from the atom's accumulated vectors.
+        vector = fields.vector.unflatten(2, (3, -1))
+        displacement = torch.einsum("bixkj,bijk->bix", vector, edge_x)
+        displacement = displacement + torch.einsum("bixv,biv->bix", state.vector, beta)
+        # ∂r/∂ρ: Σ_ij w_ij Σ_τ f(r) r̂r̂ᵀ; ∂θ/∂ρ in low rank: û v̂ᵀ + v̂ ûᵀ of vectors at one atom.
+        tensor = fields.tensor.unflatten(2, (5, -1))
+        shape = torch.einsum("bimkj,bijk,bi->bm", tensor, edge_rho, weight)
+        shape = shape + torch.einsum("bimw,biw,bi->bm", state.tensor, gamma, weight)
+        volume = torch.einsum("bik,bi->bk", trace, weight)
+        strain = from_coefficients(torch.cat([shape, volume], -1))
+        outer = torch.einsum("bixv,biv,biyv,bi->bxy", state.vector, delta,
+                             self.turn(state.vector), weight)
+        outer = outer + outer.mT
+        trace_part = torch.diagonal(outer, dim1=1, dim2=2).sum(-1)[:, None, None] / 3
+        eye = torch.eye(3, dtype=outer.dtype, device=outer.device)
+        return displacement, strain + outer - trace_part * eye
+
+
+@dataclass(frozen=True, eq=False)
+class FieldNetOutput:
+    """Raw vector fields, before the scales of the noise level are applied.
+
+    Attributes:
+        displacement: Cartesian, [atoms, 3].
+        strain: Symmetric, [crystals, 3, 3].
+    """
+
+    displacement: Float[Tensor, "atoms 3"]
+    strain: Float[Tensor, "crystals 3 3"]
