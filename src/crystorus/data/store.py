@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class CrystalStore:
     def _texts(self, name: str) -> list[str]:
         data = self.arrays[f"{name}:text"].tobytes()
         ends = [0, *self.arrays[f"{name}:end"].tolist()]
-        return [data[i:j].decode() for i, j in zip(ends, ends[1:], strict=False)]
+        return [data[i:j].decode() for i, j in pairwise(ends)]
 
 
 def _reopen(path: Path) -> CrystalStore:
@@ -256,7 +256,7 @@ def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
     if not header["bytes"]:
         raise ReadingError(f"{path} holds no arrays: build it again")
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
-    if verify and hashlib.sha256(data).hexdigest() != header["sha256"]:
+    if verify and hashlib.sha256(data.data).hexdigest() != header["sha256"]:
         raise ReadingError(f"{path} does not match its digest: it was altered, build it again")
     arrays = {name: _view(data, entry) for name, entry in header["arrays"].items()}
     return CrystalStore(path, header, arrays)
