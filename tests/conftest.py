@@ -1,0 +1,26 @@
+"""Shapes and types written in signatures are checked while the tests run, and only then."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("crystorus", "beartype.beartype")
+
+MP20 = Path(__file__).parents[2] / "shared/data/mp20"
+
+
+@pytest.fixture
+def mp20() -> Path:
+    """Folder of MP-20's CSV files; tests that need it are skipped where it is absent."""
+    if not MP20.is_dir():
+        pytest.skip(f"needs MP-20 in {MP20}")
+    return MP20
+
+
+@pytest.fixture
+def prototypes():
+    """Textbook crystals by name."""
+    from prototypes import all_prototypes
+
+    return all_prototypes()
