@@ -1,0 +1,188 @@
+"""Trained weights on disk: safetensors and a card, written whole or not at all.
+
+A checkpoint is a folder of two files. `weights.safetensors` holds the averaged weights and the
+statistics of the training cells; `card.json` the configuration and the provenance. Neither can
+run code when it is read.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
+from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.system import CrystalModel, build_model
+
+FORMAT = 1
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+SHIPPED = Path(__file__).parent / "weights" / "mp20"
+_STATISTICS = "statistics."
+_LIMIT = 2**30
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+def save_checkpoint(model: CrystalModel, folder: Path) -> None:
+    """Write a checkpoint folder; an older one there is replaced file by file, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.denoiser.state_dict().items()}
+    for item in fields(model.statistics):
+        value = getattr(model.statistics, item.name)
+        tensors[_STATISTICS + item.name] = value.detach().cpu().contiguous()
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, name, metadata={"format": str(FORMAT)})
+        digest = file_digest(Path(name))
+        card = {
+            "format": FORMAT,
+            "sha256": digest,
+            "config": config_to_dict(model.config),
+            "trained_elements": sorted(model.trained_elements),
+            "max_atoms": model.max_atoms,
+            "card": model.card,
+        }
+        write_text_atomically(folder / CARD, json.dumps(card, indent=2) + "\n")
+        os.chmod(name, 0o644)
+        os.replace(name, folder / WEIGHTS)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    model.digest = digest
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old one or the new one, never half."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read and check the card of a checkpoint without its weights.
+
+    Raises:
+        CheckpointError: If the folder is no checkpoint or is of a newer format.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {CARD}: give the folder of a checkpoint, such as a run's best/"
+        )
+    try:
+        card = json.loads(path.read_text())
+        version = int(card["format"])
+        missing = {"config", "sha256", "trained_elements", "max_atoms"} - set(card)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{folder} is of checkpoint format {version}, this crystorus reads up to {FORMAT}: "
+            "upgrade crystorus"
+        )
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: copy it again")
+    return card
+
+
+def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalModel:
+    """Load a trained system.
+
+    Args:
+        path: Folder of the checkpoint; the one that ships by default.
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, hostile, of a newer version, or does not
+            fit the network its card describes.
+    """
+    card = read_card(path)
+    try:
+        config = config_from_dict(card["config"])
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / CARD} describes a network this version does not know ({error}): use the "
+            "crystorus version that wrote it"
+        ) from error
+    tensors = _read_tensors(path / WEIGHTS, card["sha256"])
+    model = build_model(config, _statistics(tensors, path))
+    _load_state(model, tensors, path)
+    model.card = card.get("card", {})
+    model.trained_elements = frozenset(int(z) for z in card["trained_elements"])
+    model.max_atoms = int(card["max_atoms"])
+    model.digest = card["sha256"]
+    model.denoiser.to(device).eval()
+    return model
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file, once it is known to be what the card names."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: copy the checkpoint folder again, both files")
+    size = path.stat().st_size
+    if size > _LIMIT:
+        raise CheckpointError(f"{path} has {size} bytes, limit {_LIMIT}: this is no checkpoint")
+    found = file_digest(path)
+    if found != digest:
+        raise CheckpointError(
+            f"{path} has SHA-256 {found[:12]}…, its card says {str(digest)[:12]}…: the file is "
+            "truncated or was replaced; copy the checkpoint again"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({error}): pickles are never read; "
+            "copy the checkpoint again"
+        ) from error
+
+
+def _statistics(tensors: Mapping[str, Tensor], path: Path) -> CellStatistics:
+    names = [item.name for item in fields(CellStatistics)]
+    missing = [n for n in names if _STATISTICS + n not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it is no whole checkpoint")
+    return CellStatistics(*(tensors[_STATISTICS + n] for n in names))
+
+
+def _load_state(model: CrystalModel, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights strictly; a mismatch names the first tensor."""
+    state = {k: v for k, v in tensors.items() if not k.startswith(_STATISTICS)}
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: tensor {name} is not finite: train or copy it again")
+    try:
+        model.denoiser.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(
+            f"the weights in {path} do not fit the {model.config.preset} network of its card "
+            f"({first}): the files belong to different checkpoints"
+        ) from error

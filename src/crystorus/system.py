@@ -1,0 +1,114 @@
+"""A whole system from one configuration: network, process, and the training cells behind them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from crystorus.config import Config, DiffusionConfig, PaperDiffusionConfig
+from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, sample
+from crystorus.diffusion.log_lattice_process import LogLatticeProcess
+from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
+from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
+from crystorus.diffusion.torus_process import TorusProcess
+from crystorus.geometry import Crystals
+from crystorus.model.denoiser import FieldDenoiser
+from crystorus.model.fieldnet import FieldNet, FieldNetConfig
+from crystorus.model.gemsnet import GemsNetConfig, GemsNetDenoiser
+
+
+def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
+    """Return the forward process a configuration describes."""
+    d = config.diffusion
+    if isinstance(d, PaperDiffusionConfig):
+        torus_alpha = cumulative_alpha(linear_betas(*d.torus_betas, d.steps))
+        cell_alpha = cumulative_alpha(linear_betas(*d.cell_betas, d.steps))
+        return Diffusion(
+            TorusProcess((1 - torus_alpha).sqrt(), target=d.target, centred=False),
+            LogLatticeProcess(cell_alpha, space=d.lattice_space),
+        )
+    return Diffusion(
+        TorusProcess(geometric_levels(d.torus_lowest, d.torus_highest, d.steps), target=d.target),
+        StrainProcess(
+            geometric_levels(d.strain_lowest, d.shape_highest, d.steps),
+            geometric_levels(d.strain_lowest, d.volume_highest, d.steps),
+            statistics,
+        ),
+    )
+
+
+def build_denoiser(config: Config, diffusion: Diffusion) -> nn.Module:
+    """Return an untrained f_θ."""
+    if isinstance(config.network, GemsNetConfig):
+        return GemsNetDenoiser(config.network)
+    assert isinstance(config.network, FieldNetConfig)
+    assert isinstance(config.diffusion, DiffusionConfig)
+    assert isinstance(diffusion.cell, StrainProcess)
+    return FieldDenoiser(
+        FieldNet(config.network, steps=config.diffusion.steps),
+        displacement_rms=diffusion.torus.target_rms,
+        strain_sigma=diffusion.cell.sigma,
+    )
+
+
+@dataclass(eq=False)
+class CrystalModel:
+    """A network with its process, ready to sample.
+
+    Attributes:
+        config: The settings it was built from.
+        denoiser: f_θ.
+        diffusion: The forward process.
+        statistics: The training cells, for the prior.
+        card: Provenance: data, budget, commit, figures.
+        trained_elements: Atomic numbers present in the training crystals.
+        max_atoms: Atoms of the largest training crystal.
+        digest: SHA-256 of the weights file, empty before there is one.
+    """
+
+    config: Config
+    denoiser: nn.Module
+    diffusion: Diffusion
+    statistics: CellStatistics
+    card: dict[str, Any] = field(default_factory=dict)
+    trained_elements: frozenset[int] = frozenset()
+    max_atoms: int = 20
+    digest: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def sample(
+        self,
+        atomic_numbers: Int[Tensor, " atoms"],
+        n_atoms: Int[Tensor, " crystals"],
+        *,
+        seeds: Sequence[int],
+        sampler: SamplerConfig | None = None,
+        on_step: Callable[[int, int, Crystals], None] | None = None,
+    ) -> Crystals:
+        """Generate one crystal per composition; see `diffusion.algorithms.sample`."""
+        self.denoiser.eval()
+        return sample(
+            self.denoiser,
+            self.diffusion,
+            atomic_numbers.to(self.device),
+            n_atoms.to(self.device),
+            sampler or self.config.sampling,
+            seeds,
+            on_step=on_step,
+        )
+
+
+def build_model(config: Config, statistics: CellStatistics) -> CrystalModel:
+    """Return an untrained system."""
+    diffusion = build_diffusion(config, statistics)
+    return CrystalModel(
+        config, build_denoiser(config, diffusion), diffusion, statistics,
+        max_atoms=config.data.max_atoms,
+    )
