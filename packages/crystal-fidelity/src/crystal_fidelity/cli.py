@@ -1,0 +1,197 @@
+"""Command line: files in, a table on screen, JSON on request, progress on standard error."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from crystal_fidelity import __version__
+from crystal_fidelity.compare import DEFAULT_METRICS, METRICS, Settings, parse_metrics
+from crystal_fidelity.compare import compare as compare_sets
+from crystal_fidelity.matching import MatchProtocol
+from crystal_fidelity.reading import read_structures
+from crystal_fidelity.report import failure_lines, print_scores, write_json
+from crystal_fidelity.structures import Entry
+from crystal_fidelity.validity import structural_validity
+
+app = typer.Typer(
+    help="How faithful generated crystals are to a reference set.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Generated = Annotated[Path, typer.Argument(help="extxyz, CIF, folder of CIF, CSV(.gz) or ASE db")]
+Reference = Annotated[Path, typer.Argument(help="the same formats")]
+Json = Annotated[Path | None, typer.Option("--json", help="write everything here")]
+Workers = Annotated[int, typer.Option(help="processes for reading and matching")]
+BestOf = Annotated[int, typer.Option(help="consecutive generated candidates per reference")]
+Timeout = Annotated[
+    float | None, typer.Option(help="seconds per pair; longer ones are reported undecided")
+]
+Seed = Annotated[int, typer.Option(help="of random splits and baselines")]
+CORES = min(2, os.cpu_count() or 1)
+
+
+@contextmanager
+def _stages() -> Iterator["Stages"]:
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Stages(progress)
+
+
+class Stages:
+    """What is being done, on standard error."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+
+    def __call__(self, stage: str) -> None:
+        """Name the stage now running."""
+        self._progress.update(self._task, description=stage)
+
+
+def _read(path: Path, what: str, workers: int, stages: Stages) -> list[Entry]:
+    stages(f"reading {what} structures from {path}")
+    return read_structures(path, workers=workers)
+
+
+def _say_failures(entries: list[Entry], what: str) -> None:
+    console = Console(stderr=True, style="yellow")
+    for line in failure_lines(entries, what):
+        console.print(line, markup=False, highlight=False)
+
+
+def _provenance(**sides: tuple[Path, list[Entry]]) -> dict[str, object]:
+    files: dict[str, object] = {
+        side: {
+            "path": str(path),
+            "structures": len(entries),
+            "unreadable": {e.name: e.reason for e in entries if hasattr(e, "reason")},
+        }
+        for side, (path, entries) in sides.items()
+    }
+    return {"crystal_fidelity": __version__, "files": files}
+
+
+@app.command()
+def compare(
+    generated: Generated,
+    reference: Reference,
+    metrics: Annotated[
+        str, typer.Option(help=f"comma-separated, of {', '.join(METRICS)}")
+    ] = ",".join(DEFAULT_METRICS),
+    energy_key: Annotated[
+        str, typer.Option(help="number in the files that the energy EMD compares")
+    ] = "formation_energy_per_atom",
+    protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
+    best_of: BestOf = 1,
+    workers: Workers = CORES,
+    timeout: Timeout = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Score GENERATED against REFERENCE."""
+    settings = Settings(
+        metrics=parse_metrics(metrics),
+        energy_key=energy_key,
+        match_protocol=protocol,
+        best_of=best_of,
+        workers=workers,
+        timeout_s=timeout,
+        seed=seed,
+    )
+    with _stages() as stages:
+        left = _read(generated, "generated", workers, stages)
+        right = _read(reference, "reference", workers, stages)
+        result = compare_sets(left, right, settings, stages)
+    _say_failures(left, "generated")
+    _say_failures(right, "reference")
+    print_scores(result.scores, title=f"{generated} against {reference}")
+    if json:
+        record = _provenance(generated=(generated, left), reference=(reference, right))
+        write_json(json, record | {"scores": [score.as_dict() for score in result.scores]})
+
+
+@app.command()
+def validity(generated: Generated, workers: Workers = CORES, json: Json = None) -> None:
+    """Say which structures of GENERATED have no collision, self-images included."""
+    with _stages() as stages:
+        entries = _read(generated, "generated", workers, stages)
+        stages("validity")
+        result = structural_validity(entries)
+    _say_failures(entries, "generated")
+    print_scores(result.scores(), title=str(generated))
+    console = Console(stderr=True)
+    invalid = [(e.name, r) for e, r in zip(entries, result.reasons, strict=True) if r]
+    for name, reason in invalid[:10]:
+        console.print(f"invalid: {name}: {reason}", markup=False, highlight=False)
+    if len(invalid) > 10:
+        console.print(f"and {len(invalid) - 10} more; --json names all", highlight=False)
+    if json:
+        record = _provenance(generated=(generated, entries))
+        record["scores"] = [score.as_dict() for score in result.scores()]
+        record["structures"] = [
+            {"name": e.name, "valid": not r, "reason": r, "min_distance_angstrom": float(d)}
+            for e, r, d in zip(entries, result.reasons, result.min_distance, strict=True)
+        ]
+        write_json(json, record)
+
+
+@app.command()
+def match(
+    generated: Generated,
+    reference: Reference,
+    protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
+    best_of: BestOf = 1,
+    workers: Workers = CORES,
+    timeout: Timeout = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Match the i-th of GENERATED with the i-th of REFERENCE by StructureMatcher."""
+    settings = Settings(
+        metrics=("match",),
+        match_protocol=protocol,
+        best_of=best_of,
+        workers=workers,
+        timeout_s=timeout,
+        seed=seed,
+    )
+    with _stages() as stages:
+        left = _read(generated, "generated", workers, stages)
+        right = _read(reference, "reference", workers, stages)
+        result = compare_sets(left, right, settings, stages)
+    _say_failures(left, "generated")
+    _say_failures(right, "reference")
+    print_scores(result.scores, title=f"{generated} against {reference}")
+    if json and result.match:
+        record = _provenance(generated=(generated, left), reference=(reference, right))
+        record["scores"] = [score.as_dict() for score in result.scores]
+        record["pairs"] = [
+            {
+                "reference": e.name,
+                "status": o.status,
+                "rms": o.rms,
+                "reason": o.reason,
+                "candidate": k,
+            }
+            for e, o, k in zip(right, result.match.outcomes, result.match.chosen, strict=True)
+        ]
+        write_json(json, record)
+
+
+def main() -> None:
+    """Run the command line; expected errors are one sentence, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        Console(stderr=True, style="red").print(f"error: {message}", markup=False, highlight=False)
+        raise SystemExit(2) from None

@@ -1,0 +1,70 @@
+"""Composition validity by charge balance, as SMACT judges it under CDVAE's settings."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_fidelity.scores import Score
+from crystal_fidelity.structures import Crystal, as_entries, element_symbol
+
+
+def is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
+    """Return whether oxidation states of SMACT's 2014 list can balance a reduced formula.
+
+    Single elements and alloys of metals count as valid. The list is named explicitly because
+    SMACT 4 changed its default, which changes the answer.
+
+    Raises:
+        ImportError: smact is not installed.
+    """
+    return _is_charge_balanced(formula)
+
+
+@lru_cache(maxsize=100_000)
+def _is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
+    try:
+        from smact.screening import smact_validity
+    except ImportError as error:
+        raise ImportError(
+            "composition validity needs smact: pip install 'crystal-fidelity[peers]'"
+        ) from error
+    from pymatgen.core import Composition
+
+    if len(formula) == 1:
+        return True
+    composition = Composition({element_symbol(z): count for z, count in formula})
+    return bool(
+        smact_validity(
+            composition,
+            use_pauling_test=True,
+            include_alloys=True,
+            oxidation_states_set="smact14",
+        )
+    )
+
+
+def composition_validity(structures: Sequence[object]) -> NDArray[np.bool_]:
+    """Return which structures have a charge-balanced composition; unreadable ones have not."""
+    entries = as_entries(structures)
+    return np.array([isinstance(e, Crystal) and is_charge_balanced(e.formula) for e in entries])
+
+
+def composition_validity_score(structures: Sequence[object]) -> Score:
+    """Return the rate of charge-balanced compositions.
+
+    Raises:
+        ValueError: the set is empty.
+    """
+    valid = composition_validity(structures)
+    if len(valid) == 0:
+        raise ValueError("0 structures: composition validity needs at least one")
+    rate = float(valid.mean())
+    return Score(
+        "composition validity",
+        rate,
+        n_generated=len(valid),
+        protocol="SMACT, smact14 oxidation states, Pauling test, alloys and elements valid",
+        uncertainty=float(np.sqrt(rate * (1 - rate) / len(valid))),
+    )

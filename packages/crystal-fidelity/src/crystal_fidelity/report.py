@@ -1,0 +1,79 @@
+"""Results to a table on screen and to JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from crystal_fidelity.scores import Score
+from crystal_fidelity.structures import Entry, ReadFailure
+
+MAX_NAMED = 10
+"""Failures named on screen; JSON and HTML name all."""
+
+
+def score_table(scores: Sequence[Score], title: str = "") -> Table:
+    """Return the scores as a rich table; the last column numbers the protocols."""
+    table = Table(title=title or None, title_justify="left")
+    table.add_column("metric")
+    for column in ("value", "± 1 s.e.", "real data"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    table.add_column("n", justify="right")
+    table.add_column("note", justify="right")
+    for index, score in enumerate(scores, start=1):
+        n = f"{score.n_generated}"
+        n += f" / {score.n_reference}" if score.n_reference is not None else ""
+        numbers = [_digits(v) for v in (score.value, score.uncertainty, score.real)]
+        table.add_row(score.name, *numbers, score.unit, n, str(index))
+    return table
+
+
+def _digits(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "none" if math.isnan(value) else f"{value:.4g}"
+
+
+def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
+    """Print the table and, under it, the protocol of each row."""
+    screen = console or Console()
+    screen.print(score_table(scores, title))
+    for index, score in enumerate(scores, start=1):
+        screen.print(f"{index:3d}  {score.name}: {score.protocol}", markup=False, highlight=False)
+
+
+def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:
+    """Return lines that name the unreadable structures, the first ten and how many more."""
+    failures = [entry for entry in entries if isinstance(entry, ReadFailure)]
+    if not failures:
+        return []
+    lines = [f"{len(failures)} of {len(entries)} {what} structures could not be read:"]
+    lines += [f"  {failure.name}: {failure.reason}" for failure in failures[:MAX_NAMED]]
+    if len(failures) > MAX_NAMED:
+        lines.append(f"  and {len(failures) - MAX_NAMED} more")
+    return lines
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write JSON; NaN and infinity become null, as JSON has neither."""
+    Path(path).write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,17 @@
+"""Make the prototype structures importable, and skip what needs the real data."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+MP20 = Path(__file__).parents[3].parent / "shared" / "data" / "mp20"
+
+
+@pytest.fixture(scope="session")
+def validation_csv() -> Path:
+    path = MP20 / "val.csv.gz"
+    if not path.exists():
+        pytest.skip("needs ../shared/data/mp20")
+    return path
