@@ -5,8 +5,9 @@
 
 import numpy as np
 import torch
-from crystorus.geometry import Crystals
 from pymatgen.core import Element
+
+from crystorus.geometry import Crystals
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
 BCC = np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2
@@ -152,6 +153,7 @@ BUILDERS = (
 SPACE_GROUPS = {
     "fcc": 225, "bcc": 229, "hcp": 194, "rocksalt": 225, "cscl": 221, "zincblende": 216,
     "wurtzite": 186, "perovskite": 221, "rutile": 136, "spinel": 227, "quartz": 152,
+    "needle": 156,
     "skewed": 225, "left_handed": 152, "triclinic": 1,
 }  # fmt: skip
 """International numbers, from the tables the prototypes come from."""

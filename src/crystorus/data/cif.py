@@ -144,8 +144,8 @@ def element_number(symbol: str) -> int:
 
 def _cell(block: gemmi.cif.Block) -> np.ndarray:
     values = [block.find_value(tag) for tag in _CELL]
-    if None in values:
-        missing = _CELL[values.index(None)]
+    if not all(values):
+        missing = next(t for t, v in zip(_CELL, values, strict=True) if v is None)
         raise ReadingError(f"it has no cell ({missing} is missing): a crystal needs its cell")
     return lattice_from_parameters(*(gemmi.cif.as_number(v) for v in values))
 

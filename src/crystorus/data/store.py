@@ -22,6 +22,7 @@ import torch
 
 from crystorus.data.arrays import ReadingError
 from crystorus.data.preparing import Prepared, prepare_all
+from crystorus.data.reading import read_records
 from crystorus.data.sources import Record
 from crystorus.geometry import Crystals
 
@@ -139,8 +140,6 @@ def build_store(
         ReadingError: If a source is broken as a whole or nothing usable is in it.
         OSError: If the file cannot be written; nothing is left behind.
     """
-    from crystorus.data.reading import read_records
-
     sources = [source] if isinstance(source, Path) else list(source)
     records: Iterator[Record] = (r for path in sources for r in read_records(path))
     prepared = prepare_all(

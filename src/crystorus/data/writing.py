@@ -1,0 +1,154 @@
+"""Crystals to files: CIF as it is, CIF with its symmetry, multi-frame extended XYZ."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ase.io
+import gemmi
+import moyopy
+import numpy as np
+from pymatgen.core import Composition, Element
+
+from crystorus.data.arrays import wrap_coords
+from crystorus.data.io import crystals_to_atoms, split_arrays
+from crystorus.data.reading import clean_name
+from crystorus.data.spacegroups import dataset, operations
+from crystorus.geometry import Crystals
+
+_SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
+
+
+def cif_text(crystal: Crystals, name: str) -> str:
+    """Write one crystal as CIF in P1, every atom listed.
+
+    A CIF holds lengths and angles, not handedness: a left-handed cell is first replaced by its
+    negative, which describes the same crystal.
+    """
+    (arrays,) = split_arrays(crystal)
+    lattice, frac = arrays.lattice, arrays.frac_coords
+    if np.linalg.det(lattice) < 0:
+        lattice, frac = -lattice, wrap_coords(-frac)
+    sites = [(z, 1, x) for z, x in zip(arrays.atomic_numbers, frac, strict=True)]
+    counts = Counter(arrays.atomic_numbers.tolist())
+    return _cif(name, lattice, ("P 1", 1), ["x,y,z"], sites, counts)
+
+
+def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
+    """Write one crystal as CIF in its conventional cell, one atom of every orbit listed.
+
+    Args:
+        crystal: A batch of one.
+        name: Name of the data block.
+        symprec: Tolerance in Å within which symmetry is looked for and then imposed. It is
+            named in the file.
+    """
+    data = dataset(crystal, symprec)
+    if data is None:
+        return cif_text(crystal, name)
+    rotations, shifts = operations(data.hall_number)
+    cell = data.std_cell
+    lattice, frac = np.array(cell.basis).T, wrap_coords(np.array(cell.positions))
+    sites, counts = [], Counter(cell.numbers)
+    left = list(range(len(frac)))
+    while left:
+        images = rotations @ frac[left[0]] + shifts
+        orbit = [i for i in left if cell.numbers[i] == cell.numbers[left[0]]]
+        apart = images[:, None] - frac[orbit][None]
+        near = np.abs(apart - np.rint(apart)).max(-1).min(0) < _SAME_SITE
+        orbit = [i for i, same in zip(orbit, near, strict=True) if same]
+        sites.append((cell.numbers[left[0]], len(orbit), frac[left[0]]))
+        left = [i for i in left if i not in orbit]
+    symbol = _cif_symbol(data.hall_number)
+    text = _cif(name, lattice, symbol, _triplets(rotations, shifts), sites, counts)
+    return f"# symmetrised within symprec = {symprec:g} Å\n{text}"
+
+
+def _cif_symbol(hall_number: int) -> tuple[str, int]:
+    """Return the international symbol as CIFs spell it, and the number."""
+    entry = moyopy.HallSymbolEntry(hall_number)
+    return entry.hm_short.replace("_", ""), entry.number
+
+
+def _triplets(rotations: np.ndarray, shifts: np.ndarray) -> list[str]:
+    texts = []
+    for rotation, shift in zip(rotations, shifts, strict=True):
+        operation = gemmi.Op()
+        operation.rot = (rotation * gemmi.Op.DEN).astype(int).tolist()
+        operation.tran = np.rint(shift * gemmi.Op.DEN).astype(int).tolist()
+        texts.append(operation.wrap().triplet())
+    return texts
+
+
+def _cif(
+    name: str,
+    lattice: np.ndarray,
+    group: tuple[str, int],
+    triplets: list[str],
+    sites: Sequence[tuple[int, int, np.ndarray]],
+    counts: Mapping[int, int],
+) -> str:
+    lengths = np.linalg.norm(lattice, axis=0)
+    cosines = (lattice.T @ lattice) / np.outer(lengths, lengths)
+    angles = np.rad2deg(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
+    formula = Composition({Element.from_Z(int(z)): n for z, n in counts.items()})
+    lines = [f"data_{clean_name(name)}"]
+    lines += [f"_cell_length_{n} {v:.8f}" for n, v in zip("abc", lengths, strict=True)]
+    greek = ("alpha", "beta", "gamma")
+    lines += [f"_cell_angle_{n} {v:.8f}" for n, v in zip(greek, angles, strict=True)]
+    lines += [
+        f"_cell_volume {abs(np.linalg.det(lattice)):.8f}",
+        f"_space_group_name_H-M_alt '{group[0]}'",
+        f"_space_group_IT_number {group[1]}",
+        f"_chemical_formula_structural {formula.reduced_formula}",
+        f"_chemical_formula_sum '{formula.formula}'",
+        f"_cell_formula_units_Z {round(formula.get_reduced_composition_and_factor()[1])}",
+        "loop_",
+        "_space_group_symop_operation_xyz",
+        *(f"'{triplet}'" for triplet in triplets),
+        "loop_",
+    ]
+    columns = ("type_symbol", "label", "site_symmetry_multiplicity", "fract_x", "fract_y")
+    lines += [f"_atom_site_{c}" for c in (*columns, "fract_z", "occupancy")]
+    for number, (z, multiplicity, x) in enumerate(sites, start=1):
+        symbol = Element.from_Z(int(z)).symbol
+        place = " ".join(f"{v:.10f}" for v in x)
+        lines.append(f"{symbol} {symbol}{number} {multiplicity} {place} 1")
+    return "\n".join(lines) + "\n"
+
+
+def write_extxyz(
+    path: Path,
+    crystals: Crystals,
+    infos: Sequence[Mapping[str, str | int | float | bool]] | None = None,
+    *,
+    append: bool = False,
+) -> None:
+    """Write crystals as frames of one extended XYZ file, each with its own info.
+
+    The frames reach the disk in one write and are synchronised, so that a kill cannot cut them
+    short once this returns.
+
+    Args:
+        path: The file.
+        crystals: The frames.
+        infos: Key and value pairs of the comment line of each frame.
+        append: Add to the frames already in the file.
+
+    Raises:
+        ValueError: If there are not as many infos as crystals.
+    """
+    infos = [{}] * len(crystals) if infos is None else infos
+    if len(infos) != len(crystals):
+        raise ValueError(f"{len(infos)} infos for {len(crystals)} crystals: give one each")
+    frames = crystals_to_atoms(crystals)
+    for atoms, info in zip(frames, infos, strict=True):
+        atoms.info.update(info)
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz", write_results=False)
+    with path.open("a" if append else "w", encoding="utf-8") as stream:
+        stream.write(text.getvalue())
+        stream.flush()
+        os.fsync(stream.fileno())
