@@ -11,9 +11,17 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from crystal_fidelity import __version__
-from crystal_fidelity.compare import DEFAULT_METRICS, METRICS, Settings, parse_metrics
+from crystal_fidelity.compare import (
+    DEFAULT_METRICS,
+    METRICS,
+    Settings,
+    feature_scores,
+    parse_metrics,
+)
 from crystal_fidelity.compare import compare as compare_sets
+from crystal_fidelity.featurizers import load_features, save_features
 from crystal_fidelity.matching import MatchProtocol
+from crystal_fidelity.models import DISTANCE_NAMES, FeaturizerName, make_featurizer
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.report import failure_lines, print_scores, write_json
 from crystal_fidelity.structures import Entry
@@ -34,6 +42,11 @@ Timeout = Annotated[
     float | None, typer.Option(help="seconds per pair; longer ones are reported undecided")
 ]
 Seed = Annotated[int, typer.Option(help="of random splits and baselines")]
+FeaturizerOption = Annotated[FeaturizerName, typer.Option(help="network of the Fréchet distance")]
+Weights = Annotated[
+    Path | None, typer.Option(help="weights of the featurizer, where it needs some")
+]
+Cache = Annotated[Path | None, typer.Option(help="folder of cached network outputs")]
 CORES = min(2, os.cpu_count() or 1)
 
 
@@ -87,9 +100,15 @@ def compare(
     metrics: Annotated[
         str, typer.Option(help=f"comma-separated, of {', '.join(METRICS)}")
     ] = ",".join(DEFAULT_METRICS),
-    energy_key: Annotated[
-        str, typer.Option(help="number in the files that the energy EMD compares")
-    ] = "formation_energy_per_atom",
+    energy: Annotated[
+        str, typer.Option(help="chgnet, an ASE calculator's module:factory, or file:KEY")
+    ] = "chgnet",
+    references: Annotated[
+        Path | None, typer.Option(help="elemental references (JSON) of an ASE calculator")
+    ] = None,
+    featurizer: FeaturizerOption = "chgnet",
+    weights: Weights = None,
+    cache: Cache = None,
     protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
     best_of: BestOf = 1,
     workers: Workers = CORES,
@@ -100,7 +119,11 @@ def compare(
     """Score GENERATED against REFERENCE."""
     settings = Settings(
         metrics=parse_metrics(metrics),
-        energy_key=energy_key,
+        energy=energy,
+        references=references,
+        featurizer=featurizer,
+        weights=weights,
+        cache=cache,
         match_protocol=protocol,
         best_of=best_of,
         workers=workers,
@@ -185,6 +208,49 @@ def match(
             for e, o, k in zip(right, result.match.outcomes, result.match.chosen, strict=True)
         ]
         write_json(json, record)
+
+
+@app.command()
+def features(
+    structures: Generated,
+    out: Annotated[Path, typer.Argument(help=".npz to write")],
+    featurizer: FeaturizerOption = "chgnet",
+    weights: Weights = None,
+    cache: Cache = None,
+    workers: Workers = CORES,
+) -> None:
+    """Compute the features of STRUCTURES and write them with the network's identity to OUT."""
+    if out.suffix != ".npz":
+        raise ValueError(f"{out}: features are written to .npz")
+    with _stages() as stages:
+        entries = _read(structures, "given", workers, stages)
+        network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stages)
+        found = network.features(entries)
+    save_features(out, found)
+    console = Console(stderr=True)
+    console.print(f"{len(found)} of {len(entries)} structures: {found.identity}", highlight=False)
+    for name, reason in found.failures[:10]:
+        console.print(f"no features: {name}: {reason}", markup=False, highlight=False)
+
+
+@app.command()
+def frechet(
+    generated: Annotated[Path, typer.Argument(help="features (.npz) of the generated set")],
+    reference: Annotated[Path, typer.Argument(help="features (.npz) of the reference set")],
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Fréchet and kernel distance of two feature files, with floor and bias correction."""
+    left, right = load_features(generated), load_features(reference)
+    name = next((n for n in DISTANCE_NAMES.values() if _stem(n) in left.identity.name), "Fréchet")
+    scores = feature_scores(left, right, name=name, settings=Settings(seed=seed))
+    print_scores(scores, title=f"{generated} against {reference}")
+    if json:
+        write_json(json, {"scores": [score.as_dict() for score in scores]})
+
+
+def _stem(distance_name: str) -> str:
+    return distance_name.split()[1]
 
 
 def main() -> None:

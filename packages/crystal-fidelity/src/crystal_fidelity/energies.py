@@ -1,0 +1,191 @@
+"""Energies per atom by a model, and elemental references that turn them into formation energies.
+
+E_form = E − Σ x_e μ_e, with μ fitted by least squares against known formation energies.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_fidelity.distances import EmdResult, earth_movers_distance
+from crystal_fidelity.featurizers import Identity
+from crystal_fidelity.structures import (
+    MAX_ATOMIC_NUMBER,
+    Crystal,
+    as_entries,
+    element_symbol,
+    to_atoms,
+)
+
+RIDGE = 1e-6
+SHIPPED_REFERENCES = "chgnet_references.json"
+
+
+@runtime_checkable
+class EnergyModel(Protocol):
+    """A map from crystals to energies."""
+
+    @property
+    def identity(self) -> Identity:
+        """What makes the energies."""
+        ...
+
+    def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
+        """Return eV/atom, NaN where the model cannot tell."""
+        ...
+
+
+@dataclass(frozen=True)
+class References:
+    """Chemical potentials in eV per atom of each element, and how well they do."""
+
+    potentials: Mapping[str, float]
+    model: str
+    """Identity of the energy model they belong to."""
+    fitted_on: str
+    n_fit: int
+    held_out_mae: float
+    """eV/atom on structures that took no part in the fit."""
+    n_held_out: int
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
+
+
+def load_references(path: str | Path | None = None) -> References:
+    """Read references, the shipped ones for CHGNet without a path.
+
+    Raises:
+        ValueError: the file is not references as `References.save` writes them.
+    """
+    source = Path(path) if path else resources.files("crystal_fidelity") / SHIPPED_REFERENCES
+    try:
+        return References(**json.loads(source.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{source} does not hold elemental references: {error}") from error
+
+
+def composition_matrix(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
+    """Return (crystals, 119) atomic fractions, column Z."""
+    rows = np.zeros((len(crystals), MAX_ATOMIC_NUMBER + 1))
+    for row, crystal in zip(rows, crystals, strict=True):
+        np.add.at(row, crystal.atomic_numbers, 1 / len(crystal))
+    return rows
+
+
+def fit_potentials(
+    crystals: Sequence[Crystal],
+    energies: NDArray[np.float64],
+    formation_energies: NDArray[np.float64],
+) -> dict[str, float]:
+    """Fit μ so that energies − x·μ follow the formation energies (eV/atom), least squares.
+
+    Elements that do not occur get no potential.
+    """
+    fractions = composition_matrix(crystals)
+    present = np.nonzero(fractions.any(axis=0))[0]
+    design = fractions[:, present]
+    normal = design.T @ design + RIDGE * np.eye(len(present))
+    potentials = np.linalg.solve(normal, design.T @ (energies - formation_energies))
+    return {element_symbol(int(z)): float(mu) for z, mu in zip(present, potentials, strict=True)}
+
+
+def formation_energies(
+    structures: Sequence[object], energies: NDArray[np.float64], potentials: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """Return energies − x·μ in eV/atom; NaN where an element has no potential."""
+    table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
+    for z in range(1, MAX_ATOMIC_NUMBER + 1):
+        table[z] = potentials.get(element_symbol(z), np.nan)
+    entries = as_entries(structures)
+    shifts = [table[e.atomic_numbers].mean() if isinstance(e, Crystal) else np.nan for e in entries]
+    return np.asarray(energies, dtype=np.float64) - np.array(shifts)
+
+
+class AseEnergies:
+    """Energies by any ASE calculator, named as `module:factory`.
+
+    The factory is called without arguments and returns a calculator; what it raises for one
+    structure makes that one NaN.
+
+    Raises:
+        ValueError: the name is not `module:factory`, or there is no such thing.
+    """
+
+    def __init__(self, factory_path: str) -> None:
+        module, _, name = factory_path.partition(":")
+        if not name:
+            raise ValueError(f"{factory_path!r}: name a factory as module:function")
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{factory_path!r} cannot be imported: {error}") from error
+        self._calculator: Any = factory()
+        self._identity = Identity(factory_path, "unknown", "of the calculator")
+        self.failures: dict[str, str] = {}
+
+    @property
+    def identity(self) -> Identity:
+        """The factory's name; its weights are not known to this package."""
+        return self._identity
+
+    def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
+        """Return eV/atom, NaN for failures, whose reasons are in `failures` by name."""
+        return np.array([self._energy(entry) for entry in as_entries(structures)])
+
+    def _energy(self, entry: object) -> float:
+        if not isinstance(entry, Crystal):
+            return float("nan")
+        atoms = to_atoms(entry)
+        atoms.calc = self._calculator
+        try:
+            return float(atoms.get_potential_energy()) / len(entry)
+        except Exception as error:  # noqa: BLE001 - a foreign calculator may raise anything
+            self.failures[entry.name] = f"{type(error).__name__}: {str(error)[:120]}"
+            return float("nan")
+
+
+def model_energy_emd(
+    generated: Sequence[object],
+    reference: Sequence[object],
+    model: EnergyModel,
+    *,
+    references: References | None = None,
+    seed: int = 0,
+) -> EmdResult:
+    """Return the earth mover's distance of model energies per atom of two sets.
+
+    With `references` formation energies are compared, without them total energies.
+
+    Raises:
+        ValueError: the references belong to another model, or a set has no finite energy.
+    """
+    values = [model.energies(generated), model.energies(reference)]
+    what = "total energies"
+    if references is not None:
+        if references.model != str(model.identity):
+            raise ValueError(
+                f"elemental references of ({references.model}) do not fit energies of "
+                f"({model.identity}); fit them for this model or leave them out"
+            )
+        what = f"formation energies (held-out MAE {references.held_out_mae:.3f} eV/atom)"
+        values = [
+            formation_energies(structures, energies, references.potentials)
+            for structures, energies in zip((generated, reference), values, strict=True)
+        ]
+    return earth_movers_distance(
+        values[0],
+        values[1],
+        name="energy EMD",
+        unit="eV/atom",
+        protocol=f"all samples, unrelaxed; {what} by {model.identity}",
+        seed=seed,
+    )
