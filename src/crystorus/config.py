@@ -91,6 +91,8 @@ class TrainingConfig:
     """"muon" orthogonalises the updates of the hidden matrices and uses Adam for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's second moment; the first decays by 0.9."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly."""
     decay: float = 0.0
@@ -113,8 +115,22 @@ class TrainingConfig:
     """Epochs between samples whose validity and match rate are logged; 0 means never."""
     sample_crystals: int = 64
     """Validation compositions in that sample."""
+    validation_crystals: int = 1024
+    """Validation crystals, a fixed random choice, in a validation; 0 means all."""
+    log_every: int = 50
+    """Steps over which a logged training loss is averaged."""
+    save_minutes: float = 5.0
+    """Minutes of training between saves of the state inside an epoch."""
+    start_from: str = ""
+    """Checkpoint folder whose weights the run starts from; empty for new weights."""
     workers: int = 0
     """Processes that prepare batches."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    devices: int = 1
+    """Devices, each with a process, per node."""
+    nodes: int = 1
+    """Machines, started by torchrun or SLURM."""
 
 
 @dataclass(frozen=True)
