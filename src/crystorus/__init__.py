@@ -1,1 +1,36 @@
-"""Crystals from a composition: diffusion on the torus of positions and the algebra of the cell."""
+"""Crystals from a composition: diffusion on the torus of positions and the algebra of the cell.
+
+>>> import crystorus
+>>> crystals = crystorus.generate("LiFeO2", n=4, seed=0)
+>>> atoms = crystals.to_ase()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystorus.diffusion.algorithms import SamplerConfig
+    from crystorus.generation.api import GeneratedCrystals, generate, load
+    from crystorus.geometry.crystals import Crystals
+
+__all__ = ["Crystals", "GeneratedCrystals", "SamplerConfig", "generate", "load"]
+
+_HOMES = {
+    "Crystals": "crystorus.geometry.crystals",
+    "GeneratedCrystals": "crystorus.generation.api",
+    "SamplerConfig": "crystorus.diffusion.algorithms",
+    "generate": "crystorus.generation.api",
+    "load": "crystorus.generation.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import crystorus` itself stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crystorus' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

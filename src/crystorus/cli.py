@@ -1,0 +1,221 @@
+"""The command line: names, help texts and nothing else. Heavy imports wait for their command."""
+
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="crystorus",
+    help="Crystals from a composition.",
+    epilog="Try: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out/LiFeO2",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Fetch and prepare structures.")
+app.add_typer(data_app, name="data")
+
+
+_OWN = "the checkpoint's"
+
+
+class SamplerName(StrEnum):
+    """The samplers by name."""
+
+    bridge = "bridge"
+    ode = "ode"
+    paper = "paper"
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """End with one sentence instead of a traceback, whatever goes wrong inside."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **options: Any) -> None:
+        from crystorus.terminal import plain_errors
+
+        with plain_errors(debug=bool(options["ctx"].obj)):
+            function(*args, **options)
+
+    return guarded
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"crystorus {version('crystorus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    ctx.obj = debug
+
+
+@app.command(rich_help_panel="Crystals")
+@_command
+def sample(
+    ctx: typer.Context,
+    formulas: Annotated[
+        list[str] | None, typer.Argument(metavar="FORMULA…", help='As in LiFeO2 "Ca(OH)2".')
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; an interrupted run goes on there.")
+    ] = Path("out"),
+    z: Annotated[
+        str | None, typer.Option(help="Formula units per cell, as in 1,2,4.", show_default="1")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Crystals per composition.")] = 1,
+    seed: Annotated[int, typer.Option(help="Same seed, same crystals.")] = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Compositions of a CSV, of CIFs or of extxyz.", rich_help_panel="What"),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="Every composition of a system: Li-Fe-O.", rich_help_panel="What"),
+    ] = None,
+    max_atoms: Annotated[
+        int | None,
+        typer.Option(help="Atoms per cell of --system, at most.", rich_help_panel="What"),
+    ] = None,
+    sampler: Annotated[
+        SamplerName | None,
+        typer.Option(help="How noise is removed.", show_default=_OWN, rich_help_panel="How"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps.", show_default=_OWN, rich_help_panel="How"),
+    ] = None,
+    anti_annealing: Annotated[
+        float | None,
+        typer.Option(help="Extra drift at low noise.", show_default=_OWN, rich_help_panel="How"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="How"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="How")
+    ] = "cpu",
+    batch_atoms: Annotated[
+        int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="How")
+    ] = 1024,
+    symprec: Annotated[
+        float, typer.Option(help="Symmetry tolerance in Å.", rich_help_panel="Files")
+    ] = 0.1,
+    keep_trajectory: Annotated[
+        bool, typer.Option("--keep-trajectory", help="Every step too.", rich_help_panel="Files")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run.", rich_help_panel="Files")
+    ] = False,
+) -> None:
+    """Make crystals of given compositions.
+
+    Writes crystals.extxyz, a CIF each (as made, and symmetrised), table.csv and run.json.
+    """
+    from crystorus.generation.command import SampleOrder, carry_out
+
+    carry_out(
+        SampleOrder(
+            formulas=tuple(formulas or ()),
+            units=z,
+            like=like,
+            system=system,
+            max_atoms=max_atoms,
+            n=n,
+            seed=seed,
+            sampler=sampler.value if sampler else None,
+            steps=steps,
+            anti_annealing=anti_annealing,
+            checkpoint=checkpoint,
+            device=device,
+            batch_atoms=batch_atoms,
+            symprec=symprec,
+            keep_trajectory=keep_trajectory,
+            overwrite=overwrite,
+            out=out,
+        )
+    )
+
+
+@app.command(rich_help_panel="Models")
+@_command
+def train(
+    ctx: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A TOML file, as in configs/.")],
+    folder: Annotated[Path, typer.Argument(help="Where checkpoints and logs go.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="As in diffusion.steps=25.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a model."""
+    from crystorus.config import load_config
+    from crystorus.train import train as run_training
+
+    run_training(load_config(config, overrides or []), folder, resume=resume)
+
+
+@app.command(rich_help_panel="Models")
+@_command
+def info(
+    ctx: typer.Context,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint folder.", show_default="shipped")
+    ] = None,
+) -> None:
+    """Show a checkpoint's card: data, budget, losses, figures."""
+    from crystorus.checkpoint import SHIPPED, read_card
+    from crystorus.terminal import show_card
+
+    show_card(str(checkpoint or "The shipped checkpoint"), read_card(checkpoint or SHIPPED))
+
+
+@data_app.command("get")
+@_command
+def data_get(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The data set: mp-20.")],
+    folder: Annotated[Path, typer.Option(help="Where it goes.")] = Path("data"),
+) -> None:
+    """Download a data set, going on where a download broke off."""
+
+
+@data_app.command("build")
+@_command
+def data_build(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(help="CSV, CIFs, extxyz, POSCAR or ASE database.")],
+    store: Annotated[Path, typer.Argument(help="The file to write.")],
+    workers: Annotated[int, typer.Option(help="Processes that parse.")] = 1,
+) -> None:
+    """Read, reduce and validate structures into one file to train on."""
+    from crystorus.data.store import build_store
+    from crystorus.terminal import count_structures, show_store
+
+    with count_structures() as progress:
+        built = build_store(source, store, n_workers=workers, progress=progress)
+    show_store(store, len(built), built.skipped)

@@ -1,0 +1,1 @@
+"""From compositions to crystals in files or in Python: batches, memory, folders that resume."""

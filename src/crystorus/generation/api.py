@@ -1,0 +1,177 @@
+"""Crystals from Python: `crystorus.generate("LiFeO2", n=4)`, as ASE or pymatgen objects."""
+
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.memory import FittingBatches
+from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
+from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, OnStep, sample_batch
+from crystorus.generation.wanted import of_formulas
+from crystorus.geometry.crystals import Crystals
+from crystorus.system import CrystalModel
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedCrystals(Sequence["GeneratedCrystals"]):
+    """Crystals in the order of their requests; indexing gives smaller ones of the same kind.
+
+    Attributes:
+        crystals: The crystals as tensors, columns of `lattice` being the lattice vectors.
+        requests: What each of them was to be, with its seed.
+        trajectory: Every step from noise to crystal, if it was asked for.
+    """
+
+    crystals: Crystals
+    requests: tuple[Request, ...]
+    trajectory: tuple[Crystals, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @overload
+    def __getitem__(self, index: int) -> "GeneratedCrystals": ...
+    @overload
+    def __getitem__(self, index: slice) -> "GeneratedCrystals": ...
+    def __getitem__(self, index: int | slice) -> "GeneratedCrystals":
+        chosen = range(len(self))[index]
+        indices = [chosen] if isinstance(chosen, int) else list(chosen)
+        return GeneratedCrystals(
+            self.crystals.select(indices),
+            tuple(self.requests[i] for i in indices),
+            tuple(step.select(indices) for step in self.trajectory),
+        )
+
+    def __iter__(self) -> Iterator["GeneratedCrystals"]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        formulas = dict.fromkeys(request.composition.formula for request in self.requests)
+        return f"GeneratedCrystals({len(self)} of {', '.join(formulas)})"
+
+    def to_ase(self) -> "list[Atoms]":
+        """Return one `ase.Atoms` per crystal."""
+        from crystorus.data.io import crystals_to_atoms
+
+        return crystals_to_atoms(self.crystals)
+
+    def to_pymatgen(self) -> "list[Structure]":
+        """Return one `pymatgen.core.Structure` per crystal."""
+        from crystorus.data.io import crystals_to_structures
+
+        return crystals_to_structures(self.crystals)
+
+    def trajectory_to_ase(self) -> "list[list[Atoms]]":
+        """Return every step of every crystal: one list of `ase.Atoms` per crystal."""
+        from crystorus.data.io import crystals_to_atoms
+
+        steps = [crystals_to_atoms(step) for step in self.trajectory]
+        return [[step[i] for step in steps] for i in range(len(self))]
+
+
+def load(path: Path | str | None = None, *, device: str = "cpu") -> CrystalModel:
+    """Load a checkpoint; the one that ships with the package by default.
+
+    Raises:
+        CheckpointError: If it is damaged, hostile or of a newer version.
+    """
+    return load_checkpoint(SHIPPED if path is None else Path(path), device=device)
+
+
+@functools.lru_cache(maxsize=1)
+def _shipped() -> CrystalModel:
+    return load()
+
+
+def generate(
+    formulas: str | Sequence[str],
+    *,
+    n: int = 1,
+    z: int | Sequence[int] = 1,
+    seed: int = 0,
+    model: Model | None = None,
+    sampler: SamplerConfig | None = None,
+    keep_trajectory: bool = False,
+    batch_atoms: int = DEFAULT_BATCH_ATOMS,
+) -> GeneratedCrystals:
+    """Make crystals of given formulas; the same seed gives the same crystals.
+
+    Args:
+        formulas: One formula or several.
+        n: Crystals per formula and number of formula units.
+        z: Formula units per cell, one number or several.
+        seed: Seed of the whole call.
+        model: A loaded checkpoint; the shipped one by default.
+        sampler: How the noise is removed; the checkpoint's own way by default.
+        keep_trajectory: Keep every step.
+        batch_atoms: Atoms per batch; halved where memory runs out.
+
+    Raises:
+        RequestError: If a formula does not fit the model.
+        GenerationError: If one crystal alone does not fit in memory.
+    """
+    units = ",".join(map(str, [z] if isinstance(z, int) else z))
+    named = [formulas] if isinstance(formulas, str) else list(formulas)
+    requests = make_requests(of_formulas(named, units), n=n, seed=seed)
+    model = _shipped() if model is None else model
+    unseen = check_requests(
+        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+    )
+    for warning in unseen:
+        warnings.warn(warning, stacklevel=2)
+    return _sample_all(
+        model,
+        requests,
+        sampler or model.config.sampling,
+        keep_trajectory=keep_trajectory,
+        batch_atoms=batch_atoms,
+    )
+
+
+def _sample_all(
+    model: Model,
+    requests: Sequence[Request],
+    sampler: SamplerConfig,
+    *,
+    keep_trajectory: bool,
+    batch_atoms: int,
+) -> GeneratedCrystals:
+    steps: list[Crystals] = []
+
+    def keep(step: int, n_steps: int, crystals: Crystals) -> None:
+        if step == 1:
+            steps.clear()
+        steps.append(crystals.to(device="cpu"))
+
+    on_step: OnStep | None = keep if keep_trajectory else None
+    batches = FittingBatches(lambda batch: sample_batch(model, batch, sampler, on_step))
+    parts: list[GeneratedCrystals] = []
+    for batch in plan_batches(requests, batch_atoms=batch_atoms):
+        for part, crystals in batches.run(batch):
+            parts.append(GeneratedCrystals(crystals, part, tuple(steps)))
+    return _in_order(parts)
+
+
+def _in_order(parts: Sequence[GeneratedCrystals]) -> GeneratedCrystals:
+    """Join batches into one and bring its crystals into the order of their indices."""
+    requests = [request for part in parts for request in part.requests]
+    joined = GeneratedCrystals(
+        Crystals.concat([part.crystals for part in parts]),
+        tuple(requests),
+        tuple(map(Crystals.concat, zip(*(p.trajectory for p in parts), strict=True))),
+    )
+    order = sorted(range(len(requests)), key=lambda i: requests[i].index)
+    return GeneratedCrystals(
+        joined.crystals.select(order),
+        tuple(requests[i] for i in order),
+        tuple(step.select(order) for step in joined.trajectory),
+    )

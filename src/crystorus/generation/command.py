@@ -1,0 +1,179 @@
+"""`crystorus sample` from its options to its files."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.data.compositions import Composition
+from crystorus.diffusion.algorithms import SamplerConfig, SamplerName
+from crystorus.generation.errors import RequestError
+from crystorus.generation.folder import RunFolder
+from crystorus.generation.plan import check_requests, make_requests
+from crystorus.generation.run import (
+    DEFAULT_BATCH_ATOMS,
+    Job,
+    Model,
+    Summary,
+    program_versions,
+    run_settings,
+    sample_to_folder,
+)
+from crystorus.generation.wanted import of_formulas, of_structures, of_system
+from crystorus.terminal import crystal_progress, say, show_summary
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """What a user asked for, as they said it; None where they said nothing."""
+
+    out: Path
+    """Folder of the run."""
+    formulas: tuple[str, ...] = ()
+    """Formulas, if they named some."""
+    units: str | None = None
+    """Formula units per cell, comma-separated."""
+    like: Path | None = None
+    """Structures whose compositions to take."""
+    system: str | None = None
+    """A chemical system."""
+    max_atoms: int | None = None
+    """Atoms per cell of the system's compositions, at most."""
+    n: int = 1
+    """Crystals per composition."""
+    seed: int = 0
+    """Seed of the whole run."""
+    sampler: SamplerName | None = None
+    """Sampler by name."""
+    steps: int | None = None
+    """Denoising steps."""
+    anti_annealing: float | None = None
+    """See `SamplerConfig`."""
+    checkpoint: Path | None = None
+    """A checkpoint folder."""
+    device: str = "cpu"
+    """Where the network runs."""
+    batch_atoms: int = DEFAULT_BATCH_ATOMS
+    """Atoms per batch."""
+    symprec: float = 0.1
+    """Symmetry tolerance in Å."""
+    keep_trajectory: bool = False
+    """Whether to write every step."""
+    overwrite: bool = False
+    """Whether to replace another run in the folder."""
+
+
+def carry_out(order: SampleOrder) -> Summary:
+    """Make the crystals, showing progress on stderr and the outcome on stdout.
+
+    Raises:
+        RequestError: If the request makes no sense.
+        OutputError: If the folder cannot take the crystals.
+    """
+    requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
+    check_device(order.device)
+    model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
+    job = Job(requests, sampler_of(order, model), order.symprec, order.keep_trajectory)
+    for warning in check_requests(
+        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+    ):
+        say("warning", warning)
+    compositions = len({request.composition for request in requests})
+    say("plan", f"{len(requests)} crystals of {compositions} compositions into {order.out}")
+    settings = run_settings(job, seed=order.seed, checkpoint=model.digest)
+    with RunFolder(
+        order.out, settings, versions=program_versions(), overwrite=order.overwrite
+    ) as folder:
+        _tell_of_earlier(folder, len(requests))
+        with crystal_progress(len(requests), kept=len(folder.done)) as move:
+            summary = sample_to_folder(
+                model,
+                job,
+                folder,
+                batch_atoms=order.batch_atoms,
+                on_progress=lambda progress: move(progress.done),
+            )
+    show_summary(summary.rows, made=summary.made, seconds=summary.elapsed_s)
+    return summary
+
+
+def choose_compositions(order: SampleOrder) -> list[Composition]:
+    """Return the compositions an order names, refusing options that would be ignored.
+
+    Raises:
+        RequestError: If none or several of formulas, --like and --system are given, or an
+            option has nothing to act on.
+    """
+    named = {
+        "formulas": bool(order.formulas),
+        "--like": order.like is not None,
+        "--system": order.system is not None,
+    }
+    given = [name for name, present in named.items() if present]
+    if len(given) != 1:
+        raise RequestError(
+            f"{' and '.join(given) or 'no composition'} given: give either formulas, or --like "
+            "FILE, or --system Li-Fe-O"
+        )
+    if order.units is not None and not order.formulas:
+        raise RequestError(f"--z {order.units} says nothing about {given[0]}: leave it out")
+    if order.max_atoms is not None and order.system is None:
+        raise RequestError(f"--max-atoms {order.max_atoms} goes with --system only: leave it out")
+    if order.like is not None:
+        return of_structures(order.like)
+    if order.system is not None:
+        if order.max_atoms is None:
+            raise RequestError(f"--system {order.system} needs --max-atoms, as in --max-atoms 20")
+        return of_system(order.system, order.max_atoms)
+    return of_formulas(order.formulas, order.units or "1")
+
+
+def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:
+    """Return the sampler an order names, the checkpoint's own where it is silent.
+
+    Raises:
+        RequestError: If there are no steps or more than the model has noise levels, or the
+            symmetry tolerance is no length.
+    """
+    own = model.config.sampling
+    sampler = SamplerConfig(
+        order.sampler or own.name,
+        own.steps if order.steps is None else order.steps,
+        own.anti_annealing if order.anti_annealing is None else order.anti_annealing,
+    )
+    levels = model.diffusion.steps
+    if not 1 <= sampler.steps <= levels:
+        raise RequestError(
+            f"{sampler.steps} steps were asked for: this checkpoint takes 1 to {levels}"
+        )
+    if not math.isfinite(sampler.anti_annealing):
+        raise RequestError(f"--anti-annealing is {sampler.anti_annealing}: give a finite number")
+    if not 0 < order.symprec < math.inf:
+        raise RequestError(f"--symprec is {order.symprec:g} Å: give a length above 0, as in 0.1")
+    return sampler
+
+
+def check_device(device: str) -> None:
+    """Make sure that torch can compute there.
+
+    Raises:
+        RequestError: If it cannot.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise RequestError(f"--device {device} cannot be used ({reason}): try cpu") from error
+
+
+def _tell_of_earlier(folder: RunFolder, total: int) -> None:
+    if folder.complete:
+        say("note", f"{folder.path} already holds all {total} crystals of this run")
+    elif folder.done:
+        say("note", f"going on from {len(folder.done)} finished crystals in {folder.path}")
+    now = program_versions()
+    for name, before in folder.versions.items():
+        if now.get(name) != before:
+            say("warning", f"the run was begun with {name} {before}, now it is {now.get(name)}")

@@ -1,0 +1,133 @@
+"""Which crystals are wanted, with which seed each, and in which batches they are made.
+
+A crystal's seed depends on the user's seed, its composition and its number among the samples of
+that composition: not on its place in a list or in a batch.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from crystorus.data.compositions import Composition, symbol_of
+from crystorus.generation.errors import RequestError
+
+WINDOW_BATCHES = 16  # batches are sorted by size within windows, so that files grow in order
+
+
+@dataclass(frozen=True)
+class Request:
+    """One crystal to make. `index` is its number in every file, `seed` its own noise."""
+
+    index: int
+    sample: int
+    seed: int
+    composition: Composition
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in the cell."""
+        return self.composition.n_atoms
+
+
+def crystal_seed(seed: int, composition: Composition, sample: int) -> int:
+    """Derive one crystal's seed, 0 … 2⁶³ - 1, from what it is and not from where it stands."""
+    text = f"crystorus {seed} {sample} {composition.hill_formula}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def make_requests(
+    compositions: Iterable[Composition], *, n: int = 1, seed: int = 0
+) -> tuple[Request, ...]:
+    """Ask for `n` crystals of every composition; a repeated composition gets further samples.
+
+    Raises:
+        RequestError: If `n` is below 1, the seed is negative, or there is no composition.
+    """
+    if n < 1:
+        raise RequestError(f"{n} crystals per composition were asked for: ask for 1 or more")
+    if seed < 0:
+        raise RequestError(f"the seed is {seed}: give a whole number from 0 up")
+    taken: Counter[Composition] = Counter()
+    requests: list[Request] = []
+    for composition in compositions:
+        for _ in range(n):
+            sample = taken[composition]
+            noise = crystal_seed(seed, composition, sample)
+            requests.append(Request(len(requests), sample, noise, composition))
+            taken[composition] += 1
+    if not requests:
+        raise RequestError("no composition was given: name a formula, a table or a system")
+    return tuple(requests)
+
+
+def check_requests(
+    requests: Sequence[Request], *, max_atoms: int, trained_elements: frozenset[int]
+) -> list[str]:
+    """Refuse what the model cannot hold; return warnings on what it never saw.
+
+    Raises:
+        RequestError: If a cell has more atoms than the model was trained for.
+    """
+    distinct = list(dict.fromkeys(request.composition for request in requests))
+    large = [c for c in distinct if c.n_atoms > max_atoms]
+    if large:
+        worst = large[0]
+        others = f", and {len(large) - 1} other compositions too" if len(large) > 1 else ""
+        raise RequestError(
+            f"{worst.formula} has {worst.n_atoms} atoms in the cell{others}, but this checkpoint "
+            f"was trained on at most {max_atoms}: ask for fewer formula units (--z)"
+        )
+    unseen = sorted({z for c in distinct for z, _ in c.counts} - trained_elements)
+    return [_unseen_element(z, distinct) for z in unseen]
+
+
+def _unseen_element(atomic_number: int, compositions: Sequence[Composition]) -> str:
+    symbol = symbol_of(atomic_number)
+    formulas = dict.fromkeys(c.reduced_formula for c in compositions if symbol in c.elements)
+    named = ", ".join(list(formulas)[:3]) + (", …" if len(formulas) > 3 else "")
+    return f"{symbol} was never seen in training: expect little of the crystals of {named}"
+
+
+def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple[Request, ...]]:
+    """Group requests of similar size into batches of at most `batch_atoms` padded atoms.
+
+    Requests are sorted by size only within windows of consecutive indices, so that the files can
+    grow in the order of the requests. The plan depends on its arguments alone: a resumed run
+    makes the batches that an uninterrupted one makes.
+
+    Raises:
+        RequestError: If `batch_atoms` is below 1.
+    """
+    if batch_atoms < 1:
+        raise RequestError(f"batches of {batch_atoms} atoms were asked for: give 1 or more")
+    batches: list[tuple[Request, ...]] = []
+    for window in _windows(requests, WINDOW_BATCHES * batch_atoms):
+        batches += _fill(sorted(window, key=lambda request: request.n_atoms), batch_atoms)
+    return batches
+
+
+def padded_atoms(batch: Sequence[Request]) -> int:
+    """Rows that a batch fills when each crystal is padded to its largest."""
+    return len(batch) * max(request.n_atoms for request in batch)
+
+
+def _windows(requests: Sequence[Request], window_atoms: int) -> list[list[Request]]:
+    total = 0
+    labelled = []
+    for request in requests:
+        labelled.append((total // window_atoms, request))
+        total += request.n_atoms
+    return [[r for _, r in group] for _, group in groupby(labelled, key=lambda pair: pair[0])]
+
+
+def _fill(requests: Iterable[Request], batch_atoms: int) -> list[tuple[Request, ...]]:
+    batches: list[tuple[Request, ...]] = []
+    current: list[Request] = []
+    for request in requests:
+        if current and padded_atoms([*current, request]) > batch_atoms:
+            batches.append(tuple(current))
+            current = []
+        current.append(request)
+    return [*batches, tuple(current)] if current else batches

@@ -1,0 +1,234 @@
+"""From requests to an output folder, batch by batch."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from crystorus.config import Config
+from crystorus.diffusion.algorithms import Diffusion, SamplerConfig
+from crystorus.generation.errors import GenerationError
+from crystorus.generation.folder import RunFolder
+from crystorus.generation.memory import FittingBatches
+from crystorus.generation.plan import Request, check_requests, plan_batches
+from crystorus.generation.texts import finish_crystal, trajectory_text
+from crystorus.geometry.crystals import Crystals
+
+DEFAULT_BATCH_ATOMS = 1024
+_PROGRAMS = ("crystorus", "torch", "numpy", "ase", "gemmi", "moyopy")
+
+OnStep = Callable[[int, int, Crystals], None]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What sampling needs of a loaded checkpoint."""
+
+    config: Config
+    diffusion: Diffusion
+    trained_elements: frozenset[int]
+    max_atoms: int
+    digest: str
+
+    def sample(
+        self,
+        atomic_numbers: Int[Tensor, " atoms"],
+        n_atoms: Int[Tensor, " crystals"],
+        *,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        on_step: OnStep | None = None,
+    ) -> Crystals:
+        """Make one crystal per entry of `n_atoms`, each from its own seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides which crystals a run makes and what its files say of them."""
+
+    requests: tuple[Request, ...]
+    """The crystals wanted."""
+    sampler: SamplerConfig
+    """How the noise is removed."""
+    symprec: float = 0.1
+    """Tolerance in Å within which space groups are found and cells symmetrised."""
+    keep_trajectory: bool = False
+    """Whether every step of every crystal is written too."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: finished crystals, those of the batch in flight counted by its steps."""
+
+    done: float
+    total: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run left behind.
+
+    Attributes:
+        rows: The table's rows, by index.
+        made: Crystals made by this call.
+        kept: Crystals that an earlier, interrupted call had made.
+        elapsed_s: Seconds of this call.
+    """
+
+    rows: tuple[dict[str, str], ...]
+    made: int
+    kept: int
+    elapsed_s: float
+
+
+def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
+    """Describe a run by what decides its crystals, for its folder to recognise it again.
+
+    Batch size and device are left out: they decide how fast, not what.
+    """
+    compositions = list(dict.fromkeys(request.composition.formula for request in job.requests))
+    listing = [(r.index, r.composition.formula, r.seed) for r in job.requests]
+    return {
+        "seed": seed,
+        "crystals": len(job.requests),
+        "formulas": compositions if len(compositions) <= 20 else f"{len(compositions)} of them",
+        "sampler": asdict(job.sampler),
+        "symprec_angstrom": job.symprec,
+        "keep_trajectory": job.keep_trajectory,
+        "checkpoint_sha256": checkpoint,
+        "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+    }
+
+
+def program_versions() -> dict[str, str]:
+    """Return the versions of what makes and writes the crystals."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PROGRAMS}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a source tree
+        return "not installed"
+
+
+def sample_batch(
+    model: Model,
+    batch: Sequence[Request],
+    sampler: SamplerConfig,
+    on_step: OnStep | None = None,
+) -> Crystals:
+    """Make the crystals of one batch, on the CPU, with exactly the composition asked for.
+
+    Raises:
+        GenerationError: If the model returns another composition.
+    """
+    atomic_numbers = torch.tensor([z for r in batch for z in r.composition.atomic_numbers])
+    n_atoms = torch.tensor([request.n_atoms for request in batch])
+    crystals = model.sample(
+        atomic_numbers,
+        n_atoms,
+        seeds=[request.seed for request in batch],
+        sampler=sampler,
+        on_step=on_step,
+    ).to(device="cpu")
+    same = torch.equal(crystals.n_atoms, n_atoms) and torch.equal(
+        crystals.atomic_numbers, atomic_numbers
+    )
+    if not same:
+        raise GenerationError("the model changed a composition: report this with the checkpoint")
+    return crystals
+
+
+def sample_to_folder(
+    model: Model,
+    job: Job,
+    folder: RunFolder,
+    *,
+    batch_atoms: int = DEFAULT_BATCH_ATOMS,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Make what is still missing of a run, committing every batch to its folder.
+
+    Args:
+        model: A loaded checkpoint.
+        job: What to make.
+        folder: The run's open folder.
+        batch_atoms: Atoms per batch, padding counted; halved where memory runs out.
+        on_progress: Called at every step of every batch.
+
+    Raises:
+        RequestError: If a composition does not fit the model.
+        OutputError: If the disk is full; what is finished stays.
+        GenerationError: If one crystal alone does not fit in memory.
+    """
+    check_requests(job.requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements)
+    began = time.monotonic()
+    kept = len(folder.done)
+    if not folder.complete:
+        maker = _Maker(model, job, folder, on_progress)
+        batches = FittingBatches(maker.make)
+        for batch in plan_batches(job.requests, batch_atoms=batch_atoms):
+            missing = [request for request in batch if request.index not in folder.done]
+            if missing:
+                for part, crystals in batches.run(missing):
+                    maker.keep(part, crystals)
+        folder.finish()
+    made = len(folder.done) - kept
+    return Summary(folder.rows(), made, len(job.requests) - made, time.monotonic() - began)
+
+
+class _Maker:
+    """Makes batches and keeps them, telling how far it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        job: Job,
+        folder: RunFolder,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._model, self._job, self._folder = model, job, folder
+        self._on_progress = on_progress
+        self._steps: list[Crystals] = []
+
+    def make(self, batch: Sequence[Request]) -> Crystals:
+        self._steps = []
+
+        def on_step(step: int, steps: int, crystals: Crystals) -> None:
+            if self._job.keep_trajectory:
+                self._steps.append(crystals.to(device="cpu"))
+            self._report(len(batch) * step / steps)
+
+        return sample_batch(self._model, batch, self._job.sampler, on_step)
+
+    def keep(self, batch: Sequence[Request], crystals: Crystals) -> None:
+        pairs = list(zip(batch, crystals.split(), strict=True))
+        if self._job.keep_trajectory:
+            self._keep_trajectories(batch)
+        total = len(self._job.requests)
+        self._folder.commit(
+            [finish_crystal(r, c, symprec=self._job.symprec, total=total) for r, c in pairs]
+        )
+        self._report(0.0)
+
+    def _keep_trajectories(self, batch: Sequence[Request]) -> None:
+        steps = [step.split() for step in self._steps]
+        for position, request in enumerate(batch):
+            name, text = trajectory_text(
+                request, [step[position] for step in steps], total=len(self._job.requests)
+            )
+            self._folder.write_trajectory(name, text)
+
+    def _report(self, in_flight: float) -> None:
+        done = len(self._folder.done) + in_flight
+        self._on_progress(Progress(done, len(self._job.requests)))

@@ -1,0 +1,123 @@
+"""A finished crystal as the text of its files and the line of its table."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import ase.io
+import torch
+
+from crystorus.data.io import crystals_to_atoms, density, least_distance
+from crystorus.data.spacegroups import symmetry
+from crystorus.data.writing import cif_text, symmetrised_cif_text
+from crystorus.generation.errors import GenerationError
+from crystorus.generation.folder import CIF, SYMMETRISED, Finished
+from crystorus.generation.plan import Request
+from crystorus.geometry.crystals import Crystals
+
+VALID_DISTANCE = 0.5  # Å, self-images included
+VALID_VOLUME = 0.1  # Å³
+
+
+def finish_crystal(request: Request, crystal: Crystals, *, symprec: float, total: int) -> Finished:
+    """Describe one crystal in full.
+
+    A crystal that is not finite keeps its line in the table, marked invalid, and has no files.
+
+    Args:
+        request: What it was to be.
+        crystal: A batch of one.
+        symprec: Symmetry tolerance in Å.
+        total: Crystals of the run, for the width of the index in file names.
+
+    Raises:
+        GenerationError: If its composition is not the one asked for.
+    """
+    if crystal.atomic_numbers.tolist() != list(request.composition.atomic_numbers):
+        raise GenerationError(
+            f"crystal {request.index} is not of the composition asked for, "
+            f"{request.composition.formula}: nothing of its batch was written"
+        )
+    if not _is_finite(crystal):
+        return Finished(request.index, _row(request, valid=False), "", {})
+    name = file_stem(request, total)
+    files = {
+        f"{CIF}/{name}.cif": cif_text(crystal, name),
+        f"{SYMMETRISED}/{name}.cif": symmetrised_cif_text(crystal, name, symprec),
+    }
+    distance, volume = float(least_distance(crystal)[0]), float(crystal.volume[0])
+    group = symmetry(crystal, symprec)
+    measured = {
+        "volume": f"{volume:.4f}",
+        "density": f"{float(density(crystal)[0]):.4f}",
+        "space_group": group.symbol,
+        "space_group_number": str(group.number),
+        "symprec": f"{symprec:g}",
+        "least_distance": f"{distance:.4f}",
+    }
+    valid = distance >= VALID_DISTANCE and volume >= VALID_VOLUME
+    row = _row(request, valid=valid, measured=measured, files=list(files))
+    return Finished(request.index, row, _frame(crystal, row), files)
+
+
+def file_stem(request: Request, total: int) -> str:
+    """Return the name of a crystal's files: its index, padded, and its formula."""
+    width = max(5, len(str(total - 1)))
+    return f"{request.index:0{width}d}-{request.composition.reduced_formula}"
+
+
+def trajectory_text(request: Request, steps: Sequence[Crystals], *, total: int) -> tuple[str, str]:
+    """Return name and text of the extxyz file with every step of one crystal."""
+    frames = []
+    for number, step in enumerate(steps, start=1):
+        (atoms,) = crystals_to_atoms(step)
+        atoms.info.update({"index": request.index, "step": number})
+        frames.append(atoms)
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz", write_results=False)
+    return f"{file_stem(request, total)}.extxyz", text.getvalue()
+
+
+def _is_finite(crystal: Crystals) -> bool:
+    finite = torch.isfinite(crystal.lattice).all() and torch.isfinite(crystal.frac_coords).all()
+    volume = float(crystal.volume[0])
+    return bool(finite) and math.isfinite(volume) and volume > 0
+
+
+def _row(
+    request: Request,
+    *,
+    valid: bool,
+    measured: dict[str, str] | None = None,
+    files: Sequence[str] = ("", ""),
+) -> dict[str, str]:
+    columns = ("volume", "density", "space_group", "space_group_number", "symprec")
+    blank = dict.fromkeys((*columns, "least_distance"), "")
+    return {
+        "index": str(request.index),
+        "formula": request.composition.reduced_formula,
+        "formula_units": str(request.composition.formula_units),
+        "n_atoms": str(request.n_atoms),
+        **(measured or blank),
+        "valid": str(valid),
+        "sample": str(request.sample),
+        "seed": str(request.seed),
+        "cif": files[0],
+        "cif_symmetrised": files[1],
+    }
+
+
+def _frame(crystal: Crystals, row: dict[str, str]) -> str:
+    (atoms,) = crystals_to_atoms(crystal)
+    atoms.info = {
+        "index": int(row["index"]),
+        "formula": row["formula"],
+        "formula_units": int(row["formula_units"]),
+        "space_group": row["space_group"],
+        "symprec": float(row["symprec"]),
+        "valid": row["valid"] == "True",
+        "seed": int(row["seed"]),
+    }
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz", write_results=False)
+    return text.getvalue()

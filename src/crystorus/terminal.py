@@ -1,0 +1,147 @@
+"""What the command line shows: progress and complaints on stderr, results on stdout."""
+
+import errno
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+INTERRUPTED = 130
+FAILED = 1
+
+
+@contextmanager
+def plain_errors(*, debug: bool) -> Iterator[None]:
+    """End the program with one sentence and a non-zero exit instead of a traceback.
+
+    Args:
+        debug: Let the traceback through.
+
+    Raises:
+        typer.Exit: For any error inside the block.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        say("stopped", "interrupted; what is finished is kept, the same command goes on from it")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if debug:
+            raise
+        say("error", describe(error))
+        raise typer.Exit(FAILED) from None
+
+
+def describe(error: Exception) -> str:
+    """Put an error into one sentence: our own as they are, others with what they are."""
+    if type(error).__module__.startswith("crystorus."):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        remedy = "make room and try again" if error.errno == errno.ENOSPC else "check the path"
+        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+    return (
+        f"unexpected {type(error).__name__}: {error}. Run it as `crystorus --debug …` for the "
+        "traceback, and report it"
+    )
+
+
+def say(kind: str, message: str) -> None:
+    """Print one line on stderr, its kind in colour where there are colours."""
+    styles = {"error": "bold red", "warning": "bold yellow", "stopped": "bold yellow"}
+    line = Text.assemble((f"{kind}: ", styles.get(kind, "bold")), message)
+    Console(stderr=True, soft_wrap=True).print(line)
+
+
+class _Rate(ProgressColumn):
+    """Crystals per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.2f} crystals/s" if speed else "– crystals/s", style="cyan")
+
+
+@contextmanager
+def crystal_progress(total: int, *, kept: int = 0) -> Iterator[Callable[[float], None]]:
+    """Show a bar with crystals/s and time left on stderr; yields the way to move it."""
+    columns = (
+        TextColumn("[bold]sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("sampling", total=total, completed=kept)
+
+        def move(done: float) -> None:
+            bars.update(bar, completed=round(done, 2))
+
+        yield move
+
+
+def show_summary(rows: Sequence[Mapping[str, str]], *, made: int, seconds: float) -> None:
+    """Print a table of the run, one line per cell content; one plain line if not a terminal."""
+    if not sys.stdout.isatty():
+        valid = sum(row["valid"] == "True" for row in rows)
+        typer.echo(f"{len(rows)} crystals, {valid} valid, {made} made in {seconds:.1f} s")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("formula", "units", "atoms", "crystals", "valid", "density", "space groups"):
+        table.add_column(name, justify="left" if name in ("formula", "space groups") else "right")
+    groups: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["formula"], row["formula_units"], row["n_atoms"]), []).append(row)
+    for key, members in list(groups.items())[:30]:
+        table.add_row(*key, *_group_cells(members))
+    console = Console()
+    console.print(table)
+    if len(groups) > 30:
+        console.print(f"… and {len(groups) - 30} more compositions in the table", style="dim")
+    console.print(f"{made} crystals made in {seconds:.1f} s", style="dim")
+
+
+def _group_cells(members: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    valid = sum(row["valid"] == "True" for row in members)
+    densities = [float(row["density"]) for row in members if row["density"]]
+    spread = f"{min(densities):.2f}–{max(densities):.2f}" if densities else ""
+    symbols = Counter(row["space_group"] for row in members if row["space_group"])
+    named = ", ".join(s if n == 1 else f"{s} ×{n}" for s, n in symbols.most_common(3))
+    more = len(symbols) - 3
+    return str(len(members)), str(valid), spread, named + (f" +{more}" if more > 0 else "")
+
+
+def show_card(title: str, card: Mapping[str, Any]) -> None:
+    """Print a model card, nested values indented."""
+    console = Console()
+    console.print(Text(title, style="bold"))
+    for depth, name, value in _lines(card, 0):
+        console.print(Text.assemble("  " * (depth + 1), (name, "cyan"), f"  {value}"))
+
+
+def _lines(card: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]]:
+    for name, value in card.items():
+        if isinstance(value, Mapping):
+            yield depth, str(name), ""
+            yield from _lines(value, depth + 1)
+        elif isinstance(value, list) and len(value) > 12:
+            yield depth, str(name), f"{len(value)} values"
+        else:
+            yield depth, str(name), f"{value:.4g}" if isinstance(value, float) else str(value)
