@@ -31,7 +31,7 @@ def cif_text(crystal: Crystals, name: str) -> str:
     lattice, frac = arrays.lattice, arrays.frac_coords
     if np.linalg.det(lattice) < 0:
         lattice, frac = -lattice, wrap_coords(-frac)
-    sites = [(z, 1, x) for z, x in zip(arrays.atomic_numbers, frac, strict=True)]
+    sites = [(int(z), 1, x) for z, x in zip(arrays.atomic_numbers, frac, strict=True)]
     counts = Counter(arrays.atomic_numbers.tolist())
     return _cif(name, lattice, ("P 1", 1), ["x,y,z"], sites, counts)
 
@@ -93,7 +93,7 @@ def _cif(
     lengths = np.linalg.norm(lattice, axis=0)
     cosines = (lattice.T @ lattice) / np.outer(lengths, lengths)
     angles = np.rad2deg(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
-    formula = Composition({Element.from_Z(int(z)): n for z, n in counts.items()})
+    formula = Composition({Element.from_Z(z): n for z, n in counts.items()})
     lines = [f"data_{clean_name(name)}"]
     lines += [f"_cell_length_{n} {v:.8f}" for n, v in zip("abc", lengths, strict=True)]
     greek = ("alpha", "beta", "gamma")
@@ -113,7 +113,7 @@ def _cif(
     columns = ("type_symbol", "label", "site_symmetry_multiplicity", "fract_x", "fract_y")
     lines += [f"_atom_site_{c}" for c in (*columns, "fract_z", "occupancy")]
     for number, (z, multiplicity, x) in enumerate(sites, start=1):
-        symbol = Element.from_Z(int(z)).symbol
+        symbol = Element.from_Z(z).symbol
         place = " ".join(f"{v:.10f}" for v in x)
         lines.append(f"{symbol} {symbol}{number} {multiplicity} {place} 1")
     return "\n".join(lines) + "\n"
