@@ -1,0 +1,61 @@
+"""The vector fields λ of Appendix A: how distances and angles change with the cell.
+
+The cell acts through ρ → gρ. A field is the gradient of an invariant with respect to g at
+g = I, which is (∂/∂ρ) ρᵀ; both have closed forms and both are symmetric. Symmetric matrices are
+kept as their six components in the order of `SYMMETRIC_PAIRS`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SYMMETRIC_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+"""Row and column of each of the six components of a symmetric matrix."""
+
+ZERO_LENGTH = 1e-12
+"""Lengths below this have no direction; what they multiply vanishes there."""
+
+
+def distance_field(vector: Float[Tensor, "edges 3"]) -> Float[Tensor, "edges 6"]:
+    """Return λ_r = (∂r/∂ρ) ρᵀ = r r̂ r̂ᵀ in Å.
+
+    Args:
+        vector: ρ e in Å.
+
+    Source: Appendix A, ∂r_γ/∂ρ.
+    """
+    length = vector.norm(dim=-1, keepdim=True)
+    return _outer(vector) / length.clamp_min(ZERO_LENGTH)
+
+
+def angle_field(first: Tensor, second: Tensor) -> Tensor:
+    """Return λ_θ = (∂θ/∂ρ) ρᵀ = sin θ (q̂q̂ᵀ - p̂p̂ᵀ), dimensionless, traceless.
+
+    With unit vectors û, v̂ at the angle θ, p = û + v̂ and q = û - v̂ are orthogonal and
+    sin θ = |p||q|/2. The same matrix is [cos θ (ûûᵀ + v̂v̂ᵀ) - ûv̂ᵀ - v̂ûᵀ]/sin θ, which loses
+    all its digits at θ → 0 and π, where λ_θ goes to zero.
+
+    Args:
+        first: û, [… 3].
+        second: v̂, [… 3].
+
+    Returns:
+        [… 6].
+
+    Source: Appendix A, ∂θ_γγ'/∂ρ.
+    """
+    p, q = first + second, first - second
+    length_p, length_q = p.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+    along_q = _outer(q) * (length_p / length_q.clamp_min(ZERO_LENGTH))
+    return 0.5 * (along_q - _outer(p) * (length_q / length_p.clamp_min(ZERO_LENGTH)))
+
+
+def symmetric_matrix(components: Tensor) -> Tensor:
+    """Unfold six components into a symmetric matrix: [… 6] → [… 3 3]."""
+    order = torch.tensor([0, 3, 4, 3, 1, 5, 4, 5, 2], device=components.device)
+    return components.index_select(-1, order).unflatten(-1, (3, 3))
+
+
+def _outer(vector: Tensor) -> Tensor:
+    """Return the six components of v vᵀ."""
+    return torch.stack([vector[..., i] * vector[..., j] for i, j in SYMMETRIC_PAIRS], dim=-1)
