@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("crystorus", "beartype.beartype")
+install_import_hook("crystorus", "typechecking.check")
 
 MP20 = Path(__file__).parents[2] / "shared/data/mp20"
 

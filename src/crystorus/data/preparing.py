@@ -108,7 +108,7 @@ def _least(crystals: list[CrystalArrays]) -> np.ndarray:
     """Least distances of reduced crystals, those with equally many atoms at once."""
     sizes = np.array([len(c.atomic_numbers) for c in crystals], dtype=int)
     least = np.empty(len(crystals))
-    for size in np.unique(sizes):
+    for size in np.unique(sizes).tolist():
         # No more than about 30 MB of distances at a time.
         for which in np.array_split(*_blocks(np.flatnonzero(sizes == size), size)):
             lattice = np.stack([crystals[i].lattice for i in which])

@@ -10,6 +10,7 @@ n_atoms (int32), and per text column its UTF-8 bytes and their end positions.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -257,7 +258,13 @@ def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
     if verify and hashlib.sha256(data.data).hexdigest() != header["sha256"]:
         raise ReadingError(f"{path} does not match its digest: it was altered, build it again")
-    arrays = {name: _view(data, entry) for name, entry in header["arrays"].items()}
+    try:
+        arrays = {name: _view(data, entry) for name, entry in header["arrays"].items()}
+        atoms = int(arrays["n_atoms"].sum(dtype=np.int64))
+        if {len(arrays[name]) for name in ("frac_coords", "atomic_numbers")} != {atoms}:
+            raise ValueError(f"{atoms} atoms are announced and others are there")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ReadingError(f"{path} contradicts its header ({error}): build it again") from error
     return CrystalStore(path, header, arrays)
 
 
@@ -281,6 +288,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    n_bytes = dtype.itemsize * int(np.prod(shape))
-    return data[entry["offset"] : entry["offset"] + n_bytes].view(dtype).reshape(shape)
+    dtype, shape, start = np.dtype(entry["dtype"]), tuple(entry["shape"]), int(entry["offset"])
+    stop = start + dtype.itemsize * math.prod(shape)
+    if dtype.kind not in "fiu" or start < 0 or stop > len(data):
+        raise ValueError(f"bytes {start} to {stop} of {len(data)} as {dtype}")
+    return data[start:stop].view(dtype).reshape(shape)

@@ -1,0 +1,261 @@
+"""The cache: what goes in comes out, and nothing broken is believed."""
+
+import csv
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from prototypes import all_prototypes
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from crystorus.data.arrays import ReadingError
+from crystorus.data.io import crystals_to_structures, least_distance
+from crystorus.data.store import CrystalStore, build_store, digest_of, open_store
+from crystorus.data.writing import cif_text
+from crystorus.geometry import Crystals
+
+PARTS = all_prototypes()
+FIELDS = ["material_id", "band_gap", "formula", "cif", "nothing"]
+
+
+def rows() -> list[dict[str, str]]:
+    return [
+        {
+            "material_id": f"id-{name}",
+            "band_gap": "" if name == "bcc" else str(0.5 * i),
+            "formula": f'é{name}, "q"',
+            "cif": cif_text(crystal, name),
+            "nothing": "",
+        }
+        for i, (name, crystal) in enumerate(PARTS.items())
+    ]
+
+
+def write_csv(path, table=None, fields=FIELDS):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows() if table is None else table)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> CrystalStore:
+    folder = tmp_path_factory.mktemp("store")
+    return build_store(write_csv(folder / "all.csv.gz"), folder / "all.store")
+
+
+def test_every_crystal_comes_back_reduced_and_in_order(store):
+    assert len(store) == len(PARTS)
+    assert store.ids == [f"id-{name}" for name in PARTS]
+    assert store.skipped == []
+    matcher = StructureMatcher(stol=1e-3, primitive_cell=False)
+    for i, original in enumerate(PARTS.values()):
+        crystal = store.select([i], dtype=torch.float64)
+        (old,), (new,) = crystals_to_structures(original), crystals_to_structures(crystal)
+        assert matcher.fit(old, new)
+        assert torch.linalg.det(crystal.lattice[0]) > 0
+        niggli = old.lattice.get_niggli_reduced_lattice()
+        assert np.allclose(sorted(new.lattice.abc), sorted(niggli.abc), atol=1e-5)
+        assert store.n_atoms[i] == len(old)
+
+
+def test_select_gathers_what_single_reads_give(store):
+    chosen = np.array([5, 2, 2, 9, 0])
+    together, one_by_one = store.select(chosen), Crystals.concat([store[int(i)] for i in chosen])
+    assert together.lattice.dtype == together.frac_coords.dtype == torch.float32
+    for a, b in zip(vars(together).values(), vars(one_by_one).values(), strict=True):
+        assert torch.equal(a, b)
+    assert ((together.frac_coords >= 0) & (together.frac_coords < 1)).all()
+    assert len(store.select([])) == 0
+
+
+def test_negative_and_impossible_indices(store):
+    assert torch.equal(store[-1].lattice, store[len(store) - 1].lattice)
+    with pytest.raises(IndexError, match=f"crystal {len(store)} of {len(store)}"):
+        store[len(store)]
+
+
+def test_writing_to_a_batch_does_not_reach_the_file(store):
+    batch = store.select([0], dtype=torch.float64)
+    batch.lattice.zero_()
+    assert store[0].lattice.abs().max() > 0
+
+
+def test_extra_columns_are_kept_as_numbers_or_texts(store):
+    assert store.extra_columns == ["band_gap", "formula", "nothing"]
+    gap = store.extra("band_gap")
+    assert gap.dtype == np.float64
+    assert np.isnan(gap[list(PARTS).index("bcc")])
+    assert gap[3] == 1.5
+    assert store.extra("formula")[0] == 'éfcc, "q"'
+    with pytest.raises(KeyError, match="it has band_gap, formula"):
+        store.extra("hardness")
+
+
+def test_a_store_travels_to_other_processes_by_path(store):
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    copy = pickle.loads(data)  # noqa: S301 - our own bytes
+    assert torch.equal(copy[3].lattice, store[3].lattice)
+
+
+def test_two_sources_and_two_workers_give_the_same_bytes(tmp_path):
+    plain = write_csv(tmp_path / "a.csv")
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for name, crystal in PARTS.items():
+        (folder / f"{name}.cif").write_text(cif_text(crystal, name))
+    build_store([plain, folder], tmp_path / "one.store", n_workers=1)
+    build_store([plain, folder], tmp_path / "two.store", n_workers=2)
+    assert digest_of(tmp_path / "one.store") == digest_of(tmp_path / "two.store")
+    both = open_store(tmp_path / "one.store")
+    assert len(both) == 2 * len(PARTS)
+    assert both.ids[-1] == sorted(PARTS)[-1]
+
+
+def test_bad_structures_are_left_out_and_named(tmp_path):
+    table = rows()[:4]
+    table[1]["cif"] = table[1]["cif"].replace("1.0", "nan").replace(" 1\n", " 0.5\n")
+    collapsed = PARTS["rocksalt"]
+    near = collapsed.with_geometry(collapsed.lattice, collapsed.frac_coords * 0.05)
+    table[2]["cif"] = cif_text(near, "near")
+    distance = float(least_distance(near)[0])
+    assert distance < 0.5
+    seen = []
+    built = build_store(
+        write_csv(tmp_path / "a.csv", table), tmp_path / "a.store", progress=seen.append
+    )
+    assert built.ids == ["id-fcc", "id-rocksalt"]
+    assert seen[-1] == 4
+    reasons = dict(built.skipped)
+    assert "partial occupancies" in reasons["id-bcc"]
+    assert f"{distance:.3f} Å apart, below 0.5 Å" in reasons["id-hcp"]
+    kept = build_store(tmp_path / "a.csv", tmp_path / "b.store", min_distance=0.1)
+    assert "id-hcp" in kept.ids
+
+
+def test_a_short_row_is_named_and_the_rest_is_read(tmp_path):
+    path = write_csv(tmp_path / "a.csv", rows()[:2])
+    with path.open("a") as stream:
+        stream.write("id-cut,0.5\n")
+    built = build_store(path, tmp_path / "a.store")
+    assert len(built) == 2
+    assert built.skipped[0][0] == "id-cut"
+    assert "2 of 5 columns" in built.skipped[0][1]
+
+
+def test_rows_without_ids_are_numbered(tmp_path):
+    path = write_csv(tmp_path / "a.csv", fields=["cif"])
+    assert build_store(path, tmp_path / "a.store").ids[:2] == ["row-1", "row-2"]
+
+
+def cut(data: bytes, where: float) -> bytes:
+    return data[: int(len(data) * where)]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("a.csv", lambda b: b"", "is empty"),
+        ("a.csv.gz", lambda b: gzip.compress(b""), "is empty"),
+        ("a.csv.gz", lambda b: b"", "is empty|cut short"),
+        ("a.csv.gz", lambda b: cut(gzip.compress(b), 0.7), "cut short"),
+        ("a.csv.gz", lambda b: b, "not a gzip file"),
+        ("a.csv", lambda b: cut(b, 0.7), "cut short or misquoted"),
+        ("a.csv", lambda b: b.replace(b",cif,", b",CIF text,", 1), "no cif column but material_id"),
+        ("a.csv", lambda b: b.splitlines(keepends=True)[0], "no usable structure"),
+        ("a.csv", lambda b: b"\xff\xfe" + b, "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_broken_tables_leave_one_message_and_no_file(tmp_path, name, change, words):
+    good = write_csv(tmp_path / "good.csv").read_bytes()
+    (tmp_path / name).write_bytes(change(good))
+    with pytest.raises(ReadingError, match=words) as caught:
+        build_store(tmp_path / name, tmp_path / "a.store")
+    assert name in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"good.csv", name})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: b[:-1], "bytes, its header says"),
+        (lambda b: b + b"0", "bytes, its header says"),
+        (lambda b: cut(b, 0.5), "bytes, its header says"),
+        (lambda b: b[:30], "cut short inside its header"),
+        (lambda b: b[:10], "not a crystal store|cut short"),
+        (lambda b: b"", "not a crystal store"),
+        (lambda b: b"CRYSTOR9" + b[8:], "not a crystal store of version 1"),
+        (lambda b: b"\x80\x04pickle" + b, "not a crystal store"),
+        (lambda b: b[:16] + b"x" * 40 + b[56:], "not a crystal store"),
+        (lambda b: b[:-100] + bytes([b[-100] ^ 1]) + b[-99:], "does not match its digest"),
+    ],
+)
+def test_altered_stores_are_refused(store, tmp_path, change, words):
+    path = tmp_path / "bad.store"
+    path.write_bytes(change(store.path.read_bytes()))
+    with pytest.raises(ReadingError, match=words) as caught:
+        open_store(path)
+    assert "build it again" in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [
+    {"offset": 10**9}, {"offset": -64}, {"shape": [10**9, 3, 3]}, {"dtype": "|O"}, {"dtype": "?!"},
+])  # fmt: skip
+def test_a_header_that_lies_about_its_arrays_is_refused(store, tmp_path, entry):
+    data = store.path.read_bytes()
+    length = int.from_bytes(data[8:16], "little")
+    header = json.loads(data[16 : 16 + length])
+    header["arrays"]["lattice"] |= entry
+    text = json.dumps(header).encode()
+    head = data[:8] + len(text).to_bytes(8, "little") + text
+    payload = data[len(data) - header["bytes"] :]
+    (tmp_path / "lie.store").write_bytes(head + bytes(-len(head) % 64) + payload)
+    with pytest.raises(ReadingError, match="build it again"):
+        open_store(tmp_path / "lie.store")
+
+
+def test_a_missing_store_says_what_to_do(tmp_path):
+    with pytest.raises(ReadingError, match="does not exist: build the store first"):
+        open_store(tmp_path / "none.store")
+
+
+def test_a_failed_write_keeps_the_old_store(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "a.csv")
+    build_store(path, tmp_path / "a.store")
+    before = digest_of(tmp_path / "a.store")
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("crystorus.data.store.os.fsync", full_disk)
+    write_csv(path, rows()[:2])
+    with pytest.raises(OSError, match="No space left"):
+        build_store(path, tmp_path / "a.store")
+    assert digest_of(tmp_path / "a.store") == before
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "a.store"}
+
+
+def test_preparing_does_not_import_torch():
+    # Worker processes start with it; torch would cost each of them seconds.
+    code = "import sys, crystorus.data.preparing; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mp20_is_read_whole(mp20, tmp_path):
+    built = build_store(mp20 / "val.csv.gz", tmp_path / "val.store")
+    assert len(built) == 9047
+    assert built.skipped == []
+    assert built.n_atoms.max() == 20
+    assert built.extra("formation_energy_per_atom").dtype == np.float64
+    everything = built.select(np.arange(len(built)), dtype=torch.float64)
+    assert (torch.linalg.det(everything.lattice) > 0).all()
+    # Density as the header of each CIF implies it: no crystal lost volume in the reduction.
+    assert float(everything.volume.min()) > 5
