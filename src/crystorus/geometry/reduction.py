@@ -61,7 +61,7 @@ def _sort_columns(basis: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shorten_second(basis: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
     """Subtract from the second vector its nearest multiple of the first."""
-    first, second, third = basis.unbind(2)
+    first, second, _ = basis.unbind(2)
     multiple = torch.round((first * second).sum(1) / first.square().sum(1))
     shorter = second - multiple[:, None] * first
     better = shorter.square().sum(1) < second.square().sum(1) * (1 - TOLERANCE)

@@ -16,7 +16,7 @@ ZERO_LENGTH = 1e-12
 """Lengths below this have no direction; what they multiply vanishes there."""
 
 
-def distance_field(vector: Float[Tensor, "edges 3"]) -> Float[Tensor, "edges 6"]:
+def distance_field(vector: Float[Tensor, "*edges 3"]) -> Float[Tensor, "*edges 6"]:
     """Return λ_r = (∂r/∂ρ) ρᵀ = r r̂ r̂ᵀ in Å.
 
     Args:
@@ -28,7 +28,9 @@ def distance_field(vector: Float[Tensor, "edges 3"]) -> Float[Tensor, "edges 6"]
     return _outer(vector) / length.clamp_min(ZERO_LENGTH)
 
 
-def angle_field(first: Tensor, second: Tensor) -> Tensor:
+def angle_field(
+    first: Float[Tensor, "*#pairs 3"], second: Float[Tensor, "*#pairs 3"]
+) -> Float[Tensor, "*all_pairs 6"]:
     """Return λ_θ = (∂θ/∂ρ) ρᵀ = sin θ (q̂q̂ᵀ - p̂p̂ᵀ), dimensionless, traceless.
 
     With unit vectors û, v̂ at the angle θ, p = û + v̂ and q = û - v̂ are orthogonal and
@@ -50,7 +52,7 @@ def angle_field(first: Tensor, second: Tensor) -> Tensor:
     return 0.5 * (along_q - _outer(p) * (length_q / length_p.clamp_min(ZERO_LENGTH)))
 
 
-def symmetric_matrix(components: Tensor) -> Tensor:
+def symmetric_matrix(components: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 3 3"]:
     """Unfold six components into a symmetric matrix: [… 6] → [… 3 3]."""
     order = torch.tensor([0, 3, 4, 3, 1, 5, 4, 5, 2], device=components.device)
     return components.index_select(-1, order).unflatten(-1, (3, 3))
