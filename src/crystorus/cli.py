@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,50 +34,64 @@ class SamplerName(StrEnum):
     paper = "paper"
 
 
+@dataclass
+class _State:
+    """What is said before the name of a command."""
+
+    debug: bool = False
+
+
+_STATE = _State()
+
+
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="crystorus")
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """End with one sentence instead of a traceback, whatever goes wrong inside."""
+def _command(after_interrupt: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """End a command with one sentence instead of a traceback, whatever goes wrong inside."""
 
-    @functools.wraps(function)
-    def guarded(*args: Any, **options: Any) -> None:
-        from crystorus.terminal import plain_errors
+    def guard(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **options: Any) -> None:
+            from crystorus.terminal import plain_errors
 
-        with plain_errors(debug=bool(options["ctx"].obj)):
-            function(*args, **options)
+            with plain_errors(debug=_STATE.debug, after_interrupt=after_interrupt):
+                function(*args, **options)
 
-    return guarded
+        return guarded
+
+    return guard
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"crystorus {version('crystorus')}")
+        try:
+            typer.echo(f"crystorus {version('crystorus')}")
+        except PackageNotFoundError:
+            typer.echo("crystorus (not installed)")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
-    ] = False,
+    ] = None,
 ) -> None:
-    ctx.obj = debug
+    _STATE.debug = debug
 
 
-@app.command(rich_help_panel="Crystals")
-@_command
+@app.command()
+@_command("interrupted; finished crystals are kept, the same command goes on from them")
 def sample(
-    ctx: typer.Context,
     formulas: Annotated[
-        list[str] | None, typer.Argument(metavar="FORMULA…", help='As in LiFeO2 "Ca(OH)2".')
+        list[str] | None, typer.Argument(metavar="FORMULA", help='As in LiFeO2 "Ca(OH)2".')
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the run; an interrupted run goes on there.")
@@ -159,14 +174,13 @@ def sample(
     )
 
 
-@app.command(rich_help_panel="Models")
-@_command
+@app.command()
+@_command("interrupted; the state is saved, the same command with --resume goes on from it")
 def train(
-    ctx: typer.Context,
     config: Annotated[Path, typer.Argument(help="A TOML file, as in configs/.")],
     folder: Annotated[Path, typer.Argument(help="Where checkpoints and logs go.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="As in diffusion.steps=25.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As in diffusion.steps=25.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
@@ -174,15 +188,16 @@ def train(
 ) -> None:
     """Train a model."""
     from crystorus.config import load_config
+
+    settings = load_config(config, overrides or [])
     from crystorus.train import train as run_training
 
-    run_training(load_config(config, overrides or []), folder, resume=resume)
+    run_training(settings, folder, resume=resume)
 
 
-@app.command(rich_help_panel="Models")
-@_command
+@app.command()
+@_command("interrupted")
 def info(
-    ctx: typer.Context,
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint folder.", show_default="shipped")
     ] = None,
@@ -195,9 +210,8 @@ def info(
 
 
 @data_app.command("get")
-@_command
+@_command("interrupted; the same command goes on where it stopped")
 def data_get(
-    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="The data set: mp-20.")],
     folder: Annotated[Path, typer.Option(help="Where it goes.")] = Path("data"),
 ) -> None:
@@ -205,17 +219,20 @@ def data_get(
 
 
 @data_app.command("build")
-@_command
+@_command("interrupted; nothing was written")
 def data_build(
-    ctx: typer.Context,
     source: Annotated[Path, typer.Argument(help="CSV, CIFs, extxyz, POSCAR or ASE database.")],
     store: Annotated[Path, typer.Argument(help="The file to write.")],
     workers: Annotated[int, typer.Option(help="Processes that parse.")] = 1,
 ) -> None:
     """Read, reduce and validate structures into one file to train on."""
     from crystorus.data.store import build_store
-    from crystorus.terminal import count_structures, show_store
+    from crystorus.terminal import counter, show_store
 
-    with count_structures() as progress:
+    with counter("reading") as progress:
         built = build_store(source, store, n_workers=workers, progress=progress)
     show_store(store, len(built), built.skipped)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -26,11 +28,12 @@ FAILED = 1
 
 
 @contextmanager
-def plain_errors(*, debug: bool) -> Iterator[None]:
+def plain_errors(*, debug: bool, after_interrupt: str) -> Iterator[None]:
     """End the program with one sentence and a non-zero exit instead of a traceback.
 
     Args:
         debug: Let the traceback through.
+        after_interrupt: What Ctrl-C leaves behind, and how to go on.
 
     Raises:
         typer.Exit: For any error inside the block.
@@ -40,7 +43,7 @@ def plain_errors(*, debug: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        say("stopped", "interrupted; what is finished is kept, the same command goes on from it")
+        say("stopped", after_interrupt)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
@@ -70,11 +73,16 @@ def say(kind: str, message: str) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Crystals per second."""
+    """Things per second."""
+
+    def __init__(self, things: str) -> None:
+        super().__init__()
+        self._things = things
 
     def render(self, task: Task) -> Text:
+        """Draw the column."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.2f} crystals/s" if speed else "– crystals/s", style="cyan")
+        return Text(f"{speed:.3g} {self._things}/s" if speed else "", style="cyan")
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def crystal_progress(total: int, *, kept: int = 0) -> Iterator[Callable[[float],
         TextColumn("[bold]sampling"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate("crystals"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
@@ -126,6 +134,41 @@ def _group_cells(members: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     named = ", ".join(s if n == 1 else f"{s} ×{n}" for s, n in symbols.most_common(3))
     more = len(symbols) - 3
     return str(len(members)), str(valid), spread, named + (f" +{more}" if more > 0 else "")
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """Show a growing count on stderr; yields the way to set it."""
+    console = Console(stderr=True)
+    columns = (TextColumn(f"[bold]{what}"), TextColumn("{task.completed}"), _Rate("structures"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done: bars.update(task, completed=done)
+
+
+@contextmanager
+def download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show bytes, speed and time left on stderr; yields the way to set (done, total) bytes."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(f"[bold]{name}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def show_store(path: object, kept: int, skipped: Sequence[tuple[str, str]]) -> None:
+    """Print how many structures a store holds, and why others were left out."""
+    typer.echo(f"{kept} structures in {path}, {len(skipped)} left out")
+    for name, reason in skipped[:10]:
+        say("left out", f"{name}: {reason}")
+    if len(skipped) > 10:
+        say("left out", f"… and {len(skipped) - 10} more")
 
 
 def show_card(title: str, card: Mapping[str, Any]) -> None:

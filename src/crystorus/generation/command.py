@@ -72,6 +72,7 @@ def carry_out(order: SampleOrder) -> Summary:
         RequestError: If the request makes no sense.
         OutputError: If the folder cannot take the crystals.
     """
+    check_numbers(order)
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
@@ -134,8 +135,7 @@ def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:
     """Return the sampler an order names, the checkpoint's own where it is silent.
 
     Raises:
-        RequestError: If there are no steps or more than the model has noise levels, or the
-            symmetry tolerance is no length.
+        RequestError: If there are no steps or more than the model has noise levels.
     """
     own = model.config.sampling
     sampler = SamplerConfig(
@@ -150,9 +150,19 @@ def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:
         )
     if not math.isfinite(sampler.anti_annealing):
         raise RequestError(f"--anti-annealing is {sampler.anti_annealing}: give a finite number")
+    return sampler
+
+
+def check_numbers(order: SampleOrder) -> None:
+    """Refuse numbers that make no sense before anything is loaded.
+
+    Raises:
+        RequestError: If the symmetry tolerance is no length or a batch holds no atoms.
+    """
     if not 0 < order.symprec < math.inf:
         raise RequestError(f"--symprec is {order.symprec:g} Å: give a length above 0, as in 0.1")
-    return sampler
+    if order.batch_atoms < 1:
+        raise RequestError(f"--batch-atoms is {order.batch_atoms}: give 1 or more")
 
 
 def check_device(device: str) -> None:
