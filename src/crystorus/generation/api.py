@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class GeneratedCrystals(Sequence["GeneratedCrystals"]):
+class GeneratedCrystals:
     """Crystals in the order of their requests; indexing gives smaller ones of the same kind.
 
     Attributes:
