@@ -33,6 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+weights_app = typer.Typer(help="Published ALIGNN weights.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
 Generated = Annotated[Path, typer.Argument(help="extxyz, CIF, folder of CIF, CSV(.gz) or ASE db")]
 Reference = Annotated[Path, typer.Argument(help="the same formats")]
 Json = Annotated[Path | None, typer.Option("--json", help="write everything here")]
@@ -247,6 +250,34 @@ def frechet(
     print_scores(scores, title=f"{generated} against {reference}")
     if json:
         write_json(json, {"scores": [score.as_dict() for score in scores]})
+
+
+@weights_app.command("fetch")
+def fetch_published(
+    name: Annotated[str, typer.Argument(help="mp_e_form_alignn (mp_e_form_alignnn is the same)")],
+    out: Annotated[Path, typer.Argument(help=".safetensors to write")],
+    sha256: Annotated[str | None, typer.Option(help="digest the download must have")] = None,
+) -> None:
+    """Download published ALIGNN weights and keep them as safetensors with both digests."""
+    from crystal_fidelity.weights import convert_weights, fetch_weights
+
+    archive = out.with_suffix(".zip")
+    with _stages() as stages:
+        stages(f"downloading {name}")
+        found = fetch_weights(name, archive, sha256=sha256)
+        digest = convert_weights(archive, out)
+    Console().print(f"download SHA-256 {found}\ntensors  SHA-256 {digest}\n{out}", highlight=False)
+
+
+@weights_app.command("convert")
+def convert(
+    source: Annotated[Path, typer.Argument(help="official .zip or checkpoint .pt")],
+    out: Annotated[Path, typer.Argument(help=".safetensors to write")],
+) -> None:
+    """Turn a downloaded checkpoint into safetensors without executing what it holds."""
+    from crystal_fidelity.weights import convert_weights
+
+    Console().print(f"tensors SHA-256 {convert_weights(source, out)}\n{out}", highlight=False)
 
 
 def _stem(distance_name: str) -> str:

@@ -75,7 +75,7 @@ def feature_set(
     rows: NDArray[np.float64], names: Sequence[str], reasons: Sequence[str], identity: Identity
 ) -> FeatureSet:
     """Keep the rows without a reason; a row that is not finite is a failure too."""
-    finite = np.isfinite(rows).all(axis=1).tolist()
+    finite: list[bool] = [bool(np.isfinite(row).all()) for row in rows]
     why = [
         reason or ("" if ok else "features are not finite")
         for reason, ok in zip(reasons, finite, strict=True)

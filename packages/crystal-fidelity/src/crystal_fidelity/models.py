@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from crystal_fidelity.alignn_graph import GraphMode
 from crystal_fidelity.energies import AseEnergies, EnergyModel
 from crystal_fidelity.featurizers import Featurizer, Progress
 
@@ -31,7 +32,19 @@ def make_featurizer(
         from crystal_fidelity.chgnet_model import ChgnetModel
 
         return ChgnetModel(cache, on_progress=on_progress)
-    raise ValueError(f"featurizer {name!r} is not known")
+    if weights is None:
+        raise ValueError(
+            f"featurizer {name} needs weights: give --weights FILE, made once by "
+            "`crystal-fidelity weights fetch mp_e_form_alignn FILE`"
+        )
+    try:
+        from crystal_fidelity.alignn import AlignnFeaturizer
+    except ImportError as error:
+        raise ImportError(
+            "ALIGNN features need torch and safetensors: pip install 'crystal-fidelity[alignn]'"
+        ) from error
+    mode: GraphMode = "official" if name == "alignn" else "tie-tolerant"
+    return AlignnFeaturizer(weights, mode, cache, on_progress=on_progress)
 
 
 def make_energy_model(

@@ -1,0 +1,238 @@
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crystal_fidelity.structures import Crystal
+from prototypes import everything, moved, random_crystal, rutile, simple_cubic
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from alignn_fixture import seeded_tensors, structures  # noqa: E402
+from crystal_fidelity.alignn import Alignn, AlignnFeaturizer, collate  # noqa: E402
+from crystal_fidelity.alignn_graph import build_graph, line_graph  # noqa: E402
+from crystal_fidelity.weights import (  # noqa: E402
+    convert_weights,
+    fetch_weights,
+    load_weights,
+    tensors_digest,
+)
+
+ORACLE = Path(__file__).parent / "data" / "alignn_oracle.npz"
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    shapes = {name: tuple(t.shape) for name, t in Alignn().state_dict().items()}
+    kinds = {name: t.dtype for name, t in Alignn().state_dict().items()}
+    return {n: torch.from_numpy(v).to(kinds[n]) for n, v in seeded_tensors(shapes).items()}
+
+
+@pytest.fixture(scope="module")
+def network(tensors):
+    net = Alignn()
+    net.load_state_dict(tensors, strict=True)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "checkpoint_300.pt"
+    torch.save({"model": tensors}, path)
+    return path
+
+
+def latents(network, crystals, mode):
+    with torch.no_grad():
+        return network(collate([build_graph(c, mode) for c in crystals])).numpy()
+
+
+def test_size_is_the_published_one():
+    network = Alignn()
+    assert sum(p.numel() for p in network.parameters()) == 4_026_753
+    assert len(network.state_dict()) == 279
+
+
+def test_graphs_and_latents_are_the_official_codes(network):
+    recorded = np.load(ORACLE)
+    crystals = structures()
+    assert len(crystals) == len(recorded["latents"]) >= 20
+    graphs = [build_graph(c, "official") for c in crystals]
+    counts = np.array([[len(g.sources), len(g.first_bonds)] for g in graphs])
+    equal = (counts == recorded["counts"]).all(axis=1)
+    assert equal.mean() >= 0.8  # rounding of equal distances differs between BLAS builds
+    ours = latents(network, crystals, "official")
+    scale = np.abs(recorded["latents"]).max(axis=1)
+    error = np.abs(ours - recorded["latents"]).max(axis=1) / scale
+    assert error[equal].max() < 1e-5
+
+
+def test_parity_check_can_fail(network):
+    recorded = np.load(ORACLE)["latents"]
+    wrong = latents(network, structures()[::-1], "official")
+    assert np.abs(wrong - recorded).max() / np.abs(recorded).max() > 1e-2
+
+
+def test_batching_does_not_change_latents(network):
+    crystals = everything()
+    together = latents(network, crystals, "tie-tolerant")
+    alone = np.concatenate([latents(network, [c], "tie-tolerant") for c in crystals])
+    np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(alone).max())
+
+
+def doubled(crystal):
+    shifts = [[0.5 * i, 0, 0] for i in (0, 1)]
+    return Crystal(
+        crystal.lattice * np.array([[2.0], [1], [1]]),
+        np.vstack([crystal.frac_coords * [0.5, 1, 1] + s for s in shifts]),
+        np.tile(crystal.atomic_numbers, 2),
+    )
+
+
+@pytest.mark.parametrize("change", ["motion", "re-tiling"])
+def test_tie_tolerant_latents_do_not_change(network, change):
+    crystals = [*everything(), *(random_crystal(i, 5) for i in range(4))]
+    other = [moved(c, 7) if change == "motion" else doubled(c) for c in crystals]
+    plain = latents(network, crystals, "tie-tolerant")
+    again = latents(network, other, "tie-tolerant")
+    assert np.abs(again - plain).max() / np.abs(plain).max() < 1e-5
+
+
+def test_official_latents_do_change_under_motion(network):
+    crystals = everything()
+    plain = latents(network, crystals, "official")
+    again = latents(network, [moved(c, 7) for c in crystals], "official")
+    assert np.abs(again - plain).max() / np.abs(plain).max() > 1e-4
+
+
+def test_shells_have_at_least_twelve_neighbours_and_bonds_run_both_ways():
+    for crystal in [*structures(), simple_cubic(20.0, "Cs")]:
+        graph = build_graph(crystal, "tie-tolerant")
+        counts = np.bincount(graph.sources, minlength=len(crystal))
+        assert counts.min() >= 12
+        np.testing.assert_array_equal(counts, np.bincount(graph.targets, minlength=len(crystal)))
+        np.testing.assert_allclose(graph.displacements.sum(axis=0), 0, atol=1e-9)
+        ends = graph.targets[graph.first_bonds]
+        np.testing.assert_array_equal(ends, graph.sources[graph.second_bonds])
+
+
+def test_simple_cubic_has_its_first_and_second_shells():
+    graph = build_graph(simple_cubic(3.0), "tie-tolerant")
+    lengths, counts = np.unique(
+        np.round(np.linalg.norm(graph.displacements, axis=1), 6), return_counts=True
+    )
+    assert lengths == pytest.approx([3.0, 3.0 * np.sqrt(2)], abs=1e-5)
+    assert counts.tolist() == [6, 12]
+    assert len(build_graph(simple_cubic(3.0), "official").sources) == 36  # own images twice
+
+
+def test_line_graph_pairs_every_arriving_with_every_leaving_bond():
+    first, second = line_graph(np.array([0, 0, 1]), np.array([0, 1, 0]), 2)
+    assert sorted(zip(first.tolist(), second.tolist(), strict=True)) == [
+        (0, 0), (0, 1), (1, 2), (2, 0), (2, 1),
+    ]  # fmt: skip
+
+
+def test_all_containers_of_the_same_weights_have_one_digest(tensors, checkpoint, tmp_path):
+    zipped = tmp_path / "mp_e_form_alignnn.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("mp_e_form_alignnn/config.json", '{"model": {"alignn_layers": 4}}')
+        archive.writestr("mp_e_form_alignnn/checkpoint_100.pt", b"not this one")
+        archive.write(checkpoint, "mp_e_form_alignnn/checkpoint_300.pt")
+    legacy = tmp_path / "old.pt"
+    torch.save({"model": tensors}, legacy, _use_new_zipfile_serialization=False)
+    safe = tmp_path / "w.safetensors"
+    digest = convert_weights(zipped, safe)
+    for path in (checkpoint, zipped, legacy, safe):
+        assert tensors_digest(load_weights(path)) == digest == tensors_digest(tensors)
+
+
+def test_optimiser_states_beside_the_weights_are_ignored(tensors, tmp_path):
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=10)
+    path = tmp_path / "checkpoint_1.pt"
+    torch.save(
+        {
+            "model": tensors,
+            "optimizer": optimiser.state_dict(),
+            "lr_scheduler": schedule.state_dict(),
+        },
+        path,
+    )
+    assert tensors_digest(load_weights(path)) == tensors_digest(tensors)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_hostile_checkpoint_is_refused_and_nothing_runs(tensors, tmp_path, new_format):
+    path, witness = tmp_path / "checkpoint_1.pt", tmp_path / "ran"
+    content = {"model": tensors, "extra": Evil(witness)}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"asks for posix.system"):
+        load_weights(path)
+    assert not witness.exists()
+    raw = tmp_path / "raw.pt"
+    raw.write_bytes(pickle.dumps(Evil(witness)))
+    with pytest.raises(ValueError, match=r"refused|not a whole"):
+        load_weights(raw)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, 100_000, -100])
+def test_truncated_files_are_refused(checkpoint, tmp_path, keep):
+    data = checkpoint.read_bytes()
+    safe = tmp_path / "whole.safetensors"
+    convert_weights(checkpoint, safe)
+    for name, content in (("a.pt", data), ("b.safetensors", safe.read_bytes()), ("c.zip", data)):
+        path = tmp_path / name
+        path.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match=r"not a whole|refused"):
+            load_weights(path)
+
+
+def test_weights_of_another_network_are_refused(tensors, tmp_path):
+    fewer = {k: v for k, v in tensors.items() if not k.startswith("fc")}
+    torch.save({"model": fewer}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"2 of 279 tensors"):
+        load_weights(tmp_path / "a.pt")
+    torch.save(
+        {"model": tensors | {"fc.weight": torch.full((1, 256), torch.nan)}}, tmp_path / "b.pt"
+    )
+    with pytest.raises(ValueError, match="NaN"):
+        load_weights(tmp_path / "b.pt")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("config.json", '{"model": {"hidden_features": 128}}')
+        archive.writestr("checkpoint_1.pt", b"x")
+    (tmp_path / "c.zip").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="hidden_features = 128"):
+        load_weights(tmp_path / "c.zip")
+
+
+def test_unknown_published_name_is_explained(tmp_path):
+    with pytest.raises(ValueError, match="mp_e_form_alignnn"):
+        fetch_weights("mp_gap", tmp_path / "x.zip")
+
+
+def test_featurizer_names_mode_and_weights_and_counts_failures(checkpoint, tmp_path, tensors):
+    official = AlignnFeaturizer(checkpoint, "official", tmp_path)
+    tolerant = AlignnFeaturizer(checkpoint, "tie-tolerant", tmp_path)
+    assert official.identity != tolerant.identity
+    assert official.identity.weights_sha256 == tensors_digest(tensors)
+    result = tolerant.features([rutile(), simple_cubic(0.3), simple_cubic(3.0, "Md")])
+    assert len(result) == 1
+    assert [name for name, _ in result.failures] == ["Po", "Md"]
+    again = AlignnFeaturizer(checkpoint, "tie-tolerant", tmp_path)
+    again._compute = lambda _: pytest.fail("the network was asked again")
+    np.testing.assert_array_equal(again.features([rutile()]).features, result.features)
