@@ -1,0 +1,113 @@
+"""What the README and the examples show is what there is."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from crystorus import cli
+from crystorus.generation import api
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for language, block in BLOCKS
+    if not language
+    for line in block.splitlines()
+]
+
+sys.path.insert(0, str(ROOT / "tests/generation"))
+
+
+@pytest.fixture
+def fake_shipped(monkeypatch):
+    from fake_model import FakeModel
+
+    monkeypatch.setattr(api, "_shipped", FakeModel)
+    monkeypatch.setattr(api, "load", FakeModel)
+
+
+def targets_of_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+def test_the_two_commands_of_a_newcomer_are_targets():
+    first = [command for command in COMMANDS if command.startswith("make ")][:2]
+    assert first == ["make crystals", "make test"]
+    assert {"crystals", "test"} <= targets_of_makefile()
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = (ROOT / ".ci/run").read_text().splitlines()
+    assert "make test" in script
+    assert "make lint" in script
+
+
+def test_every_make_command_anywhere_in_the_documents_exists():
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE))
+    assert len(named) >= 4
+    assert named <= targets_of_makefile()
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("crystorus ")])
+def test_every_command_shown_is_understood(line):
+    """Verbs and options exist; `--help` at the end keeps the command from being carried out."""
+    result = CliRunner().invoke(cli.app, [*shlex.split(line)[1:], "--help"], prog_name="crystorus")
+    assert result.exit_code == 0
+    verb = " ".join(word for word in shlex.split(line)[1:3] if word in ("data", "get", "build"))
+    assert (verb or shlex.split(line)[1]) in result.stdout
+    for option in re.findall(r"--[a-z-]+", line):
+        assert option in result.stdout
+
+
+def test_an_option_that_does_not_exist_would_be_noticed():
+    result = CliRunner().invoke(cli.app, ["sample", "LiFeO2", "--sed", "1"])
+    assert result.exit_code == 2
+    assert "--seed" in result.stderr
+
+
+@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
+    import crystorus
+    from crystorus.generation.api import load
+
+    monkeypatch.setattr(crystorus, "load", load, raising=False)
+    found = {}
+    exec(code, found)  # noqa: S102
+    assert len(found["atoms"]) == len(found["structures"]) == 8
+    assert len(found["film"]) == 50
+
+
+@pytest.mark.usefixtures("fake_shipped")
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_the_examples_run(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example), "SrTiO3"])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_the_makefile_refuses_an_old_python(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); '
+        'exec(sys.argv[1])" "$2"\n'
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["make", "-C", ROOT, f"PYTHON={fake}", f"VENV={tmp_path / 'venv'}", "crystals"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "python 3.9 is too old: crystorus needs 3.11" in done.stderr
