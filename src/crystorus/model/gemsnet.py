@@ -95,17 +95,18 @@ class AtomEmbedding(torch.nn.Module):
         self.element = torch.nn.Embedding(ELEMENTS, size)
         torch.nn.init.uniform_(self.element.weight, -(3**0.5), 3**0.5)
         self.time = time
-        frequency = TIME_BASE ** -(torch.arange(0, size, 2) / size)
-        self.register_buffer("frequency", frequency, persistent=False)
 
     def forward(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> Float[Tensor, "atoms n"]:
         """Return z^emb (Eq. 9a)."""
         embedded = self.element(crystals.atomic_numbers - 1)
         if not self.time:
             return embedded
-        phase = t[:, None].to(embedded.dtype) * self.get_buffer("frequency").to(embedded.dtype)
+        size = embedded.shape[1]
+        even = torch.arange(0, size, 2, dtype=embedded.dtype, device=embedded.device)
+        frequency = TIME_BASE ** -(even / size)
+        phase = t[:, None].to(embedded.dtype) * frequency
         waves = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)
-        return embedded + waves[crystals.crystal_of_atom, : embedded.shape[1]]
+        return embedded + waves[crystals.crystal_of_atom, :size]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,9 @@ def nearest_neighbours(crystals: Crystals, *, neighbours: int, cutoff: float) ->
     ties by storage order makes the graph of a symmetric crystal depend on the numbering of its
     atoms, and the equivariance of Eq. 10 is lost.
     """
+    device, dtype = crystals.lattice.device, crystals.lattice.dtype
+    if device.type == "mps":  # which has no float64
+        crystals = crystals.to("cpu")
     reduced, change = reduce_lattice(crystals.lattice.to(torch.float64))
     radius = _search_radius(reduced, crystals.n_atoms, neighbours, cutoff)
     candidates = _enumerate(crystals, reduced, change, radius)
@@ -86,16 +89,17 @@ def nearest_neighbours(crystals: Crystals, *, neighbours: int, cutoff: float) ->
     position = torch.full_like(candidates.target, -1)
     position[kept] = torch.arange(len(kept), device=kept.device)
     in_cell = change.to(torch.float64)[candidates.crystal[kept]]
-    dtype = crystals.lattice.dtype
+    offset = torch.einsum("eij,ej->ei", in_cell, candidates.offset[kept])
     target = candidates.target[kept]
+    count = torch.bincount(target, minlength=len(crystals.frac_coords))
     return Neighbours(
-        target=target,
-        source=candidates.source[kept],
-        reverse=position[candidates.mirror[kept]],
-        offset=torch.einsum("eij,ej->ei", in_cell, candidates.offset[kept]).to(dtype),
-        vector=candidates.vector[kept].to(dtype),
-        distance=candidates.distance[kept].clamp_min(SHORTEST_DISTANCE).to(dtype),
-        count=torch.bincount(target, minlength=len(crystals.frac_coords)),
+        target=target.to(device),
+        source=candidates.source[kept].to(device),
+        reverse=position[candidates.mirror[kept]].to(device),
+        offset=offset.to(dtype).to(device),
+        vector=candidates.vector[kept].to(dtype).to(device),
+        distance=candidates.distance[kept].clamp_min(SHORTEST_DISTANCE).to(dtype).to(device),
+        count=count.to(device),
     )
 
 
