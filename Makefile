@@ -12,14 +12,14 @@ crystals: $(BIN)/python
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --out out/$(FORMULA)
 
 test: $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity'
+	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
 	$(BIN)/python -m pytest
 
 slow: test
 	$(BIN)/python -m pytest -m slow
 
 lint: $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity'
+	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -49,6 +49,12 @@ def main() -> None:
     app(prog_name="crystorus")
 
 
+class DatasetName(StrEnum):
+    """The data sets by name."""
+
+    mp_20 = "mp-20"
+
+
 def _command(after_interrupt: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """End a command with one sentence instead of a traceback, whatever goes wrong inside."""
 
@@ -212,10 +218,24 @@ def info(
 @data_app.command("get")
 @_command("interrupted; the same command goes on where it stopped")
 def data_get(
-    name: Annotated[str, typer.Argument(help="The data set: mp-20.")],
-    folder: Annotated[Path, typer.Option(help="Where it goes.")] = Path("data"),
+    name: Annotated[DatasetName, typer.Argument(help="The data set.")],
+    folder: Annotated[Path, typer.Option(help="Where its files go.")] = Path("data/mp-20"),
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="train, val or test; can be repeated.", show_default="train, val"),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Another copy.", show_default="the CDVAE release")
+    ] = None,
 ) -> None:
     """Download a data set, going on where a download broke off."""
+    from crystorus.data.mp20 import get_mp20
+    from crystorus.terminal import download_progress
+
+    with download_progress() as progress:
+        files = get_mp20(folder, splits=split or ["train", "val"], base_url=url, progress=progress)
+    for file in files:
+        typer.echo(file)
 
 
 @data_app.command("build")

@@ -16,6 +16,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -147,19 +148,25 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show bytes, speed and time left on stderr; yields the way to set (done, total) bytes."""
+def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show bytes, speed and time left of each file on stderr; yields the way to set them."""
     console = Console(stderr=True)
     columns = (
-        TextColumn(f"[bold]{name}"),
+        TextColumn("[bold]{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task(name, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield show
 
 
 def show_store(path: object, kept: int, skipped: Sequence[tuple[str, str]]) -> None:

@@ -1,12 +1,15 @@
 import csv
+import functools
 import gzip
 import hashlib
+import http.server
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -338,3 +341,34 @@ def test_structures_become_a_store(crystorus, tmp_path):
     assert "1 left out" in stdout
     assert "left out: " in stderr
     refused(crystorus, ["does not exist"], "data", "build", tmp_path / "none", tmp_path / "store2")
+
+
+@pytest.fixture
+def empty_server(tmp_path):
+    """A local server of an empty folder."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path / "served"
+        server.shutdown()
+
+
+def test_a_data_set_is_fetched_from_the_address_given(crystorus, empty_server, tmp_path):
+    url, served = empty_server
+    (served / "val.csv").write_text("material_id\n1\n")
+    words = ["val.csv", "is not MP-20"]
+    refused(crystorus, words, *data_get(tmp_path, url, "val"))
+    refused(crystorus, ["train.csv"], *data_get(tmp_path, url, "train"))
+    refused(crystorus, ["'exam'", "train, val, test"], *data_get(tmp_path, url, "exam"))
+    assert not list((tmp_path / "data").glob("*.csv"))
+
+
+def data_get(tmp_path, url, split):
+    return "data", "get", "mp-20", "--folder", tmp_path / "data", "--split", split, "--url", url
+
+
+def test_a_data_set_that_is_not_known_is_refused_with_the_names_there_are(crystorus):
+    code, _, stderr = crystorus("data", "get", "mp-21")
+    assert code == 2
+    assert "mp-20" in stderr
