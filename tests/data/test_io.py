@@ -261,6 +261,17 @@ def test_poscar_folder_and_database_are_read(tmp_path):
         assert matcher.fit(original, crystals_to_structures(crystal)[0])
 
 
+def test_the_blocks_of_one_cif_file_are_read_one_by_one(tmp_path):
+    texts = [cif_text(quartz(), "one"), cif_text(needle(), "two")]
+    texts.append(cif_text(rocksalt(), "bad").replace(" 1\n", " 0.5\n"))
+    (tmp_path / "all.cif").write_text("\n".join(texts))
+    found = dict(read_crystals(tmp_path / "all.cif"))
+    assert list(found) == ["all-one", "all-two", "all-bad"]
+    assert found["all-one"].n_atoms.tolist() == [9]
+    assert found["all-two"].n_atoms.tolist() == [5]
+    assert "occupancy 0.5" in str(found["all-bad"])
+
+
 def test_one_broken_frame_does_not_stop_the_others(tmp_path):
     path = tmp_path / "frames.extxyz"
     good = '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"\nLi 0 0 0\n'

@@ -6,15 +6,18 @@ rest are read. A file that is broken as a whole raises `ReadingError` with its p
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from crystorus.data.arrays import CrystalArrays, ReadingError
+from crystorus.data.cif import parse_cif_blocks
 
 ID_COLUMNS = ("material_id", "id", "mat_id", "name")
 CSV_ENDINGS = (".csv", ".csv.gz")
+_BLOCK = re.compile(r"^data_", re.MULTILINE | re.IGNORECASE)
 FORMATS = (
     "CSV with a cif column (.csv, .csv.gz), CIF (.cif, a folder of them), extended XYZ "
     "(.extxyz, .xyz), POSCAR (.vasp, .poscar, POSCAR, CONTCAR), ASE database (.db)"
@@ -82,16 +85,29 @@ def _rows(reader: "Iterator[list[str]]", path: Path) -> Iterator[Record]:
 
 
 def cif_records(path: Path) -> Iterator[Record]:
-    """Yield the CIF files of a folder, by name, or the blocks of one file.
+    """Yield the CIF files of a folder, by name, or of one file; a file of several blocks by block.
 
     Raises:
-        ReadingError: If a folder has no CIF files, or a single file is no CIF.
+        ReadingError: If a folder has no CIF files.
     """
     files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif") if path.is_dir() else []
     if path.is_dir() and not files:
         raise ReadingError(f"{path} has no .cif files: give {FORMATS}")
     for file in files or [path]:
         try:
-            yield Record(file.stem, file.read_text(encoding="utf-8", errors="replace"))
+            text = file.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             yield Record(file.stem, ReadingError(f"it cannot be opened ({error.strerror})"))
+        else:
+            yield from _block_records(text, file.stem)
+
+
+def _block_records(text: str, name: str) -> Iterator[Record]:
+    if len(_BLOCK.findall(text)) < 2:
+        yield Record(name, text)
+        return
+    try:
+        for block, content in parse_cif_blocks(text):
+            yield Record(f"{name}-{block}", content)
+    except ReadingError as error:
+        yield Record(name, error)
