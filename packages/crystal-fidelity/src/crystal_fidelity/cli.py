@@ -112,6 +112,12 @@ def compare(
     featurizer: FeaturizerOption = "chgnet",
     weights: Weights = None,
     cache: Cache = None,
+    known: Annotated[
+        Path | None, typer.Option(help="set that novelty is judged against [default: REFERENCE]")
+    ] = None,
+    hull_key: Annotated[
+        str, typer.Option(help="number of the generated structures that S.U.N. reads, eV/atom")
+    ] = "e_above_hull",
     protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
     best_of: BestOf = 1,
     workers: Workers = CORES,
@@ -127,6 +133,8 @@ def compare(
         featurizer=featurizer,
         weights=weights,
         cache=cache,
+        known=known,
+        hull_key=hull_key,
         match_protocol=protocol,
         best_of=best_of,
         workers=workers,

@@ -1,29 +1,50 @@
 """All chosen metrics of one set against another, in one call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from crystal_fidelity.composition import composition_validity_score
-from crystal_fidelity.distances import EmdResult, density_emd, energy_emd
+from crystal_fidelity.coverage import coverage
+from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
 from crystal_fidelity.energies import load_references, model_energy_emd
 from crystal_fidelity.featurizers import FeatureSet
 from crystal_fidelity.frechet import frechet, kernel
 from crystal_fidelity.matching import MatchProtocol, MatchResult, match_rate_best_of
+from crystal_fidelity.metre import metre
 from crystal_fidelity.models import (
     DISTANCE_NAMES,
     FeaturizerName,
     make_energy_model,
     make_featurizer,
 )
+from crystal_fidelity.reading import read_structures
 from crystal_fidelity.scores import Score
+from crystal_fidelity.sets import SunResult, novel, novelty_score, unique, uniqueness_score
 from crystal_fidelity.structures import Entry, as_entries
+from crystal_fidelity.symmetry import SpaceGroupResult, space_group_distance
 from crystal_fidelity.validity import ValidityResult, structural_validity
 
-Metric = Literal["validity", "composition", "density", "energy", "frechet", "match"]
+Metric = Literal[
+    "validity",
+    "composition",
+    "density",
+    "energy",
+    "frechet",
+    "match",
+    "metre",
+    "coverage",
+    "uniqueness",
+    "novelty",
+    "spacegroups",
+    "sun",
+]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-DEFAULT_METRICS: tuple[Metric, ...] = ("validity", "density")
+DEFAULT_METRICS: tuple[Metric, ...] = ("validity", "density", "uniqueness", "spacegroups")
 Progress = Callable[[str], None]
 
 
@@ -41,6 +62,10 @@ class Settings:
     weights: Path | None = None
     """Weights of a featurizer that has none of its own."""
     cache: Path | None = None
+    known: Path | None = None
+    """Structures that novelty is judged against; the reference set if None."""
+    hull_key: str = "e_above_hull"
+    """Number of the generated structures that S.U.N. reads, eV/atom."""
     match_protocol: MatchProtocol = "all"
     best_of: int = 1
     """Consecutive generated candidates per reference."""
@@ -53,11 +78,25 @@ class Settings:
 class Comparison:
     """All results; `scores` is the flat view, the rest is what plots and tables need."""
 
-    scores: list[Score]
+    scores: list[Score] = field(default_factory=list)
     validity: ValidityResult | None = None
     density: EmdResult | None = None
     energy: EmdResult | None = None
     match: MatchResult | None = None
+    unique: NDArray[np.bool_] | None = None
+    novel: NDArray[np.bool_] | None = None
+    groups: SpaceGroupResult | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every step needs."""
+
+    left: list[Entry]
+    right: list[Entry]
+    settings: Settings
+    on_progress: Progress
+    result: Comparison
 
 
 def parse_metrics(text: str) -> tuple[Metric, ...]:
@@ -88,86 +127,125 @@ def compare(
     Raises:
         ValueError: a set is empty, or does not fit the metric.
     """
-    left, right = as_entries(generated), as_entries(reference)
-    result = Comparison([])
-    steps: dict[Metric, Callable[[Comparison, list[Entry], list[Entry], Settings, Progress], None]]
-    steps = {
+    result = Comparison()
+    task = _Task(as_entries(generated), as_entries(reference), settings, on_progress, result)
+    steps: dict[Metric, Callable[[_Task], None]] = {
         "validity": _add_validity,
         "composition": _add_composition,
         "density": _add_density,
         "energy": _add_energy,
         "frechet": _add_frechet,
         "match": _add_match,
+        "metre": _add_metre,
+        "coverage": _add_coverage,
+        "uniqueness": _add_uniqueness,
+        "novelty": _add_novelty,
+        "spacegroups": _add_space_groups,
+        "sun": _add_sun,
     }
     for metric in settings.metrics:
         on_progress(metric)
-        steps[metric](result, left, right, settings, on_progress)
+        steps[metric](task)
     return result
 
 
-def _add_validity(
-    result: Comparison, left: list[Entry], right: list[Entry], _s: Settings, _p: Progress
-) -> None:
-    result.validity = structural_validity(left)
-    real = structural_validity(right).rate
-    result.scores += [
-        replace(score, real=real, n_reference=len(right)) for score in result.validity.scores()
-    ]
+def _add_validity(task: _Task) -> None:
+    result = task.result.validity = structural_validity(task.left)
+    real = structural_validity(task.right).rate
+    n = len(task.right)
+    task.result.scores += [replace(score, real=real, n_reference=n) for score in result.scores()]
 
 
-def _add_composition(
-    result: Comparison, left: list[Entry], right: list[Entry], _s: Settings, _p: Progress
-) -> None:
-    real = composition_validity_score(right).value
-    score = composition_validity_score(left)
-    result.scores.append(replace(score, real=real, n_reference=len(right)))
+def _add_composition(task: _Task) -> None:
+    real = composition_validity_score(task.right).value
+    score = composition_validity_score(task.left)
+    task.result.scores.append(replace(score, real=real, n_reference=len(task.right)))
 
 
-def _add_density(
-    result: Comparison, left: list[Entry], right: list[Entry], settings: Settings, _p: Progress
-) -> None:
-    result.density = density_emd(left, right, seed=settings.seed)
-    result.scores += result.density.scores()
+def _add_density(task: _Task) -> None:
+    task.result.density = density_emd(task.left, task.right, seed=task.settings.seed)
+    task.result.scores += task.result.density.scores()
 
 
-def _add_energy(
-    result: Comparison,
-    left: list[Entry],
-    right: list[Entry],
-    settings: Settings,
-    on_progress: Progress,
-) -> None:
+def _add_energy(task: _Task) -> None:
+    settings = task.settings
     if settings.energy.startswith("file:"):
         key = settings.energy.removeprefix("file:")
-        result.energy = energy_emd(left, right, key=key, seed=settings.seed)
+        result = energy_emd(task.left, task.right, key=key, seed=settings.seed)
     else:
-        model = make_energy_model(settings.energy, cache=settings.cache, on_progress=on_progress)
+        model = make_energy_model(
+            settings.energy, cache=settings.cache, on_progress=task.on_progress
+        )
         shipped = settings.energy == "chgnet" or settings.references
         references = load_references(settings.references) if shipped else None
-        result.energy = model_energy_emd(
-            left, right, model, references=references, seed=settings.seed
+        result = model_energy_emd(
+            task.left, task.right, model, references=references, seed=settings.seed
         )
-    result.scores += result.energy.scores()
+    task.result.energy = result
+    task.result.scores += result.scores()
 
 
-def _add_frechet(
-    result: Comparison,
-    left: list[Entry],
-    right: list[Entry],
-    settings: Settings,
-    on_progress: Progress,
-) -> None:
+def _add_frechet(task: _Task) -> None:
+    settings = task.settings
     featurizer = make_featurizer(
         settings.featurizer,
         weights=settings.weights,
         cache=settings.cache,
-        on_progress=on_progress,
+        on_progress=task.on_progress,
     )
-    sets = featurizer.features(left), featurizer.features(right)
-    on_progress("Fréchet and kernel distances")
-    result.scores += feature_scores(
-        *sets, name=DISTANCE_NAMES[settings.featurizer], settings=settings
+    sets = featurizer.features(task.left), featurizer.features(task.right)
+    task.on_progress("Fréchet and kernel distances")
+    name = DISTANCE_NAMES[settings.featurizer]
+    task.result.scores += feature_scores(*sets, name=name, settings=settings)
+
+
+def _add_metre(task: _Task) -> None:
+    task.result.scores += metre(task.left, task.right, workers=task.settings.workers).scores()
+
+
+def _add_coverage(task: _Task) -> None:
+    settings = task.settings
+    task.result.scores += coverage(
+        task.left,
+        task.right,
+        cache_folder=settings.cache,
+        workers=settings.workers,
+        on_progress=task.on_progress,
+    ).scores()
+
+
+def _add_uniqueness(task: _Task) -> None:
+    task.result.unique = unique(task.left, workers=task.settings.workers)
+    task.result.scores.append(uniqueness_score(task.result.unique))
+
+
+def _known(task: _Task) -> list[Entry]:
+    path = task.settings.known
+    return read_structures(path, workers=task.settings.workers) if path else task.right
+
+
+def _add_novelty(task: _Task) -> None:
+    known = _known(task)
+    task.result.novel = novel(task.left, known, workers=task.settings.workers)
+    task.result.scores.append(novelty_score(task.result.novel, len(known)))
+
+
+def _add_space_groups(task: _Task) -> None:
+    settings = task.settings
+    task.result.groups = space_group_distance(
+        task.left, task.right, workers=settings.workers, seed=settings.seed
     )
+    task.result.scores += task.result.groups.scores()
+
+
+def _add_sun(task: _Task) -> None:
+    energies = property_values(task.left, task.settings.hull_key)
+    result = task.result
+    if result.unique is None:
+        result.unique = unique(task.left, workers=task.settings.workers)
+    if result.novel is None:
+        result.novel = novel(task.left, _known(task), workers=task.settings.workers)
+    result.scores += SunResult(result.unique, result.novel, energies).scores()
 
 
 def feature_scores(
@@ -183,19 +261,18 @@ def feature_scores(
     return scores + kernel(generated, reference, name=companion, seed=settings.seed).scores()
 
 
-def _add_match(
-    result: Comparison, left: list[Entry], right: list[Entry], settings: Settings, _p: Progress
-) -> None:
-    result.match = match_rate_best_of(
-        split_candidates(left, len(right), settings.best_of),
-        right,
+def _add_match(task: _Task) -> None:
+    settings = task.settings
+    task.result.match = match_rate_best_of(
+        split_candidates(task.left, len(task.right), settings.best_of),
+        task.right,
         protocol=settings.match_protocol,
         baseline=True,
         workers=settings.workers,
         timeout_s=settings.timeout_s,
         seed=settings.seed,
     )
-    result.scores += result.match.scores()
+    task.result.scores += task.result.match.scores()
 
 
 def split_candidates(

@@ -36,6 +36,8 @@ class MatcherSettings:
     """Degrees."""
 
 
+PEERS = MatcherSettings()
+"""CDVAE's and DiffCSP's tolerances."""
 Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
 
 
@@ -146,7 +148,7 @@ def match_rate(
     reference: Sequence[object],
     *,
     protocol: MatchProtocol = "all",
-    settings: MatcherSettings = MatcherSettings(),
+    settings: MatcherSettings = PEERS,
     baseline: bool = False,
     workers: int = 1,
     timeout_s: float | None = None,
@@ -192,7 +194,7 @@ def match_rate_best_of(
     reference: Sequence[object],
     *,
     protocol: MatchProtocol = "all",
-    settings: MatcherSettings = MatcherSettings(),
+    settings: MatcherSettings = PEERS,
     baseline: bool = False,
     workers: int = 1,
     timeout_s: float | None = None,

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from crystal_fidelity.coverage import (
+    COMPOSITION_WIDTH,
+    STRUCTURE_WIDTH,
+    WIDTH,
+    coverage_of,
+    fingerprint,
+    nearest,
+)
+from prototypes import diamond, everything, moved, perovskite, rutile
+from scipy.spatial.distance import cdist
+
+
+def reference(left, right):
+    """CDVAE's definition on whole distance tables."""
+    s = cdist(left[:, :STRUCTURE_WIDTH], right[:, :STRUCTURE_WIDTH])
+    mean, std = right[:, STRUCTURE_WIDTH:].mean(0), right[:, STRUCTURE_WIDTH:].std(0)
+    c = cdist((left[:, STRUCTURE_WIDTH:] - mean) / std, (right[:, STRUCTURE_WIDTH:] - mean) / std)
+    recall = np.mean((s.min(0) <= 0.4) & (c.min(0) <= 10))
+    precision = np.mean((s.min(1) <= 0.4) & (c.min(1) <= 10))
+    return recall, precision
+
+
+def rows(n, seed):
+    generator = np.random.default_rng(seed)
+    structure = generator.normal(size=(n, STRUCTURE_WIDTH)) * 0.05
+    return np.hstack([structure, generator.normal(size=(n, COMPOSITION_WIDTH))])
+
+
+def test_coverage_is_the_definition_beyond_one_chunk():
+    left, right = rows(700, 0), rows(1100, 1)
+    left[:200, :STRUCTURE_WIDTH] += 1
+    right[:300, STRUCTURE_WIDTH:] *= 3
+    result = coverage_of(left, right)
+    assert (result.recall, result.precision) == pytest.approx(reference(left, right))
+    assert 0 < result.recall < 1
+    assert 0 < result.precision < 1
+
+
+def test_failed_fingerprints_count_against_precision():
+    left, right = rows(100, 0), rows(100, 1)
+    whole = coverage_of(left, right).precision
+    failed = np.vstack([left, np.full((100, WIDTH), np.nan)])
+    assert coverage_of(failed, right).precision == pytest.approx(whole / 2)
+    with pytest.raises(ValueError, match="0 and 100 structures"):
+        coverage_of(np.full((3, WIDTH), np.nan), right)
+
+
+def test_nearest_is_the_minimum_of_the_table():
+    left, right = rows(1030, 2), rows(20, 3)
+    a, b = nearest(left, right)
+    table = cdist(left, right)
+    np.testing.assert_allclose(a, table.min(axis=1))
+    np.testing.assert_allclose(b, table.min(axis=0))
+
+
+def test_fingerprints_follow_structure_and_composition_not_the_cell():
+    pytest.importorskip("matminer")
+    a, b = fingerprint(diamond()), fingerprint(moved(diamond(), 1))
+    np.testing.assert_allclose(a[:STRUCTURE_WIDTH], b[:STRUCTURE_WIDTH], atol=1e-6)
+    np.testing.assert_allclose(a[STRUCTURE_WIDTH:], b[STRUCTURE_WIDTH:], atol=1e-9)
+    other = fingerprint(rutile())
+    assert np.linalg.norm(a[:STRUCTURE_WIDTH] - other[:STRUCTURE_WIDTH]) > 0.4
+    assert len(fingerprint(perovskite())) == WIDTH
+
+
+@pytest.mark.slow
+def test_prototypes_cover_themselves(tmp_path):
+    pytest.importorskip("matminer")
+    from crystal_fidelity.coverage import coverage
+
+    result = coverage(everything(), everything(), cache_folder=tmp_path)
+    assert result.recall == result.precision == 1.0

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from crystal_fidelity.matching import MatcherSettings, match_rate
+from crystal_fidelity.metre import metre
+from crystal_fidelity.sets import novel, sun, unique
+from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
+from crystal_fidelity.symmetry import space_group_distance, space_groups, total_variation
+from prototypes import (
+    diamond,
+    everything,
+    moved,
+    perovskite,
+    random_crystal,
+    rattled,
+    rock_salt,
+    rutile,
+    wurtzite,
+    zinc_blende,
+)
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+
+def test_copies_are_not_unique_and_the_first_is():
+    crystals = [*everything(), *(moved(c, 2) for c in everything())]
+    assert unique(crystals).tolist() == [True] * 6 + [False] * 6
+
+
+def test_unique_counts_the_groups_of_pymatgen():
+    base = [random_crystal(i, 3, (8, 22)) for i in range(8)]
+    crystals = [rattled(c, s, i) for i, c in enumerate(base) for s in (0.0, 0.05, 0.4)]
+    groups = StructureMatcher().group_structures([to_pymatgen(c) for c in crystals])
+    assert unique(crystals).sum() == len(groups)
+    assert 8 <= len(groups) < 24
+
+
+def test_novelty_is_pymatgens_verdict():
+    known = [random_crystal(i, 3, (8, 22)) for i in range(6)]
+    made = [rattled(c, s, i) for i, c in enumerate(known) for s in (0.05, 0.5)]
+    matcher = StructureMatcher()
+    expected = [not any(matcher.fit(to_pymatgen(k), to_pymatgen(m)) for k in known) for m in made]
+    assert novel(made, known).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+def test_unreadable_is_neither_unique_nor_novel():
+    torn = ReadFailure("x", "torn")
+    assert unique([torn, diamond()]).tolist() == [False, True]
+    assert novel([torn, diamond()], [rutile()]).tolist() == [False, True]
+    for broken in (lambda: unique([]), lambda: novel([diamond()], [])):
+        with pytest.raises(ValueError, match="need"):
+            broken()
+
+
+def test_sun_needs_all_three_and_unknown_energy_is_not_stable():
+    made = [rutile(), moved(rutile(), 1), diamond(), perovskite(), zinc_blende()]
+    energies = np.array([-0.01, -0.01, 0.0, np.nan, 0.05])
+    result = sun(made, [diamond()], energies)
+    values = {s.name: s.value for s in result.scores()}
+    assert values == pytest.approx(
+        {"stable": 0.6, "S.U.N.": 0.2, "metastable": 0.8, "M.S.U.N.": 0.4}
+    )
+    with pytest.raises(ValueError, match="4 hull energies for 5"):
+        sun(made, [diamond()], energies[:4])
+
+
+def test_metre_is_the_best_match_of_every_reference():
+    real = [random_crystal(i, 3, (8, 22)) for i in range(8)]
+    made = [rattled(c, 0.1, i) for i, c in enumerate(real[:5])][::-1]
+    matcher = StructureMatcher(stol=0.5, ltol=0.3, angle_tol=10)
+    result = metre(made, real)
+    for target, rms in zip(real, result.rms, strict=True):
+        found = [matcher.get_rms_dist(to_pymatgen(m), to_pymatgen(target)) for m in made]
+        best = min((f[0] for f in found if f), default=None)
+        assert (best is None) == np.isnan(rms)
+        assert best is None or rms == pytest.approx(best, abs=1e-12)
+    filled = np.where(np.isnan(result.rms), 0.5, result.rms)
+    assert result.corrected_rmse == pytest.approx(filled.mean())
+
+
+def test_metre_does_not_care_about_order_and_match_rate_does():
+    blende = Crystal(zinc_blende().lattice, zinc_blende().frac_coords, np.array([30, 8]), "b")
+    real = [wurtzite(), blende]
+    strict = MatcherSettings(stol=0.2)
+    assert metre(real[::-1], real, settings=strict).rate == 1.0
+    assert match_rate(real[::-1], real, settings=strict).rate == 0.0
+
+
+def test_space_groups_are_spglibs_and_the_textbooks():
+    assert space_groups(everything()).tolist() == [225, 216, 227, 186, 221, 136]
+    for crystal in [rattled(c, 0.005, 1) for c in everything()]:
+        theirs = SpacegroupAnalyzer(to_pymatgen(crystal), symprec=0.1).get_space_group_number()
+        assert space_groups([crystal])[0] == theirs
+
+
+def test_collapsed_and_unreadable_structures_have_no_space_group():
+    crystal = rock_salt()
+    collapsed = Crystal(crystal.lattice, np.zeros((2, 3)), np.array([11, 11]))
+    flat = Crystal(np.diag([3.0, 3, 0]), np.zeros((1, 3)), np.array([11]))
+    assert space_groups([collapsed, flat, ReadFailure("x", "torn")]).tolist()[1:] == [0, 0]
+
+
+def test_total_variation_is_its_definition():
+    assert total_variation(np.array([1, 1, 2, 225]), np.array([1, 2, 2, 3])) == pytest.approx(0.5)
+    result = space_group_distance(everything(), everything())
+    assert result.total_variation == 0
+    noisy = space_group_distance([random_crystal(i) for i in range(6)], everything())
+    assert noisy.total_variation == 1.0
+    p1 = noisy.scores()[1]
+    assert (p1.value, p1.real) == (1.0, 0.0)
