@@ -160,8 +160,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"no configuration at {path}: give a .toml, as configs/default.toml"
-                          ) from error
+        raise ConfigError(
+            f"no configuration at {path}: give a .toml, as configs/default.toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not readable TOML: {error}") from error
     for override in overrides:
@@ -177,15 +178,18 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
     """
     preset = tree.get("preset", "default")
     if preset not in typing.get_args(Preset):
-        raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(typing.get_args(Preset))}")
-    kinds: dict[str, type] = {"data": DataConfig, "training": TrainingConfig,
-                              "sampling": SamplerConfig}
+        raise ConfigError(
+            f"preset = {preset!r}: choose one of {', '.join(typing.get_args(Preset))}"
+        )
+    kinds: dict[str, type] = {
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "sampling": SamplerConfig,
+    }
     kinds["diffusion"] = PaperDiffusionConfig if preset == "paper" else DiffusionConfig
     kinds["network"] = GemsNetConfig if preset == "paper" else FieldNetConfig
     _check_keys(tree, [*kinds, "preset"], "")
-    sections = {
-        name: _build(kind, tree.get(name, {}), name + ".") for name, kind in kinds.items()
-    }
+    sections = {name: _build(kind, tree.get(name, {}), name + ".") for name, kind in kinds.items()}
     return Config(preset, **sections)
 
 

@@ -109,6 +109,9 @@ def build_model(config: Config, statistics: CellStatistics) -> CrystalModel:
     """Return an untrained system."""
     diffusion = build_diffusion(config, statistics)
     return CrystalModel(
-        config, build_denoiser(config, diffusion), diffusion, statistics,
+        config,
+        build_denoiser(config, diffusion),
+        diffusion,
+        statistics,
         max_atoms=config.data.max_atoms,
     )

@@ -64,8 +64,11 @@ class Losses:
 
 
 def add_noise(
-    diffusion: Diffusion, crystals: Crystals, t: Int[Tensor, " crystals"],
-    normal_atoms: Float[Tensor, "atoms 3"], normal_cells: Float[Tensor, "crystals 6"],
+    diffusion: Diffusion,
+    crystals: Crystals,
+    t: Int[Tensor, " crystals"],
+    normal_atoms: Float[Tensor, "atoms 3"],
+    normal_cells: Float[Tensor, "crystals 6"],
 ) -> tuple[Crystals, Float[Tensor, "crystals 3 3"]]:
     """Draw M_t ~ q(M_t | M_0): lines 3 and 4 of Algorithm 1. Returns M_t and the strain drawn."""
     lattice, strain = diffusion.cell.noise(crystals.lattice, t, normal_cells)
@@ -74,7 +77,10 @@ def add_noise(
 
 
 def training_losses(
-    denoiser: Denoiser, diffusion: Diffusion, crystals: Crystals, t: Int[Tensor, " crystals"],
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    crystals: Crystals,
+    t: Int[Tensor, " crystals"],
     generator: torch.Generator,
 ) -> Losses:
     """Evaluate both losses on one batch: Algorithm 1, lines 3 to 6.
@@ -105,8 +111,13 @@ def training_losses(
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, diffusion: Diffusion, atomic_numbers: Int[Tensor, " atoms"],
-    n_atoms: Int[Tensor, " crystals"], sampler: SamplerConfig, seeds: Sequence[int], *,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    atomic_numbers: Int[Tensor, " atoms"],
+    n_atoms: Int[Tensor, " crystals"],
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    *,
     on_step: Callable[[int, int, Crystals], None] | None = None,
 ) -> Crystals:
     """Turn compositions into crystals: Algorithm 2 or one of its variants.
@@ -125,8 +136,10 @@ def sample(
     """
     noise = CrystalNoise(seeds, n_atoms)
     empty = Crystals(
-        torch.zeros(len(n_atoms), 3, 3, device=n_atoms.device), noise.uniform_atoms(),
-        atomic_numbers, n_atoms,
+        torch.zeros(len(n_atoms), 3, 3, device=n_atoms.device),
+        noise.uniform_atoms(),
+        atomic_numbers,
+        n_atoms,
     )
     cell = diffusion.cell.prior(empty, noise.normal_cells(), noise.normal_cells())
     crystals = empty.with_geometry(cell, diffusion.torus.prior(empty.frac_coords))
@@ -139,8 +152,13 @@ def sample(
 
 
 def _step(
-    denoiser: Denoiser, diffusion: Diffusion, crystals: Crystals, now: int, then: int,
-    sampler: SamplerConfig, noise: CrystalNoise,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    crystals: Crystals,
+    now: int,
+    then: int,
+    sampler: SamplerConfig,
+    noise: CrystalNoise,
 ) -> Crystals:
     """Take one step from level `now` to level `then`."""
     t = torch.full_like(crystals.n_atoms, now)

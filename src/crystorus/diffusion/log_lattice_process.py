@@ -47,9 +47,7 @@ class LogLatticeProcess:
         """Return ρ = exp(π x^ρ)."""
         if self.space == "euclidean":
             return x.unflatten(1, (3, 3))
-        return symmetric_exp(
-            from_coefficients(torch.cat([x[:, :5], x[:, 5:] * VOLUME_SCALE], -1))
-        )
+        return symmetric_exp(from_coefficients(torch.cat([x[:, :5], x[:, 5:] * VOLUME_SCALE], -1)))
 
     def level(self, t: Int[Tensor, " crystals"], like: Tensor) -> Float[Tensor, "crystals 1"]:
         """Return ᾱ_t per crystal."""
@@ -72,15 +70,21 @@ class LogLatticeProcess:
         return self.decode(x), lattice
 
     def prior(
-        self, crystals: Crystals, start: Float[Tensor, "crystals 6"],
+        self,
+        crystals: Crystals,
+        start: Float[Tensor, "crystals 6"],
         normal: Float[Tensor, "crystals 6"],
     ) -> Float[Tensor, "crystals 3 3"]:
         """Draw ρ_T = exp(π x_T), x_T ~ N(0, 1): Algorithm 2, line 2."""
         return self.decode(self._normal(normal))
 
     def loss(
-        self, prediction: Prediction, clean: Crystals, noisy: Crystals,
-        t: Int[Tensor, " crystals"], strain: Float[Tensor, "crystals 3 3"],
+        self,
+        prediction: Prediction,
+        clean: Crystals,
+        noisy: Crystals,
+        t: Int[Tensor, " crystals"],
+        strain: Float[Tensor, "crystals 3 3"],
     ) -> Float[Tensor, " crystals"]:
         """Return the L1 distance of normalised lattice parameters, per crystal.
 
@@ -116,9 +120,7 @@ class LogLatticeProcess:
         mean = mean + (drift - 1) * (mean - x_t) * (s > 0)[:, None]
         return self.decode(mean + variance.sqrt() * self._normal(normal))
 
-    def _posterior(
-        self, t: Tensor, s: Tensor, like: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _posterior(self, t: Tensor, s: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights of x_0 and x_t in μ̃, and β̃."""
         high, low = self.level(t, like), self.level(s, like)
         step = high / low

@@ -133,7 +133,9 @@ class StrainProcess:
         return symmetric_exp(strain) @ lattice, strain
 
     def prior(
-        self, crystals: Crystals, start: Float[Tensor, "crystals 6"],
+        self,
+        crystals: Crystals,
+        start: Float[Tensor, "crystals 6"],
         normal: Float[Tensor, "crystals 6"],
     ) -> Float[Tensor, "crystals 3 3"]:
         """Draw ρ_T: a cell from the Gaussian of the training cells, then noised to level T.
@@ -152,8 +154,12 @@ class StrainProcess:
         return self.noise(symmetric_exp(from_coefficients(coefficients)), last, normal)[0]
 
     def loss(
-        self, prediction: Prediction, clean: Crystals, noisy: Crystals,
-        t: Int[Tensor, " crystals"], strain: Float[Tensor, "crystals 3 3"],
+        self,
+        prediction: Prediction,
+        clean: Crystals,
+        noisy: Crystals,
+        t: Int[Tensor, " crystals"],
+        strain: Float[Tensor, "crystals 3 3"],
     ) -> Float[Tensor, " crystals"]:
         """Return the mean squared error of the strain in units of its noise, per crystal.
 

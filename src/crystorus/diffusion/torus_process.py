@@ -63,7 +63,10 @@ class TorusProcess:
     """
 
     def __init__(
-        self, sigma: Float[Tensor, " levels"], *, target: TorusTarget = "posterior_mean",
+        self,
+        sigma: Float[Tensor, " levels"],
+        *,
+        target: TorusTarget = "posterior_mean",
         centred: bool = True,
     ) -> None:
         self.sigma = sigma.double()

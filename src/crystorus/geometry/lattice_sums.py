@@ -48,18 +48,28 @@ class PairFields:
     vector: Float[Tensor, "crystals n k1 n"]
     tensor: Float[Tensor, "crystals n k2 n"]
 
+    def to(self, dtype: torch.dtype) -> "PairFields":
+        """Cast all sums."""
+        return PairFields(self.scalar.to(dtype), self.vector.to(dtype), self.tensor.to(dtype))
+
 
 def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
     """Return the five independent components of r rᵀ - |r|² I/3 in an orthonormal basis."""
     x, y, z = direction.unbind(-1)
     root2, root6 = math.sqrt(2), math.sqrt(6)
     return torch.stack(
-        [root2 * x * y, root2 * x * z, root2 * y * z, (x * x - y * y) / root2,
-         (x * x + y * y - 2 * z * z) / root6], -1,
+        [
+            root2 * x * y,
+            root2 * x * z,
+            root2 * y * z,
+            (x * x - y * y) / root2,
+            (x * x + y * y - 2 * z * z) / root6,
+        ],
+        -1,
     )
 
 
-def gaussians(values: Float[Tensor, " n"], start: float, end: float, count: int) -> Tensor:
+def gaussians(values: Float[Tensor, "*n"], start: float, end: float, count: int) -> Tensor:
     """Expand values in `count` Gaussians whose spacing equals their width."""
     centres = torch.linspace(start, end, count, dtype=values.dtype, device=values.device)
     width = (end - start) / max(count - 1, 1)

@@ -16,8 +16,9 @@ from crystorus.geometry.torus import wrap
 
 def rotate(crystals: Crystals, rotation: Float[Tensor, "3 3"]) -> Crystals:
     """Act with g ∈ O(3): (ρ, x, z) → (g ρ, x, z)."""
-    return crystals.with_geometry(rotation.to(crystals.lattice) @ crystals.lattice,
-                                  crystals.frac_coords)
+    return crystals.with_geometry(
+        rotation.to(crystals.lattice) @ crystals.lattice, crystals.frac_coords
+    )
 
 
 def translate(crystals: Crystals, shift: Float[Tensor, " 3"]) -> Crystals:
@@ -52,7 +53,9 @@ def permute(crystals: Crystals, order: Int[Tensor, " atoms"]) -> Crystals:
     if not torch.equal(crystals.crystal_of_atom[order], crystals.crystal_of_atom):
         raise ValueError("the order moves atoms between crystals: permute within each crystal")
     return Crystals(
-        crystals.lattice, crystals.frac_coords[order], crystals.atomic_numbers[order],
+        crystals.lattice,
+        crystals.frac_coords[order],
+        crystals.atomic_numbers[order],
         crystals.n_atoms,
     )
 

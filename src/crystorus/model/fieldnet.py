@@ -85,16 +85,12 @@ class _Block(nn.Module):
         nn.init.zeros_(self.update[2].weight)
         nn.init.zeros_(self.update[2].bias)
 
-    def forward(
-        self, state: _State, fields: PairFields, time: Tensor, weight: Tensor
-    ) -> _State:
+    def forward(self, state: _State, fields: PairFields, time: Tensor, weight: Tensor) -> _State:
         """Return the state after one exchange; `weight` is 1/n for atoms, 0 for padding."""
         scale, shift = self.time(time)[:, None].chunk(2, -1)
         h = self.normalise(state.scalar) * (1 + scale) + shift
         from_i, from_j = self.ends(h).chunk(2, -1)
-        hidden = nn.functional.silu(
-            self.pair_in(state.pair) + from_i[:, :, None] + from_j[:, None]
-        )
+        hidden = nn.functional.silu(self.pair_in(state.pair) + from_i[:, :, None] + from_j[:, None])
         pair = state.pair + self.pair_out(hidden)
         gate = self.gate(hidden)
         about = _contract(gate, fields.scalar, 1).squeeze(2)
@@ -146,9 +142,10 @@ class FieldNet(nn.Module):
         fields = lattice_sums(crystals.lattice, frac, mask, self.config.sums)
         weight = mask.to(frac) / crystals.n_atoms.to(frac)[:, None]
         state, time = self._start(crystals, numbers, fields, t)
+        rounded = fields.to(torch.bfloat16) if self.bf16 else fields
         with torch.autocast(frac.device.type, torch.bfloat16, enabled=self.bf16):
             for block in self.blocks:
-                state = block(state, fields, time, weight)
+                state = block(state, rounded, time, weight)
         displacement, strain = self._heads(state, fields, weight)
         return FieldNetOutput(displacement[mask], strain)
 
@@ -189,8 +186,9 @@ class FieldNet(nn.Module):
         shape = shape + torch.einsum("bimw,biw,bi->bm", state.tensor, gamma, weight)
         volume = torch.einsum("bik,bi->bk", trace, weight)
         strain = from_coefficients(torch.cat([shape, volume], -1))
-        outer = torch.einsum("bixv,biv,biyv,bi->bxy", state.vector, delta,
-                             self.turn(state.vector), weight)
+        outer = torch.einsum(
+            "bixv,biv,biyv,bi->bxy", state.vector, delta, self.turn(state.vector), weight
+        )
         outer = outer + outer.mT
         trace_part = torch.diagonal(outer, dim1=1, dim2=2).sum(-1)[:, None, None] / 3
         eye = torch.eye(3, dtype=outer.dtype, device=outer.device)

@@ -69,7 +69,11 @@ class Conductor(Callback):
         self._last = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: TrainingModule, outputs: Any, batch: Crystals,
+        self,
+        trainer: pl.Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Crystals,
         batch_idx: int,
     ) -> None:
         """Add a step; all processes agree on the figures."""
@@ -78,8 +82,9 @@ class Conductor(Callback):
         crystals = len(batch)
         stop = self.stop.wanted or trainer.received_sigterm
         if trainer.world_size > 1:
-            figures = torch.tensor([spent, crystals, stop], dtype=torch.float32,
-                                   device=pl_module.device)
+            figures = torch.tensor(
+                [spent, crystals, stop], dtype=torch.float32, device=pl_module.device
+            )
             figures = trainer.strategy.reduce(figures, reduce_op="sum")
             spent, crystals, stop = figures[0].item(), int(figures[1]), bool(figures[2] > 0)
             spent /= trainer.world_size
@@ -102,7 +107,11 @@ class TrainingLog(Callback):
     """Writes the mean losses of every `log_every` steps."""
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: TrainingModule, outputs: Any, batch: Crystals,
+        self,
+        trainer: pl.Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Crystals,
         batch_idx: int,
     ) -> None:
         """Write a line if it is due."""
@@ -125,7 +134,9 @@ def position(trainer: pl.Trainer, module: TrainingModule) -> dict[str, float]:
     """Return how far a run is, for a line of the log."""
     tally = module.tally
     return {
-        "epoch": trainer.current_epoch, "crystals": tally.crystals, "minutes": tally.seconds / 60,
+        "epoch": trainer.current_epoch,
+        "crystals": tally.crystals,
+        "minutes": tally.seconds / 60,
     }
 
 
@@ -186,8 +197,11 @@ class Evaluation(Callback):
         sums = trainer.strategy.reduce(sum(module.validated, zero), reduce_op="sum").double().cpu()
         module.validated = []
         cell, torus, _ = (sums.sum(0) / sums[:, 2].sum()).tolist()
-        figures = {"val/loss": torus + module.settings.cell_weight * cell,
-                   "val/cell": cell, "val/torus": torus}
+        figures = {
+            "val/loss": torus + module.settings.cell_weight * cell,
+            "val/cell": cell,
+            "val/torus": torus,
+        }
         means = (sums[:, :2] / sums[:, 2:]).tolist()
         for i, (cell, torus) in enumerate(means, start=1):
             figures |= {f"val/cell_{i}": cell, f"val/torus_{i}": torus}
@@ -203,11 +217,17 @@ class Evaluation(Callback):
     def _sample(self, module: TrainingModule) -> dict[str, float]:
         assert self.references is not None
         found = sample_quality(
-            module.denoiser, module.model.diffusion, module.model.config.sampling,
-            self.references, device=module.device,
+            module.denoiser,
+            module.model.diffusion,
+            module.model.config.sampling,
+            self.references,
+            device=module.device,
         )
-        return {"sample/valid": found.valid, "sample/match_rate": found.match_rate,
-                "sample/match_rmse": found.rmse}
+        return {
+            "sample/valid": found.valid,
+            "sample/match_rate": found.match_rate,
+            "sample/match_rmse": found.rmse,
+        }
 
     def export(self, trainer: pl.Trainer, module: TrainingModule, folder: Path) -> None:
         """Write the module's present weights as a checkpoint, with its card."""
@@ -253,7 +273,11 @@ class Keeper(Callback):
         self._saved_at = pl_module.tally.seconds
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: TrainingModule, outputs: Any, batch: Crystals,
+        self,
+        trainer: pl.Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Crystals,
         batch_idx: int,
     ) -> None:
         """Save if it is due or the user wants to stop.

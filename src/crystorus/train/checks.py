@@ -13,9 +13,19 @@ def check_settings(config: Config) -> None:
     s = config.training
     for name in ("epochs", "validate_every", "log_every", "devices", "nodes"):
         _least(f"training.{name}", getattr(s, name), 1)
-    for name in ("batch_size", "batch_pairs", "warmup_steps", "sample_every", "sample_crystals",
-                 "validation_crystals", "workers", "minutes", "save_minutes", "clip_norm",
-                 "cell_weight"):
+    for name in (
+        "batch_size",
+        "batch_pairs",
+        "warmup_steps",
+        "sample_every",
+        "sample_crystals",
+        "validation_crystals",
+        "workers",
+        "minutes",
+        "save_minutes",
+        "clip_norm",
+        "cell_weight",
+    ):
         _least(f"training.{name}", getattr(s, name), 0)
     for name in ("decay", "high_noise_fraction", "ema_decay", "adam_beta2"):
         value = getattr(s, name)

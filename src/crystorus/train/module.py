@@ -100,8 +100,10 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Crystals, batch_idx: int) -> None:
         """Set the learning rate of this step."""
         factor = rate_factor(
-            self.trainer.global_step, self.progress(),
-            warmup_steps=self.settings.warmup_steps, decay=self.settings.decay,
+            self.trainer.global_step,
+            self.progress(),
+            warmup_steps=self.settings.warmup_steps,
+            decay=self.settings.decay,
         )
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.settings.learning_rate * factor
@@ -113,8 +115,10 @@ class TrainingModule(pl.LightningModule):
         """
         generator = step_generator(self.settings.seed, self.trainer.global_step, self.global_rank)
         t = draw_steps(
-            len(batch), self.model.diffusion.steps,
-            high_noise_fraction=self.settings.high_noise_fraction, generator=generator,
+            len(batch),
+            self.model.diffusion.steps,
+            high_noise_fraction=self.settings.high_noise_fraction,
+            generator=generator,
         ).to(self.device)
         self._use_bf16(self.settings.precision == "bf16")
         losses = training_losses(self.denoiser, self.model.diffusion, batch, t, generator)
@@ -129,7 +133,9 @@ class TrainingModule(pl.LightningModule):
             network.bf16 = wanted
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None,
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Scale gradients down to `clip_norm`, and stop before anything infinite is used.
@@ -158,9 +164,13 @@ class TrainingModule(pl.LightningModule):
         """Save the batch for inspection; returns what happened."""
         path = self.folder / FAILED
         tensors = {
-            "lattice": batch.lattice, "frac_coords": batch.frac_coords,
-            "atomic_numbers": batch.atomic_numbers, "n_atoms": batch.n_atoms,
-            "t": t, "cell_loss": cell, "torus_loss": torus,
+            "lattice": batch.lattice,
+            "frac_coords": batch.frac_coords,
+            "atomic_numbers": batch.atomic_numbers,
+            "n_atoms": batch.n_atoms,
+            "t": t,
+            "cell_loss": cell,
+            "torus_loss": torus,
         }
         step = self.trainer.global_step
         about = {"step": str(step), "seed": str(self.settings.seed), "rank": str(self.global_rank)}

@@ -55,7 +55,11 @@ class MuonWithAdam(Optimizer):
     """
 
     def __init__(
-        self, matrices: list[nn.Parameter], others: list[nn.Parameter], *, lr: float,
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        *,
+        lr: float,
         betas: tuple[float, float],
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
@@ -79,7 +83,8 @@ class MuonWithAdam(Optimizer):
     def _share(self) -> None:
         """Let both parts work on this optimizer's groups and state."""
         self._muon.param_groups, self._adam.param_groups = (
-            self.param_groups[:1], self.param_groups[1:],
+            self.param_groups[:1],
+            self.param_groups[1:],
         )
         self._muon.state = self._adam.state = self.state
 

@@ -33,14 +33,22 @@ class ProgressLine(Callback):
         self._start = (tally.seconds, tally.crystals, pl_module.progress())
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
-        columns = [TextColumn("[bold]training"), BarColumn(), TextColumn("{task.percentage:.1f} %"),
-                   TextColumn("[cyan]{task.fields[state]}")]
+        columns = [
+            TextColumn("[bold]training"),
+            BarColumn(),
+            TextColumn("{task.percentage:.1f} %"),
+            TextColumn("[cyan]{task.fields[state]}"),
+        ]
         self._bar = Progress(*columns, console=self.console, refresh_per_second=2)
         self._bar.add_task("training", total=1.0, completed=self._start[2], state="")
         self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: TrainingModule, outputs: Any, batch: Crystals,
+        self,
+        trainer: pl.Trainer,
+        pl_module: TrainingModule,
+        outputs: Any,
+        batch: Crystals,
         batch_idx: int,
     ) -> None:
         """Move the bar."""
@@ -63,11 +71,15 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero:
             return
         f = self.evaluation.figures
-        parts = [f"epoch {trainer.current_epoch + 1}", f"step {trainer.global_step}",
-                 f"val {f['val/loss']:.4f} (cell {f['val/cell']:.4f}, torus {f['val/torus']:.4f})"]
+        parts = [
+            f"epoch {trainer.current_epoch + 1}",
+            f"step {trainer.global_step}",
+            f"val {f['val/loss']:.4f} (cell {f['val/cell']:.4f}, torus {f['val/torus']:.4f})",
+        ]
         if "sample/valid" in f:
-            parts.append(f"valid {100 * f['sample/valid']:.1f} %, "
-                         f"match {100 * f['sample/match_rate']:.1f} %")
+            parts.append(
+                f"valid {100 * f['sample/valid']:.1f} %, match {100 * f['sample/match_rate']:.1f} %"
+            )
         parts.append(self._speed(pl_module, pl_module.progress()))
         self.console.print(", ".join(parts), highlight=False, soft_wrap=True)
 

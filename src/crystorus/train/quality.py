@@ -54,7 +54,11 @@ def _is_valid(crystal: Crystals) -> bool:
 
 
 def sample_quality(
-    denoiser: Denoiser, diffusion: Diffusion, sampler: SamplerConfig, references: Crystals, *,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    sampler: SamplerConfig,
+    references: Crystals,
+    *,
     device: torch.device,
 ) -> Quality:
     """Sample the compositions of some crystals once each and compare; always the same seeds."""

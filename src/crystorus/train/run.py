@@ -62,13 +62,18 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> None:
         )
         stop = StopSignal()
         evaluation = Evaluation(folder, origin, _references(validation_set, config))
-        trainer = _trainer(config, folder, _callbacks(folder, config, evaluation, stop),
-                           last_step=state["global_step"] if state else 0)
+        trainer = _trainer(
+            config,
+            folder,
+            _callbacks(folder, config, evaluation, stop),
+            last_step=state["global_step"] if state else 0,
+        )
         loaders = _loaders(trainer, train_set, validation_set, config)
         try:
             with stop.listening():
-                trainer.fit(module, *loaders, weights_only=True,
-                            ckpt_path=folder / STATE if state else None)
+                trainer.fit(
+                    module, *loaders, weights_only=True, ckpt_path=folder / STATE if state else None
+                )
         except Interrupted:
             raise KeyboardInterrupt from None
 
@@ -178,10 +183,22 @@ def _loaders(
     s = config.training
     rank, world = trainer.global_rank, trainer.world_size
     try:
-        ours = BatchSampler(train_set.n_atoms, batch_size=s.batch_size,
-                            batch_pairs=s.batch_pairs, seed=s.seed, rank=rank, world=world)
-        theirs = BatchSampler(validation_set.n_atoms, batch_size=s.batch_size,
-                              batch_pairs=s.batch_pairs, seed=0, rank=rank, world=world)
+        ours = BatchSampler(
+            train_set.n_atoms,
+            batch_size=s.batch_size,
+            batch_pairs=s.batch_pairs,
+            seed=s.seed,
+            rank=rank,
+            world=world,
+        )
+        theirs = BatchSampler(
+            validation_set.n_atoms,
+            batch_size=s.batch_size,
+            batch_pairs=s.batch_pairs,
+            seed=0,
+            rank=rank,
+            world=world,
+        )
     except ValueError as error:
         raise TrainingError(str(error)) from error
     return BatchLoader(train_set, ours, workers=s.workers), BatchLoader(validation_set, theirs)
