@@ -1,0 +1,133 @@
+"""A run that is killed and goes on ends as the run that was never killed, bit for bit."""
+
+import functools
+
+import pytest
+import torch
+from crystorus.train import train
+from crystorus.train.callbacks import Evaluation, Keeper
+from crystorus.train.module import TrainingModule
+from lightning.pytorch import Trainer
+from runs import config, die, outcome, run_in_a_child, same
+
+torch.set_num_threads(1)
+HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5}
+
+
+@pytest.fixture(scope="module")
+def left_alone(stores, tmp_path_factory):
+    """For each optimizer a configuration and what it gives when left alone."""
+
+    @functools.cache
+    def run(optimizer):
+        settings = config(stores, optimizer=optimizer, **HURRIED)
+        folder = tmp_path_factory.mktemp(optimizer) / "run"
+        assert run_in_a_child(settings, folder) == 0
+        return settings, outcome(folder)
+
+    return run
+
+
+def kill_in_step(monkeypatch, step):
+    """Die in the middle of a training step."""
+    real = TrainingModule.configure_gradient_clipping
+
+    def dying(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if self.trainer.global_step == step:
+            die()
+
+    monkeypatch.setattr(TrainingModule, "configure_gradient_clipping", dying)
+
+
+def kill_in_save(monkeypatch, step):
+    """Die when the state is written and not yet in its place."""
+    real = Trainer.save_checkpoint
+
+    def dying(self, path, *args, **kwargs):
+        real(self, path, *args, **kwargs)
+        if self.global_step == step:
+            die()
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", dying)
+
+
+def kill_in_validation(monkeypatch, epoch):
+    """Die after the validation losses are known and before anything is saved."""
+
+    def dying(self, trainer, module):
+        if trainer.current_epoch == epoch:
+            die()
+        return real(self, trainer, module)
+
+    real = Evaluation.on_validation_epoch_end
+    monkeypatch.setattr(Evaluation, "on_validation_epoch_end", dying)
+
+
+def kill_after_validation(monkeypatch, epoch):
+    """Die after best/ and last/ of an epoch are written and before its state is."""
+
+    def dying(self, trainer, module):
+        if trainer.current_epoch == epoch:
+            die()
+        real(self, trainer, module)
+
+    real = Keeper.on_train_epoch_end
+    monkeypatch.setattr(Keeper, "on_train_epoch_end", dying)
+
+
+KILLS = [
+    ("adam", kill_in_step, 0), ("adam", kill_in_step, 1), ("adam", kill_in_step, 16),
+    ("adam", kill_in_save, 5), ("adam", kill_in_validation, 0), ("adam", kill_after_validation, 0),
+    ("adam", kill_after_validation, 1), ("muon", kill_in_step, 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("optimizer", "kill", "when"), KILLS)
+def test_a_killed_run_goes_on_bit_for_bit(left_alone, tmp_path, monkeypatch, optimizer, kill, when):
+    settings, expected = left_alone(optimizer)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill(patch, when)
+        assert run_in_a_child(settings, folder) == -9
+    assert run_in_a_child(settings, folder, resume=True) == 0
+    assert same(outcome(folder), expected)
+
+
+def test_the_comparison_sees_another_seed(left_alone, stores, tmp_path):
+    _, expected = left_alone("adam")
+    assert run_in_a_child(config(stores, seed=1, **HURRIED), tmp_path / "run") == 0
+    assert not same(outcome(tmp_path / "run"), expected)
+
+
+def test_a_run_that_is_killed_often_ends_all_the_same(left_alone, tmp_path, monkeypatch):
+    settings, expected = left_alone("muon")
+    folder = tmp_path / "run"
+    for number, step in enumerate((3, 9, 12, 13)):
+        with monkeypatch.context() as patch:
+            kill_in_step(patch, step)
+            assert run_in_a_child(settings, folder, resume=number > 0) == -9
+    assert run_in_a_child(settings, folder, resume=True) == 0
+    assert same(outcome(folder), expected)
+
+
+def test_a_finished_run_has_nothing_left_to_do(stores, tmp_path):
+    settings = config(stores, epochs=1)
+    train(settings, tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    written = (tmp_path / "run" / "last" / "weights.safetensors").stat().st_mtime_ns
+    train(settings, tmp_path / "run", resume=True)
+    assert same(outcome(tmp_path / "run"), before)
+    assert (tmp_path / "run" / "last" / "weights.safetensors").stat().st_mtime_ns == written
+
+
+def test_without_saves_inside_an_epoch_it_is_repeated(left_alone, stores, tmp_path, monkeypatch):
+    _, expected = left_alone("adam")
+    settings = config(stores, save_minutes=5.0, **HURRIED)
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 17)
+        assert run_in_a_child(settings, tmp_path / "run") == -9
+    state = torch.load(tmp_path / "run" / "state" / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 0
+    assert run_in_a_child(settings, tmp_path / "run", resume=True) == 0
+    assert same(outcome(tmp_path / "run"), expected)
