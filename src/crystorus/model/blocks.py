@@ -3,8 +3,8 @@
 Edges are rows sorted by their target atom. The pairs of edges of an atom form a dense table, so
 that the sum over triplets is one batched matrix product. All but the exchange between an edge and
 its reverse is local to the target atom, and is done for a few dozen atoms at a time: what a
-chunk needs stays in the processor's cache, and training computes it again in backward instead of
-keeping it, which takes a tenth of the memory and no more time.
+chunk needs stays in the processor's cache, and training may compute it again in backward instead
+of keeping it.
 
 Deviation: in place of GemNet's fitted scaling factors, which the paper drops, sums over
 neighbours are multiplied by the constant 1/√k. A weight matrix follows each, so that the network
@@ -83,16 +83,20 @@ class EdgeGraph:
     chunks: tuple[Chunk, ...]
 
     def map(
-        self, function: Callable[..., tuple[Tensor, ...]], *edge_values: Tensor
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        *edge_values: Tensor,
+        recompute: bool = True,
     ) -> tuple[Tensor, ...]:
         """Apply `function(*values, chunk=chunk)` to every chunk and join the results' rows.
 
-        Backward computes each chunk again from its inputs, which are all that is kept.
+        With `recompute`, backward computes each chunk again from its inputs, which are all that
+        is kept; without, everything in between is kept.
         """
         sizes = [len(chunk.target) for chunk in self.chunks]
         rows = zip(*(values.split(sizes) for values in edge_values), strict=True)
         results = [
-            _recomputed(partial(function, chunk=chunk), *values)
+            (_recomputed if recompute else _kept)(partial(function, chunk=chunk), *values)
             for chunk, values in zip(self.chunks, rows, strict=True)
         ]
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
@@ -106,6 +110,11 @@ def _recomputed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) ->
         function, *inputs, use_reentrant=False, preserve_rng_state=False
     )
     return result
+
+
+def _kept(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Apply `function`; where gradients are wanted, keep all that they need."""
+    return function(*inputs)
 
 
 @torch.no_grad()

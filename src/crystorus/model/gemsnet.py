@@ -121,16 +121,18 @@ class RadialFilters:
 class InteractionBlock(torch.nn.Module):
     """GemNet-T's interaction: edges hear other edges, atoms hear edges, edges hear atoms."""
 
-    def __init__(self, config: GemsNetConfig, *, update_edges: bool):
+    def __init__(self, config: GemsNetConfig, *, update_edges: bool, recompute: bool):
         """Build the block.
 
         Args:
             config: Sizes.
             update_edges: Whether edges hear atoms at the end. Pointless, and without a gradient,
                 where only the atoms' features are read afterwards.
+            recompute: Whether training keeps little of the block and computes it twice.
         """
         super().__init__()
         c, scale = config, config.neighbours**-0.5
+        self.recompute = recompute
         self.direct = Dense(c.edge, c.edge, activation=True)
         self.message = Dense(c.edge, c.edge, activation=True)
         self.message_filter = Dense(c.rbf, c.edge, activation=False)
@@ -163,7 +165,14 @@ class InteractionBlock(torch.nn.Module):
         """Return new features of atoms and edges."""
         (heard,) = graph.map(self._hear_edges, edges, radial.triplet, radial.circular)
         of_reverse = heard.index_select(0, graph.neighbours.reverse)
-        edges, gathered = graph.map(self._update_edges, edges, heard, of_reverse, radial.atom)
+        edges, gathered = graph.map(
+            self._update_edges,
+            edges,
+            heard,
+            of_reverse,
+            radial.atom,
+            recompute=self.recompute,
+        )
         atoms = (atoms + self.atom_update(gathered)).mul_(SQRT_HALF)
         if self.join is None:
             return atoms, edges
@@ -172,6 +181,7 @@ class InteractionBlock(torch.nn.Module):
             partial(self._hear_atoms, sources=sources, targets=targets),
             edges,
             graph.neighbours.target,
+            recompute=self.recompute,
         )
         return atoms, edges
 
@@ -209,14 +219,17 @@ class GemsNet(torch.nn.Module):
 
         Args:
             config: Sizes.
-            edge_output: Whether edge features are read, not only y^z.
+            edge_output: Whether edge features are read, not only y^z. Where they are not, training
+                computes the blocks twice: half of the two networks' memory is enough for speed.
         """
         super().__init__()
         self.radial = Dense(config.num_radial, 3 * config.rbf, activation=False)
         self.edge_embedding = JoinedDense(config.atom, config.num_radial, config.edge)
         last = config.blocks - 1
         self.blocks = torch.nn.ModuleList(
-            InteractionBlock(config, update_edges=edge_output or b < last)
+            InteractionBlock(
+                config, update_edges=edge_output or b < last, recompute=not edge_output
+            )
             for b in range(config.blocks)
         )
 
