@@ -16,7 +16,7 @@ def wrap(frac_coords: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
     return torch.where(wrapped >= 1, torch.zeros_like(wrapped), wrapped)
 
 
-def wrap_displacement(displacement: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
+def wrap_displacement(displacement: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Bring fractional displacements into [-½, ½), component by component."""
     return displacement - torch.floor(displacement + 0.5)
 

@@ -1,0 +1,187 @@
+"""Algorithms 1 and 2: an oracle denoiser is brought back to its target by every sampler."""
+
+import pytest
+import torch
+from prototypes import all_prototypes
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from crystorus.diffusion.algorithms import (
+    Denoiser,
+    Diffusion,
+    SamplerConfig,
+    add_noise,
+    sample,
+    training_losses,
+)
+from crystorus.diffusion.log_lattice_process import LogLatticeProcess
+from crystorus.diffusion.noise import CrystalNoise
+from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
+from crystorus.diffusion.strain_process import CellStatistics, StrainProcess, predicted_strain
+from crystorus.diffusion.torus_process import TorusProcess
+from crystorus.geometry import Crystals, Prediction
+from crystorus.geometry.torus import shortest_displacement
+
+NAMES = ["rocksalt", "zincblende", "wurtzite", "rutile", "perovskite"]
+
+
+def default_diffusion() -> Diffusion:
+    return Diffusion(
+        TorusProcess(geometric_levels(0.01, 0.5, 100)),
+        StrainProcess(
+            geometric_levels(0.01, 0.45, 100), geometric_levels(0.01, 0.3, 100),
+            CellStatistics.neutral(),
+        ),
+    )
+
+
+def paper_diffusion() -> Diffusion:
+    torus = cumulative_alpha(linear_betas(1e-6, 2e-3, 100))
+    cell = cumulative_alpha(linear_betas(1e-5, 1e-1, 100))
+    return Diffusion(
+        TorusProcess((1 - torus).sqrt(), target="shortest", centred=False),
+        LogLatticeProcess(cell),
+    )
+
+
+class Oracle:
+    """Knows the crystal; for the strain process, also how its cell lies in space."""
+
+    def __init__(self, target: Crystals, *, shift: float = 0.0) -> None:
+        self.target, self.shift = target, shift
+
+    def __call__(self, crystals: Crystals, t: torch.Tensor) -> Prediction:
+        target = self.target.to(dtype=crystals.lattice.dtype)
+        displacement = shortest_displacement(
+            crystals.frac_coords, target.frac_coords + self.shift, crystals
+        )
+        guess = Prediction(target.lattice, displacement)
+        strain = predicted_strain(guess, crystals.lattice)
+        return Prediction(target.lattice, displacement, strain)
+
+
+def targets() -> Crystals:
+    return Crystals.concat([all_prototypes()[name] for name in NAMES]).to(dtype=torch.float32)
+
+
+def to_structures(crystals: Crystals) -> list[Structure]:
+    return [
+        Structure(Lattice(c.lattice[0].T.double().numpy()), c.atomic_numbers.tolist(),
+                  c.frac_coords.double().numpy())
+        for c in crystals.split()
+    ]
+
+
+def match_rate(found: Crystals, wanted: Crystals) -> float:
+    matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
+    pairs = list(zip(to_structures(found), to_structures(wanted), strict=True))
+    return sum(
+        (r := matcher.get_rms_dist(a, b)) is not None and r[0] < 0.02 for a, b in pairs
+    ) / len(pairs)
+
+
+@pytest.mark.parametrize("diffusion", [default_diffusion(), paper_diffusion()],
+                         ids=["default", "paper"])
+@pytest.mark.parametrize("name", ["paper", "bridge", "ode"])
+@pytest.mark.parametrize("anti_annealing", [0.0, 1.0])
+def test_oracle_is_brought_back_to_its_target(diffusion, name, anti_annealing):
+    target = targets()
+    found = sample(
+        Oracle(target), diffusion, target.atomic_numbers, target.n_atoms,
+        SamplerConfig(name, 25, anti_annealing), seeds=range(len(target)),
+    )
+    assert match_rate(found, target) == 1.0
+    torch.testing.assert_close(found.volume, target.volume, rtol=1e-3, atol=0)
+
+
+def test_a_lying_oracle_is_not():
+    target = targets()
+
+    class Liar(Oracle):
+        def __call__(self, crystals, t):
+            honest = super().__call__(crystals, t)
+            wrong = honest.displacement + 0.2 * torch.randn_like(honest.displacement)
+            return Prediction(honest.lattice, wrong, honest.strain)
+
+    found = sample(Liar(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
+                   SamplerConfig("bridge", 25), seeds=range(len(target)))
+    assert match_rate(found, target) < 1.0
+
+
+def test_a_crystal_depends_on_its_own_seed_only():
+    target, diffusion = targets(), default_diffusion()
+    seeds = [11, 12, 13, 14, 15]
+    sampler = SamplerConfig("bridge", 10)
+
+    class Still:
+        """Says that nothing has to move, so that the result is the noise itself."""
+
+        def __call__(self, crystals, t):
+            zero = torch.zeros_like(crystals.frac_coords)
+            return Prediction(crystals.lattice, zero, torch.zeros_like(crystals.lattice))
+
+    whole = sample(Still(), diffusion, target.atomic_numbers, target.n_atoms, sampler, seeds)
+    for index, part in enumerate(target.split()):
+        alone = sample(Still(), diffusion, part.atomic_numbers, part.n_atoms, sampler,
+                       seeds[index : index + 1])
+        torch.testing.assert_close(alone.frac_coords, whole.select([index]).frac_coords)
+        torch.testing.assert_close(alone.lattice, whole.select([index]).lattice)
+    other = sample(Still(), diffusion, target.atomic_numbers, target.n_atoms, sampler, range(5))
+    assert (other.frac_coords - whole.frac_coords).abs().max() > 0.1
+
+
+def test_composition_is_never_touched():
+    target = targets()
+    found = sample(Oracle(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
+                   SamplerConfig("bridge", 3), seeds=range(5))
+    assert torch.equal(found.atomic_numbers, target.atomic_numbers)
+    assert torch.equal(found.n_atoms, target.n_atoms)
+
+
+def test_steps_are_reported_in_order():
+    seen = []
+    target = targets()
+    sample(Oracle(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
+           SamplerConfig("ode", 4), seeds=range(5), on_step=lambda *a: seen.append(a[:2]))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_seeds_must_be_one_per_crystal():
+    with pytest.raises(ValueError, match="2 seeds for 5 crystals"):
+        CrystalNoise([1, 2], targets().n_atoms)
+
+
+def test_losses_vanish_for_the_oracle_and_are_one_for_silence():
+    target, diffusion = targets(), default_diffusion()
+    target = Crystals.concat([target] * 60)
+    t = torch.randint(1, 40, (len(target),), generator=torch.Generator().manual_seed(0))
+
+    class Silent:
+        def __call__(self, crystals, t):
+            zero = torch.zeros_like(crystals.frac_coords)
+            return Prediction(crystals.lattice, zero, torch.zeros_like(crystals.lattice))
+
+    class Honest:
+        """Predicts exactly what is asked for."""
+
+        def __call__(self, crystals, t):
+            displacement = diffusion.torus.target(target, crystals, t)
+            return Prediction(target.lattice, displacement)
+
+    assert isinstance(Silent(), Denoiser)
+    generator = torch.Generator().manual_seed(1)
+    silent = training_losses(Silent(), diffusion, target, t, generator)
+    assert float(silent.torus.mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(silent.cell.mean()) == pytest.approx(1.0, abs=0.1)
+    honest = training_losses(Honest(), diffusion, target, t, generator)
+    assert float(honest.torus.max()) < 1e-6
+    assert float(honest.cell.max()) < 1e-3
+
+
+def test_noise_at_the_first_step_is_small():
+    target, diffusion = targets(), default_diffusion()
+    ones = torch.ones(len(target), dtype=torch.long)
+    atoms, cells = torch.randn_like(target.frac_coords), torch.randn(len(target), 6)
+    noisy, strain = add_noise(diffusion, target, ones, atoms, cells)
+    assert (noisy.volume / target.volume - 1).abs().max() < 0.1
+    assert strain.abs().max() < 0.06
