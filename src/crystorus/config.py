@@ -103,6 +103,8 @@ class TrainingConfig:
     """Decay per step of the averaged weights, which are the ones used."""
     cell_weight: float = 1.0
     """Weight of L^ρ beside L^x."""
+    loss_limit: float = 0.0
+    """A crystal's loss counts up to this, so that no odd cell rules a batch; 0 means no limit."""
     high_noise_fraction: float = 0.2
     """Share of the training steps drawn from the noisiest fifth of t; 0.2 is uniform."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from prototypes import batch as all_crystals
+
 from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset, plan_batches
 from crystorus.data.store import build_store
 from crystorus.data.writing import write_extxyz
-from prototypes import batch
 
 SIZES = np.random.default_rng(0).integers(1, 21, 700)
 
@@ -49,6 +50,12 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len(later) == len(first)
 
 
+def test_a_fixed_order_is_that_of_the_first_epoch():
+    fixed = sampler(fixed=True)
+    fixed.set_epoch(1)
+    assert list(fixed) == list(sampler())
+
+
 @pytest.mark.parametrize("start", [0, 1, 17])
 def test_an_epoch_goes_on_where_it_was_left_and_the_next_is_whole(start):
     whole = list(sampler())
@@ -82,7 +89,7 @@ def test_more_processes_than_batches_are_refused():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    write_extxyz(folder / "all.extxyz", batch())
+    write_extxyz(folder / "all.extxyz", all_crystals())
     store = build_store(folder / "all.extxyz", folder / "all.store")
     return CrystalDataset(store, np.flatnonzero(store.n_atoms <= 7))
 

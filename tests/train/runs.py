@@ -4,19 +4,19 @@ import csv
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.utils.tensorboard  # once, not in every child
+from prototypes import all_prototypes
+from safetensors.torch import load_file
+
 from crystorus.config import Config, config_from_dict
 from crystorus.data.store import build_store
 from crystorus.data.writing import write_extxyz
 from crystorus.geometry import Crystals
 from crystorus.train import train
-from prototypes import all_prototypes
-from safetensors.torch import load_file
 
 NETWORKS = {
     "default": {"channels": 16, "vector_channels": 8, "tensor_channels": 8, "pair_channels": 16,
@@ -70,9 +70,9 @@ def in_a_child(work: Callable[[], None]) -> int:
             torch.set_num_threads(1)
             work()
             code = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
+        except Exception as error:
+            print(error, file=sys.stderr, flush=True)
+            raise
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]

@@ -68,6 +68,7 @@ class BatchSampler(Sampler[list[int]]):
         seed: Seed of the order.
         rank: Which of the processes this is.
         world: Number of processes.
+        fixed: Keep the order of the first epoch in all of them.
 
     Raises:
         ValueError: If there are fewer batches than processes, or the limits are impossible.
@@ -82,10 +83,11 @@ class BatchSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        fixed: bool = False,
     ) -> None:
         self.n_atoms = np.asarray(n_atoms)
         self.batch_size, self.batch_pairs, self.seed = batch_size, batch_pairs, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.fixed = rank, world, fixed
         self.epoch = 0
         self.start = 0
         total = len(self._plan())
@@ -103,7 +105,7 @@ class BatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next pass has."""
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch, whatever `start` is."""

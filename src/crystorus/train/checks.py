@@ -25,6 +25,7 @@ def check_settings(config: Config) -> None:
         "save_minutes",
         "clip_norm",
         "cell_weight",
+        "loss_limit",
     ):
         _least(f"training.{name}", getattr(s, name), 0)
     for name in ("decay", "high_noise_fraction", "ema_decay", "adam_beta2"):

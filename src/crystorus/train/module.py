@@ -21,8 +21,6 @@ from crystorus.train.errors import TrainingError
 from crystorus.train.optimizers import build_optimizer
 from crystorus.train.schedule import draw_steps, rate_factor, step_generator
 
-LARGEST = 20.0
-"""A crystal's loss counts up to this: layered crystals have cells 20 σ away from all others."""
 FIFTHS = 5
 FAILED = "failed-batch.safetensors"
 _GOLDEN = 0.618034
@@ -68,6 +66,7 @@ class TrainingModule(pl.LightningModule):
         self.model = dataclasses.replace(model, denoiser=torch.nn.Identity())
         self.folder = folder
         self.settings: TrainingConfig = model.config.training
+        self.limit = self.settings.loss_limit or float("inf")
         self.tally, self.window = Tally(), Window()
         self.validated: list[Tensor] = []
         self._present: tuple[Crystals, Tensor, Losses] | None = None
@@ -124,7 +123,7 @@ class TrainingModule(pl.LightningModule):
         losses = training_losses(self.denoiser, self.model.diffusion, batch, t, generator)
         self._use_bf16(False)
         self._present = batch, t, losses
-        cell, torus = losses.cell.clamp(max=LARGEST), losses.torus.clamp(max=LARGEST)
+        cell, torus = losses.cell.clamp(max=self.limit), losses.torus.clamp(max=self.limit)
         return torus.mean() + self.settings.cell_weight * cell.mean()
 
     def _use_bf16(self, wanted: bool) -> None:
@@ -152,7 +151,7 @@ class TrainingModule(pl.LightningModule):
         sums = torch.stack([cell.sum(), torus.sum(), norm.detach()]).tolist()
         if not all(abs(value) < float("inf") for value in sums):
             raise TrainingError(self._leave(batch, t, cell, torus, sums[2]))
-        shown = torch.stack([cell, torus]).clamp(max=LARGEST).sum(1).tolist()
+        shown = torch.stack([cell, torus]).clamp(max=self.limit).sum(1).tolist()
         self.window.cell += shown[0]
         self.window.torus += shown[1]
         self.window.gradient += sums[2]
@@ -196,7 +195,7 @@ class TrainingModule(pl.LightningModule):
         fifth = ((t - 1) * FIFTHS // steps).to(self.device)
         rows = torch.stack([losses.cell, losses.torus, torch.ones_like(losses.cell)], -1)
         sums = rows.new_zeros(FIFTHS, 3, dtype=torch.float64)
-        self.validated.append(sums.index_add_(0, fifth, rows.clamp(max=LARGEST).double()))
+        self.validated.append(sums.index_add_(0, fifth, rows.clamp(max=self.limit).double()))
 
     def measure(self, seconds: float) -> None:
         """Add the time of a step to the tally, with the crystals of all processes."""

@@ -198,6 +198,7 @@ def _loaders(
             seed=0,
             rank=rank,
             world=world,
+            fixed=True,
         )
     except ValueError as error:
         raise TrainingError(str(error)) from error

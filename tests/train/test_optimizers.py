@@ -1,0 +1,130 @@
+"""Muon with Adam against torch's Muon and torch's Adam, run apart; averages in closed form."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from crystorus.config import TrainingConfig
+from crystorus.train import TrainingError
+from crystorus.train.averaging import Averaging
+from crystorus.train.optimizers import MuonWithAdam, build_optimizer, hidden_matrices
+
+BETAS = (0.9, 0.99)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 20)
+        self.blocks = nn.ModuleList([nn.Linear(20, 24), nn.Linear(24, 8)])
+
+    def forward(self, x):
+        for layer in (self.embed, *self.blocks):
+            x = torch.tanh(layer(x))
+        return x
+
+
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net()
+
+
+def both(network):
+    return MuonWithAdam(*hidden_matrices(network), lr=0.02, betas=BETAS)
+
+
+def walk(network, optimizers, steps, first=0):
+    for k in range(first, first + steps):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(k))
+        network.zero_grad()
+        (network(x) - x.sum()).square().mean().backward()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 / (1 + k)
+            optimizer.step()
+
+
+def weights(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_only_large_matrices_inside_blocks_are_orthogonalised():
+    network = net()
+    matrices, others = hidden_matrices(network)
+    assert [m.shape for m in matrices] == [(24, 20)]
+    assert len(matrices) + len(others) == len(list(network.parameters()))
+
+
+def test_it_is_muon_and_adam_side_by_side():
+    together, apart = net(), net()
+    walk(together, [both(together)], 6)
+    matrices, others = hidden_matrices(apart)
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    walk(apart, [muon, torch.optim.Adam(others, lr=0.02, betas=BETAS)], 6)
+    assert torch.equal(weights(together), weights(apart))
+    only_adam = net()
+    walk(only_adam, [torch.optim.Adam(only_adam.parameters(), lr=0.02, betas=BETAS)], 6)
+    assert not torch.allclose(weights(together), weights(only_adam), atol=1e-3)
+
+
+def test_a_loaded_state_goes_on_bit_for_bit():
+    network = net()
+    optimizer = both(network)
+    walk(network, [optimizer], 3)
+    resumed = copy.deepcopy(network)
+    state = copy.deepcopy(optimizer.state_dict())
+    walk(network, [optimizer], 3, first=3)
+    fresh = both(resumed)
+    fresh.load_state_dict(state)
+    walk(resumed, [fresh], 3, first=3)
+    assert torch.equal(weights(network), weights(resumed))
+
+
+def test_a_closure_is_evaluated_once():
+    network = net()
+    calls = []
+    optimizer = both(network)
+    assert optimizer.step(lambda: calls.append(1) or 3.0) == 3.0
+    assert calls == [1]
+
+
+def test_a_torch_without_muon_is_named(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(TrainingError, match=r"has no Muon.*adam"):
+        build_optimizer(net(), TrainingConfig(optimizer="muon"))
+
+
+def test_a_network_without_matrices_is_named():
+    with pytest.raises(TrainingError, match="no hidden matrices"):
+        build_optimizer(nn.Linear(3, 3), TrainingConfig(optimizer="muon"))
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("count", torch.tensor(0))
+
+
+def test_the_average_forgets_its_start_and_follows_its_decay():
+    class Trainer:
+        global_step = 0
+
+    module, averaging, trainer = Module(), Averaging(0.9), Trainer()
+    averaging.setup(trainer, module, "fit")
+    expected = None
+    for k in range(300):
+        value = 10 + torch.sin(torch.arange(3.0) + k)
+        with torch.no_grad():
+            module.weight.copy_(value)
+        trainer.global_step = k + 1
+        averaging.on_train_batch_end(trainer, module, None, None, k)
+        keep = min(0.9, (1 + k) / (10 + k))
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        with averaging.applied(module):
+            assert torch.allclose(module.weight, expected, atol=1e-5)
+        assert torch.equal(module.weight, value)

@@ -1,0 +1,57 @@
+"""Validity and match rate of crystals about which both are known."""
+
+import math
+
+import numpy as np
+import torch
+from prototypes import crystal, cscl, fcc, rocksalt, zincblende
+
+from crystorus.geometry import Crystals
+from crystorus.train.quality import compare
+
+
+def scaled(crystal, factor):
+    return crystal.with_geometry(crystal.lattice * factor, crystal.frac_coords)
+
+
+def test_a_crystal_matches_itself_turned_and_shifted():
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())
+    one = rocksalt()
+    moved = one.with_geometry(turn.Q @ one.lattice, (one.frac_coords + 0.3) % 1)
+    found = compare(Crystals.concat([one, moved]), Crystals.concat([one, one]))
+    assert (found.valid, found.match_rate) == (1.0, 1.0)
+    assert found.rmse < 1e-6
+
+
+def test_another_structure_does_not_match_and_counts_in_the_denominator():
+    # ZnS in the cell and at the sites of CsCl.
+    wrong = Crystals(cscl().lattice, cscl().frac_coords, zincblende().atomic_numbers,
+                     torch.tensor([2]))  # fmt: skip
+    made = Crystals.concat([wrong, zincblende(), zincblende(), wrong])
+    found = compare(made, Crystals.concat([zincblende()] * 4))
+    assert found.valid == 1.0
+    assert found.match_rate == 0.5
+
+
+def test_collapsed_and_broken_crystals_are_not_valid_and_do_not_match():
+    # The cell of one atom: its own images are too near.
+    self_image = scaled(fcc(), 0.15)
+    overlap = rocksalt().with_geometry(rocksalt().lattice, torch.zeros(2, 3).double())
+    broken = rocksalt().with_geometry(rocksalt().lattice * math.nan, rocksalt().frac_coords)
+    made = Crystals.concat([self_image, overlap, broken])
+    found = compare(made, Crystals.concat([fcc(), rocksalt(), rocksalt()]))
+    assert (found.valid, found.match_rate) == (0.0, 0.0)
+    assert math.isnan(found.rmse)
+
+
+def test_half_an_angstrom_to_an_own_image_is_the_limit():
+    for distance, valid in ((0.51, 1.0), (0.49, 0.0)):
+        needle = crystal(np.diag([distance, 5.0, 5.0]), "Cu", [0, 0, 0])
+        assert compare(needle, fcc()).valid == valid
+
+
+def test_a_tenth_of_a_cubic_angstrom_is_the_limit():
+    for volume, valid in ((0.11, 1.0), (0.09, 0.0)):
+        # Sheared, so that no lattice point is near although the volume is small.
+        flat = crystal([[0.6, 0, 0], [0, 0.6, 0], [0.3, 0.3, volume / 0.36]], "Cu", [0, 0, 0])
+        assert compare(flat, fcc()).valid == valid
