@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crystorus.geometry.reduction import reduce_lattice
+
 
 @dataclass(frozen=True)
 class LatticeSumConfig:
@@ -109,7 +111,7 @@ def lattice_sums(
     """Sum radial functions times r̂^l over the images of every pair of atoms.
 
     Args:
-        lattice: ρ in Å; any basis gives the same sums, a reduced one gives them fastest.
+        lattice: ρ in Å; any basis gives the same sums, so they are taken in a reduced one.
         frac_coords: Padded positions.
         mask: True for real atoms.
         config: Cutoffs and resolution.
@@ -117,6 +119,9 @@ def lattice_sums(
     Returns:
         Sums of degree 0, 1 and 2; zero for padded atoms.
     """
+    lattice, change = reduce_lattice(lattice)
+    inverse = torch.linalg.inv(change.to(torch.float64)).round().to(frac_coords)
+    frac_coords = torch.einsum("bxy,biy->bix", inverse, frac_coords)
     delta = frac_coords[:, None, :] - frac_coords[:, :, None]  # x_j - x_i
     near = _real_sums(lattice, delta - torch.round(delta), mask, config)
     far = _reciprocal_sums(lattice, frac_coords, mask, config)
