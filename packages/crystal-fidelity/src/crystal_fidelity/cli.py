@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from crystal_fidelity import __version__
+from crystal_fidelity.cli_studies import study_app
 from crystal_fidelity.compare import (
     DEFAULT_METRICS,
     METRICS,
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 weights_app = typer.Typer(help="Published ALIGNN weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+app.add_typer(study_app, name="study")
 
 Generated = Annotated[Path, typer.Argument(help="extxyz, CIF, folder of CIF, CSV(.gz) or ASE db")]
 Reference = Annotated[Path, typer.Argument(help="the same formats")]
@@ -124,6 +126,7 @@ def compare(
     timeout: Timeout = None,
     seed: Seed = 0,
     json: Json = None,
+    html: Annotated[Path | None, typer.Option("--html", help="write a report here")] = None,
 ) -> None:
     """Score GENERATED against REFERENCE."""
     settings = Settings(
@@ -148,6 +151,10 @@ def compare(
     _say_failures(left, "generated")
     _say_failures(right, "reference")
     print_scores(result.scores, title=f"{generated} against {reference}")
+    if html:
+        from crystal_fidelity.html import write_report
+
+        write_report(html, f"{generated.name} against {reference.name}", left, result)
     if json:
         record = _provenance(generated=(generated, left), reference=(reference, right))
         write_json(json, record | {"scores": [score.as_dict() for score in result.scores]})

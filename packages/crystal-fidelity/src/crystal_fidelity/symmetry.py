@@ -1,7 +1,9 @@
 """Space groups of a set, and how far their distribution is from the reference's."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import moyopy
@@ -81,9 +83,22 @@ def _space_group(job: tuple[Entry, float]) -> int:
         entry.lattice.tolist(), entry.frac_coords.tolist(), entry.atomic_numbers.tolist()
     )
     try:
-        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+        with _quiet("moyo"):
+            return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
     except (ValueError, RuntimeError):  # overlapping atoms have no space group
         return 0
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back warnings of a logger that speak of operations, not of the space group."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def space_group_distance(

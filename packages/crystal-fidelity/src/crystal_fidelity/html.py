@@ -1,0 +1,164 @@
+"""One self-contained HTML file: scores, plots, and a table of structures a chemist can sort."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from crystal_fidelity import __version__
+from crystal_fidelity.compare import Comparison
+from crystal_fidelity.distances import densities
+from crystal_fidelity.scores import Score
+from crystal_fidelity.structures import Crystal, Entry, element_symbol
+from crystal_fidelity.svg import bars, histogram
+
+COLUMNS = (
+    "#",
+    "name",
+    "formula",
+    "atoms",
+    "valid",
+    "closest contact / Å",
+    "density / g cm⁻³",
+    "space group",
+    "match",
+    "RMS",
+    "unique",
+    "novel",
+    "remark",
+)
+TOP_GROUPS = 12
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    generated: Sequence[Entry],
+    result: Comparison,
+    plots: Sequence[str] = (),
+) -> None:
+    """Write the report; it loads nothing from anywhere."""
+    rows = json.dumps(structure_rows(generated, result), ensure_ascii=False)
+    content = {
+        "TITLE": escape(title),
+        "VERSION": escape(__version__),
+        "SCORES": score_rows(result.scores),
+        "PLOTS": _figures([*result_plots(result), *plots]),
+        "COLUMNS": json.dumps(COLUMNS, ensure_ascii=False),
+        "ROWS": rows.replace("<", "\\u003c"),
+    }
+    template = (resources.files("crystal_fidelity") / "report.html").read_text(encoding="utf-8")
+    page = re.sub(r"{{([A-Z]+)}}", lambda found: content[found[1]], template)
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
+    """Write a page of plots."""
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
+    body = f"<body style='font-family:sans-serif'><h1>{escape(title)}</h1>{_figures(plots)}"
+    Path(path).write_text(head + body, encoding="utf-8")
+
+
+def _figures(plots: Sequence[str]) -> str:
+    return "".join(f"<figure>{svg}</figure>" for svg in plots)
+
+
+def score_rows(scores: Sequence[Score]) -> str:
+    """Return the rows of the score table."""
+    out = []
+    for score in scores:
+        n = f"{score.n_generated}"
+        n += f" / {score.n_reference}" if score.n_reference is not None else ""
+        cells = [_number(v) for v in (score.value, score.uncertainty, score.real)]
+        numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+        out.append(
+            f"<tr><th>{escape(score.name)}</th>{numbers}<td>{escape(score.unit)}</td>"
+            f"<td class=n>{n}</td><td class=p>{escape(score.protocol)}</td></tr>"
+        )
+    return "".join(out)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "none" if math.isnan(value) else f"{value:.4g}"
+
+
+def result_plots(result: Comparison) -> list[str]:
+    """Return the plots the results allow."""
+    plots = []
+    for emd in (result.density, result.energy):
+        if emd is not None:
+            series = [("generated", emd.generated), ("reference", emd.reference)]
+            name = emd.name.removesuffix(" EMD")
+            plots.append(histogram(series, title=f"{name}", x_label=f"{name} / {emd.unit}"))
+    if result.validity is not None:
+        contacts = [("generated", result.validity.min_distance)]
+        title, label = "closest contact, self-images included", "closest contact / Å"
+        plots.append(histogram(contacts, title=title, x_label=label, limit=0.5))
+    if result.match is not None and result.match.matched.any():
+        series = [("matched pairs", result.match.rms)]
+        if result.match.baseline is not None:
+            series.append(("random coordinates", result.match.baseline.rms))
+        plots.append(histogram(series, title="RMS of matches", x_label="RMS / (V/atom)^⅓"))
+    if result.groups is not None:
+        plots.append(_group_plot(result))
+    return plots
+
+
+def _group_plot(result: Comparison) -> str:
+    assert result.groups is not None
+    sets = (("generated", result.groups.generated), ("reference", result.groups.reference))
+    shares = [np.bincount(groups, minlength=231) / len(groups) for _, groups in sets]
+    top = np.argsort(-(shares[0] + shares[1]), kind="stable")[:TOP_GROUPS]
+    labels = [str(group) if group else "none" for group in top]
+    series = [(name, share[top].tolist()) for (name, _), share in zip(sets, shares, strict=True)]
+    return bars(labels, series, title="most frequent space groups")
+
+
+def structure_rows(generated: Sequence[Entry], result: Comparison) -> list[list[object]]:
+    """Return one row per generated structure, in the order of COLUMNS; null where not computed."""
+    match, validity, groups = result.match, result.validity, result.groups
+    one_shot = match if match is not None and match.candidates == 1 else None
+    density = densities(generated)
+    rows: list[list[object]] = []
+    for i, entry in enumerate(generated):
+        readable = isinstance(entry, Crystal)
+        remark = validity.reasons[i] if validity else ("" if readable else "unreadable")
+        rows.append(
+            [
+                i + 1,
+                entry.name,
+                formula_text(entry),
+                len(entry) if isinstance(entry, Crystal) else None,
+                bool(validity.valid[i]) if validity else None,
+                _rounded(validity.min_distance[i]) if validity else None,
+                _rounded(density[i]),
+                (int(groups.generated[i]) or None) if groups else None,
+                one_shot.outcomes[i].status if one_shot else None,
+                _rounded(one_shot.outcomes[i].rms) if one_shot else None,
+                bool(result.unique[i]) if result.unique is not None else None,
+                bool(result.novel[i]) if result.novel is not None else None,
+                remark,
+            ]
+        )
+    return rows
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
+def formula_text(entry: Entry) -> str:
+    """Return the reduced formula, electropositive elements first."""
+    if not isinstance(entry, Crystal):
+        return ""
+    from pymatgen.core import Composition
+
+    reduced = {element_symbol(z): count for z, count in entry.formula}
+    return str(Composition(reduced).reduced_formula)

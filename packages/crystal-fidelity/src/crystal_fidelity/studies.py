@@ -1,0 +1,212 @@
+"""The paper's two studies of the metric, and distributions of several sets side by side.
+
+Fig. 3: the distance of real crystals from themselves after noise, against its strength.
+Fig. 4: the distance against the number of structures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crystal_fidelity.distances import densities
+from crystal_fidelity.energies import EnergyModel, References, formation_energies
+from crystal_fidelity.featurizers import FeatureSet, Featurizer, Progress
+from crystal_fidelity.frechet import frechet_distance, kernel_distance, size_curve
+from crystal_fidelity.structures import Crystal, Entry, readable
+from crystal_fidelity.svg import Curve, curves, histogram
+
+MAX_DISPLACEMENT = 1.0
+"""Å, standard deviation of each coordinate at level 1."""
+MAX_STRAIN = 0.1
+"""Standard deviation of each entry of the symmetric strain at level 1."""
+
+
+@dataclass(frozen=True)
+class NoisePoint:
+    """One point of the noise curve."""
+
+    level: float
+    frechet: float
+    kernel: float
+    n: int
+    failed: int
+    """Structures without features, such as colliding ones: they are not in the distance."""
+
+
+def add_noise(
+    crystal: Crystal,
+    level: float,
+    generator: np.random.Generator,
+    *,
+    displacement: float = MAX_DISPLACEMENT,
+    strain: float = MAX_STRAIN,
+) -> Crystal:
+    """Displace every atom by a Gaussian and strain the cell by exp of a symmetric Gaussian matrix.
+
+    Args:
+        crystal: what to disturb.
+        level: strength, 0 leaves the crystal as it is.
+        generator: random numbers.
+        displacement: Å per coordinate at level 1.
+        strain: dimensionless, per entry of the symmetric strain at level 1.
+    """
+    from scipy.linalg import expm
+
+    shift = generator.normal(0, 1, crystal.frac_coords.shape) * level * displacement
+    raw = generator.normal(0, 1, (3, 3)) * level * strain
+    frac = crystal.frac_coords + shift @ np.linalg.inv(crystal.lattice)
+    lattice = crystal.lattice @ expm((raw + raw.T) / 2)
+    return Crystal(lattice, frac % 1.0, crystal.atomic_numbers, crystal.name)
+
+
+def noised(entries: Sequence[Entry], level: float, seed: int) -> list[Crystal]:
+    """Return all readable crystals at one noise level; the same seed gives the same directions."""
+    generator = np.random.default_rng(seed)
+    return [add_noise(crystal, level, generator) for crystal in readable(entries)]
+
+
+def noise_curve(
+    sets: Mapping[float, Sequence[Entry]],
+    reference: Sequence[Entry],
+    featurizer: Featurizer,
+    on_progress: Progress = lambda _text: None,
+) -> list[NoisePoint]:
+    """Return the distance of each set from the reference, in order of its level (Fig. 3).
+
+    Args:
+        sets: structures by noise level or diffusion step.
+        reference: undisturbed structures, better others than those that were disturbed.
+        featurizer: network.
+        on_progress: told which level is computed.
+
+    Raises:
+        ValueError: a level leaves fewer than two structures with features.
+    """
+    target = featurizer.features(reference)
+    points = []
+    for level in sorted(sets):
+        on_progress(f"level {level:g}")
+        found = featurizer.features(sets[level])
+        if len(found) < 2:
+            raise ValueError(
+                f"level {level:g}: {len(found)} of {len(sets[level])} structures have features; "
+                "a distance needs two: give a lower level or more structures"
+            )
+        points.append(
+            NoisePoint(
+                level,
+                frechet_distance(found.features, target.features),
+                kernel_distance(found.features, target.features),
+                len(found),
+                len(found.failures),
+            )
+        )
+    return points
+
+
+def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[str]:
+    """Return the curve and how many structures it stands on."""
+    levels = [point.level for point in points]
+    curve = Curve(name, levels, [point.frechet for point in points])
+    share = [point.failed / (point.n + point.failed) for point in points]
+    lost = Curve("without features", levels, share)
+    return [
+        curves([curve], title=f"{name} against noise", x_label=x_label, y_label=name),
+        curves(
+            [lost],
+            title="structures the network could not take",
+            x_label=x_label,
+            y_label="fraction",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """One point of the size curve: distance of n structures from the reference."""
+
+    n: int
+    mean: float
+    spread: float
+
+
+def default_sizes(n: int) -> list[int]:
+    """Return sizes that double from 64 up to n."""
+    sizes = [64 * 2**k for k in range(20) if 64 * 2**k < n]
+    return [*sizes, n]
+
+
+def size_study(
+    generated: FeatureSet,
+    reference: FeatureSet,
+    sizes: Sequence[int] | None = None,
+    *,
+    repeats: int = 5,
+    seed: int = 0,
+) -> list[SizePoint]:
+    """Return the distance of random subsets against their size (Fig. 4).
+
+    Raises:
+        ValueError: a size does not fit, or the features are of two networks.
+    """
+    chosen = list(sizes) if sizes else default_sizes(len(generated))
+    curve = size_curve(generated, reference, chosen, repeats=repeats, seed=seed)
+    return [SizePoint(*point) for point in curve]
+
+
+def extrapolated(points: Sequence[SizePoint], largest: int = 4) -> float:
+    """Return the distance at n → ∞ from a straight line in 1/n through the largest sizes."""
+    used = sorted(points, key=lambda point: point.n)[-largest:]
+    slope_and_limit = np.polyfit([1 / point.n for point in used], [p.mean for p in used], 1)
+    return float(slope_and_limit[1])
+
+
+def size_plot(points: Mapping[str, Sequence[SizePoint]], name: str) -> str:
+    """Return the curves of several sets on logarithmic axes."""
+    series = [
+        Curve(label, [p.n for p in curve], [p.mean for p in curve], [p.spread for p in curve])
+        for label, curve in points.items()
+    ]
+    return curves(
+        series,
+        title=f"{name} against sample size",
+        x_label="structures",
+        y_label=name,
+        log_x=True,
+        log_y=True,
+    )
+
+
+def distribution_plots(
+    sets: Mapping[str, Sequence[Entry]],
+    model: EnergyModel | None = None,
+    references: References | None = None,
+) -> list[str]:
+    """Return densities and, given a model, energies of several sets side by side (Figs 5, 6)."""
+    found = [(label, densities(entries)) for label, entries in sets.items()]
+    plots = [histogram(found, title="density", x_label="density / g/cm³")]
+    if model is not None:
+        energies = []
+        for label, entries in sets.items():
+            values = model.energies(entries)
+            if references is not None:
+                values = formation_energies(entries, values, references.potentials)
+            energies.append((label, values))
+        what = "formation energy" if references else "total energy"
+        plots.append(histogram(energies, title=what, x_label=f"{what} / eV/atom"))
+    return plots
+
+
+def level_of(path_stem: str) -> float:
+    """Return the last number in a file's name, such as the step in `noised_t0250`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import re
+
+    numbers = re.findall(r"\d+(?:\.\d+)?", path_stem)
+    if not numbers:
+        raise ValueError(f"{path_stem}: a noise level or step must be in the file's name")
+    return float(numbers[-1])

@@ -1,0 +1,131 @@
+import json
+import re
+import xml.dom.minidom
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from crystal_fidelity.compare import METRICS, Settings, compare, parse_metrics, split_candidates
+from crystal_fidelity.html import COLUMNS, structure_rows, write_report
+from crystal_fidelity.report import write_json
+from crystal_fidelity.structures import Crystal, ReadFailure
+from crystal_fidelity.svg import Axis, Curve, bars, curves, histogram
+from prototypes import everything, rattled, simple_cubic
+
+SETTINGS = Settings(
+    metrics=("validity", "density", "match", "uniqueness", "novelty", "spacegroups")
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    truth = everything()
+    made = [rattled(c, 0.05, i) for i, c in enumerate(truth)]
+    crystal = made[1]
+    hostile = "</script><script>alert(1)</script><!-- {{ROWS}} & <b>"
+    made[1] = Crystal(crystal.lattice, crystal.frac_coords, crystal.atomic_numbers, hostile)
+    made[2] = simple_cubic(0.48)
+    made[3] = ReadFailure("torn", "no atoms")
+    return made, compare(made, truth, SETTINGS)
+
+
+def test_compare_gives_every_result_its_row_in_order(result):
+    made, comparison = result
+    rows = structure_rows(made, comparison)
+    assert [row[1] for row in rows] == [entry.name for entry in made]
+    assert [row[COLUMNS.index("valid")] for row in rows] == [True, True, False, False, True, True]
+    assert rows[5][COLUMNS.index("formula")] == "TiO2"
+    assert rows[3][COLUMNS.index("remark")] == "unreadable: no atoms"
+    assert [row[COLUMNS.index("match")] for row in rows].count("matched") == 4
+
+
+def test_report_stands_alone_and_hostile_names_stay_text(result, tmp_path):
+    made, comparison = result
+    path = tmp_path / "report.html"
+    write_report(path, "a <b> & c", made, comparison)
+    page = path.read_text(encoding="utf-8")
+    links = re.findall(r"(?:src|href)\s*=\s*['\"]?([^'\" >]+)", page)
+    assert links == []
+    assert "alert(1)</script>" not in page
+    assert "{{TITLE}}" not in page
+    assert page.count("a &lt;b&gt; &amp; c") == 2
+
+    class Rows(HTMLParser):
+        inside, text, scripts = False, "", 0
+
+        def handle_starttag(self, tag, attributes):
+            self.scripts += tag == "script"
+            self.inside = ("id", "rows") in attributes
+
+        def handle_data(self, data):
+            if self.inside:
+                self.text += data
+
+        def handle_endtag(self, tag):
+            self.inside = False
+
+    parser = Rows()
+    parser.feed(page)
+    assert parser.scripts == 2
+    assert json.loads(parser.text)[1][1] == made[1].name
+
+
+def polyline(svg):
+    (points,) = re.findall(r"<polyline points='([^']+)' fill='none' stroke='#c8553d'", svg)
+    return np.array([[float(v) for v in p.split(",")] for p in points.split()])
+
+
+def test_histogram_outline_has_the_area_one_and_is_xml():
+    values = np.random.default_rng(0).normal(size=5000)
+    svg = histogram([("a<b", values)], title="t & u", x_label="x", limit=0.5)
+    xml.dom.minidom.parseString(svg)
+    points = polyline(svg)
+    widths = np.diff(points[:, 0])
+    heights = points[0, 1] - points[:-1, 1]
+    mode = points[np.argmin(points[:, 1]), 0]
+    assert 270 < mode < 390
+    assert heights.max() > 200
+    assert (widths >= 0).all()
+    middle = np.sum(widths * heights * (points[:-1, 0] + widths / 2)) / np.sum(widths * heights)
+    assert middle == pytest.approx((points[0, 0] + points[-1, 0]) / 2, abs=15)
+
+
+def test_axes_map_ends_to_ends_and_powers_to_equal_steps():
+    linear, log = Axis(0, 10, 100, 200), Axis(1, 1000, 0, 300, log=True)
+    assert (linear(0), linear(10), linear(5)) == (100, 200, 150)
+    assert [log(v) for v in (1, 10, 100, 1000)] == pytest.approx([0, 100, 200, 300])
+    assert linear.ticks() == [0, 2, 4, 6, 8, 10]
+    assert {1.0, 10.0, 100.0, 1000.0} <= set(log.ticks())
+
+
+def test_plots_survive_empty_constant_and_infinite_values():
+    for svg in (
+        histogram([("x", np.array([np.nan, np.inf]))], title="", x_label=""),
+        histogram([("x", np.array([1.0, 1.0])), ("y", np.array([]))], title="", x_label=""),
+        curves([Curve("a", [1], [0.0])], title="", x_label="", y_label="", log_y=True),
+        curves([Curve("a", [1, 2], [3, 3], [1, 1])], title="", x_label="", y_label=""),
+        bars([], [("a", [])], "none"),
+    ):
+        xml.dom.minidom.parseString(svg)
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(
+        tmp_path / "x.json", {"a": [float("nan"), np.float64(1.5), np.int64(2)], "b": (True,)}
+    )
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, 2], "b": [True]}
+
+
+def test_metric_names_are_checked():
+    assert parse_metrics("density, validity") == ("validity", "density")
+    assert parse_metrics("all") == METRICS
+    for text in ("", "fidelity"):
+        with pytest.raises(ValueError, match="choose from"):
+            parse_metrics(text)
+
+
+def test_candidates_are_consecutive():
+    assert split_candidates([1, 2, 3, 4, 5, 6], 3, 2) == [[1, 3, 5], [2, 4, 6]]
+    for count, k in ((3, 0), (4, 2)):
+        with pytest.raises(ValueError, match="best-of"):
+            split_candidates([1, 2, 3, 4, 5, 6], count, k)
