@@ -256,7 +256,7 @@ def uninterrupted(tmp_path_factory):
     return contents(path)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tmp_path, uninterrupted, seed):
     """SIGKILL at random instants; what was finished before is there after."""
     when, kept, kills = random.Random(seed), 0, 0
@@ -268,10 +268,11 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tmp_path, uninterru
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     with starter:
-        for _ in range(15):
+        for _ in range(10):
             print("start", file=starter.stdin, flush=True)
             child = int(starter.stdout.readline())
-            time.sleep(when.uniform(0.0, 0.2))
+            wait_for_parts(tmp_path / "out", more=when.randrange(6))
+            time.sleep(when.uniform(0.0, 0.02))
             os.kill(child, signal.SIGKILL)
             killed = int(starter.stdout.readline()) == signal.SIGKILL
             kills += killed
@@ -285,6 +286,15 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tmp_path, uninterru
     assert kept > 0
     run(tmp_path / "out", job=job_of(n=20, keep_trajectory=True))
     assert contents(tmp_path / "out") == uninterrupted
+
+
+def wait_for_parts(path, more):
+    """Wait until that many more batches are finished, or the run is complete."""
+    deadline = time.monotonic() + 300
+    before = len(list(path.glob(".parts/*.json")))
+    while 0 <= len(list(path.glob(".parts/*.json"))) - before < more:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def finished_crystals(path):
