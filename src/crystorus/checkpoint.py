@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
+from crystorus.config import ConfigError, config_from_dict, config_to_dict
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.system import CrystalModel, build_model
 

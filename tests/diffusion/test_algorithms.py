@@ -29,7 +29,8 @@ def default_diffusion() -> Diffusion:
     return Diffusion(
         TorusProcess(geometric_levels(0.01, 0.5, 100)),
         StrainProcess(
-            geometric_levels(0.01, 0.45, 100), geometric_levels(0.01, 0.3, 100),
+            geometric_levels(0.01, 0.45, 100),
+            geometric_levels(0.01, 0.3, 100),
             CellStatistics.neutral(),
         ),
     )
@@ -66,8 +67,11 @@ def targets() -> Crystals:
 
 def to_structures(crystals: Crystals) -> list[Structure]:
     return [
-        Structure(Lattice(c.lattice[0].T.double().numpy()), c.atomic_numbers.tolist(),
-                  c.frac_coords.double().numpy())
+        Structure(
+            Lattice(c.lattice[0].T.double().numpy()),
+            c.atomic_numbers.tolist(),
+            c.frac_coords.double().numpy(),
+        )
         for c in crystals.split()
     ]
 
@@ -80,15 +84,20 @@ def match_rate(found: Crystals, wanted: Crystals) -> float:
     ) / len(pairs)
 
 
-@pytest.mark.parametrize("diffusion", [default_diffusion(), paper_diffusion()],
-                         ids=["default", "paper"])
+@pytest.mark.parametrize(
+    "diffusion", [default_diffusion(), paper_diffusion()], ids=["default", "paper"]
+)
 @pytest.mark.parametrize("name", ["paper", "bridge", "ode"])
 @pytest.mark.parametrize("anti_annealing", [0.0, 1.0])
 def test_oracle_is_brought_back_to_its_target(diffusion, name, anti_annealing):
     target = targets()
     found = sample(
-        Oracle(target), diffusion, target.atomic_numbers, target.n_atoms,
-        SamplerConfig(name, 25, anti_annealing), seeds=range(len(target)),
+        Oracle(target),
+        diffusion,
+        target.atomic_numbers,
+        target.n_atoms,
+        SamplerConfig(name, 25, anti_annealing),
+        seeds=range(len(target)),
     )
     assert match_rate(found, target) == 1.0
     torch.testing.assert_close(found.volume, target.volume, rtol=1e-3, atol=0)
@@ -103,8 +112,14 @@ def test_a_lying_oracle_is_not():
             wrong = honest.displacement + 0.2 * torch.randn_like(honest.displacement)
             return Prediction(honest.lattice, wrong, honest.strain)
 
-    found = sample(Liar(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
-                   SamplerConfig("bridge", 25), seeds=range(len(target)))
+    found = sample(
+        Liar(target),
+        default_diffusion(),
+        target.atomic_numbers,
+        target.n_atoms,
+        SamplerConfig("bridge", 25),
+        seeds=range(len(target)),
+    )
     assert match_rate(found, target) < 1.0
 
 
@@ -122,8 +137,9 @@ def test_a_crystal_depends_on_its_own_seed_only():
 
     whole = sample(Still(), diffusion, target.atomic_numbers, target.n_atoms, sampler, seeds)
     for index, part in enumerate(target.split()):
-        alone = sample(Still(), diffusion, part.atomic_numbers, part.n_atoms, sampler,
-                       seeds[index : index + 1])
+        alone = sample(
+            Still(), diffusion, part.atomic_numbers, part.n_atoms, sampler, seeds[index : index + 1]
+        )
         torch.testing.assert_close(alone.frac_coords, whole.select([index]).frac_coords)
         torch.testing.assert_close(alone.lattice, whole.select([index]).lattice)
     other = sample(Still(), diffusion, target.atomic_numbers, target.n_atoms, sampler, range(5))
@@ -132,8 +148,14 @@ def test_a_crystal_depends_on_its_own_seed_only():
 
 def test_composition_is_never_touched():
     target = targets()
-    found = sample(Oracle(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
-                   SamplerConfig("bridge", 3), seeds=range(5))
+    found = sample(
+        Oracle(target),
+        default_diffusion(),
+        target.atomic_numbers,
+        target.n_atoms,
+        SamplerConfig("bridge", 3),
+        seeds=range(5),
+    )
     assert torch.equal(found.atomic_numbers, target.atomic_numbers)
     assert torch.equal(found.n_atoms, target.n_atoms)
 
@@ -141,8 +163,15 @@ def test_composition_is_never_touched():
 def test_steps_are_reported_in_order():
     seen = []
     target = targets()
-    sample(Oracle(target), default_diffusion(), target.atomic_numbers, target.n_atoms,
-           SamplerConfig("ode", 4), seeds=range(5), on_step=lambda *a: seen.append(a[:2]))
+    sample(
+        Oracle(target),
+        default_diffusion(),
+        target.atomic_numbers,
+        target.n_atoms,
+        SamplerConfig("ode", 4),
+        seeds=range(5),
+        on_step=lambda *a: seen.append(a[:2]),
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

@@ -1,4 +1,4 @@
-"""Both cell processes: forward law, reverse law, closed forms, and which one SL₃(Z) leaves alone."""
+"""Both cell processes: forward law, reverse law, closed forms, and what SL₃(Z) does to them."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,8 @@ CELL = torch.tensor([[3.0, 0.4, 0.1], [0.0, 4.0, -0.7], [0.0, 0.0, 6.0]], dtype=
 
 def strain_process() -> StrainProcess:
     return StrainProcess(
-        geometric_levels(0.01, 0.45, 100), geometric_levels(0.01, 0.3, 100),
+        geometric_levels(0.01, 0.45, 100),
+        geometric_levels(0.01, 0.3, 100),
         CellStatistics.neutral(),
     )
 
@@ -184,9 +185,7 @@ def test_unseen_elements_get_the_mean_volume():
 def test_prior_has_the_law_of_noised_training_cells():
     crystals = fake_crystals()
     stats = fit_cell_statistics(crystals)
-    p = StrainProcess(
-        geometric_levels(0.01, 0.45, 100), geometric_levels(0.01, 0.3, 100), stats
-    )
+    p = StrainProcess(geometric_levels(0.01, 0.45, 100), geometric_levels(0.01, 0.3, 100), stats)
     count = len(crystals)
     last = torch.full((count,), 100)
     prior = to_coefficients(lattice_log(p.prior(crystals, normal(1)[:count], normal(2)[:count])))

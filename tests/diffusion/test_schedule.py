@@ -1,5 +1,7 @@
 """Noise levels: Table 1 and the default's."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def test_sampling_times_fall_strictly_from_T_to_0(steps, total):
     times = sampling_times(steps, total)
     assert times[0] == total
     assert times[-1] == 0
-    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(times))
     assert len(times) == steps + 1
 
 

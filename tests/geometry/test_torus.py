@@ -68,8 +68,9 @@ def test_symmetries_keep_the_cloud():
     from pymatgen.core import Lattice, Structure
 
     def shells(c):
-        s = Structure(Lattice(c.lattice[0].T.numpy()), c.atomic_numbers.tolist(),
-                      c.frac_coords.numpy())
+        s = Structure(
+            Lattice(c.lattice[0].T.numpy()), c.atomic_numbers.tolist(), c.frac_coords.numpy()
+        )
         return sorted(round(x, 6) for x in s.get_neighbor_list(4.0)[3] if x > 1e-8)
 
     crystal = all_prototypes()["rutile"]

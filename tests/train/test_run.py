@@ -107,12 +107,13 @@ def test_both_presets_train_sample_and_load(stores, tmp_path, preset):
     assert made.atomic_numbers.tolist() == [11, 17]
 
 
-def test_training_lowers_the_validation_loss(stores, tmp_path):
-    settings = config(stores, epochs=8, learning_rate=5e-3, save_minutes=5.0)
-    train(settings, tmp_path / "run")
+def test_training_lowers_the_loss(stores, tmp_path):
+    settings = config(stores, epochs=10, learning_rate=5e-3, save_minutes=5.0)
+    same_crystals = dataclasses.replace(settings.data, validation=settings.data.train)
+    train(dataclasses.replace(settings, data=same_crystals), tmp_path / "run")
     losses = [float(r["val/loss"]) for r in rows(tmp_path / "run") if r["val/loss"]]
-    assert len(losses) == 8
-    assert losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 10
+    assert losses[-1] < 0.85 * losses[0]
 
 
 def test_best_and_last_are_what_their_names_say(stores, tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ class BatchLoader(DataLoader[Any]):
         self.batches = batches
         self._done = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of the present epoch."""
         self._done = self.batches.start
         for batch in super().__iter__():

@@ -3,6 +3,7 @@
 Nothing here knows a network: a denoiser is anything that maps (crystals, t) to a `Prediction`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -144,7 +145,7 @@ def sample(
     cell = diffusion.cell.prior(empty, noise.normal_cells(), noise.normal_cells())
     crystals = empty.with_geometry(cell, diffusion.torus.prior(empty.frac_coords))
     times = sampling_times(sampler.steps, diffusion.steps)
-    for done, (now, then) in enumerate(zip(times, times[1:], strict=False), start=1):
+    for done, (now, then) in enumerate(itertools.pairwise(times), start=1):
         crystals = _step(denoiser, diffusion, crystals, now, then, sampler, noise)
         if on_step is not None:
             on_step(done, sampler.steps, crystals)

@@ -4,6 +4,7 @@ A cell is ρ = Q exp(S): Q a rotation, S symmetric, S = ½ log(ρᵀρ). S split
 coefficients of shape and one of volume; Q is the orientation, which no crystal has.
 """
 
+import functools
 import math
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 _HALF = 1 / math.sqrt(2)
 
 
+@functools.cache
 def gl3_basis(
     dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> Float[Tensor, "9 3 3"]:
     """Return an orthonormal basis of gl(3) = so(3) ⊕ shape ⊕ volume.
 
-    Elements 0-2 span the rotations, 3-7 the volume-preserving symmetric strains, 8 the volume.
+    The tensor is shared: do not write to it. Elements 0-2 span the rotations, 3-7 the
+    volume-preserving symmetric strains, 8 the volume.
 
     Source: Eqs 12 and 13, Appendix B.
     Deviation: the printed π₆ and π₇ are not orthogonal, so that their noise would single out a
@@ -58,7 +61,7 @@ class _SymmetricFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, matrix: Tensor, name: str) -> Tensor:  # type: ignore[no-untyped-def, override]  # noqa: ANN001
+    def forward(ctx, matrix: Tensor, name: str) -> Tensor:  # type: ignore[no-untyped-def]
         values, vectors = torch.linalg.eigh(matrix.double())
         if name == "exp":
             image = values.exp()
@@ -77,7 +80,7 @@ class _SymmetricFunction(torch.autograd.Function):
         return result.to(matrix.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]  # noqa: ANN001, ANN205
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         vectors, ratio = ctx.saved_tensors
         symmetric = 0.5 * (grad + grad.mT).to(vectors.dtype)
         inner = vectors.mT @ symmetric @ vectors

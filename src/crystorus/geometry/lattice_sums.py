@@ -203,7 +203,7 @@ def _reciprocal_sums(
         weighted = torch.einsum("bik,bkq->biqk", left, doubled)
         total = torch.einsum("biqk,bjk->bijq", weighted, even)
         sums.append(total.unflatten(-1, (2 * degree + 1, count)))
-    return tuple(sums)  # type: ignore[return-value]
+    return tuple(sums)
 
 
 def _reciprocal_vectors(

@@ -36,6 +36,8 @@ class ElementEmbedding(nn.Module):
     periodic table.
     """
 
+    table: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.free = nn.Embedding(N_ELEMENTS + 1, channels)

@@ -7,16 +7,15 @@ Angles need no triplets: the scalar products of vectors and of quadrupoles built
 sums over pairs of its edges by the addition theorem.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystorus.geometry import Crystals, Prediction
+from crystorus.geometry import Crystals
 from crystorus.geometry.crystals import to_dense
-from crystorus.geometry.lattice import from_coefficients, gl3_basis, symmetric_exp
+from crystorus.geometry.lattice import from_coefficients
 from crystorus.geometry.lattice_sums import LatticeSumConfig, PairFields, lattice_sums
 from crystorus.model.embedding import ElementEmbedding, sinusoids
 
@@ -82,8 +81,8 @@ class _Block(nn.Module):
         self.mix_tensor = nn.Linear(w, 2 * w, bias=False)
         self.update = _mlp(3 * c + p + v + w, 2 * c, c)
         self.pool = nn.Linear(c, c)
-        nn.init.zeros_(self.update[2].weight)
-        nn.init.zeros_(self.update[2].bias)
+        for parameter in self.update[2].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, state: _State, fields: PairFields, time: Tensor, weight: Tensor) -> _State:
         """Return the state after one exchange; `weight` is 1/n for atoms, 0 for padding."""

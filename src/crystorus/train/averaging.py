@@ -24,7 +24,7 @@ class Averaging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def average(mean: Sequence[Tensor], present: Sequence[Tensor], count: Tensor | int) -> None:
             keep = min(decay, (1 + int(count)) / (10 + int(count)))
-            torch._foreach_lerp_(mean, present, 1 - keep)
+            torch._foreach_lerp_(list(mean), list(present), 1 - keep)
 
         super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(average))
 

@@ -32,7 +32,8 @@ def hidden_matrices(denoiser: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
 
     Matrices with a side below 16 count as others: orthogonalising them means little.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in denoiser.named_parameters():
         inside = "blocks" in name and parameter.ndim == 2 and min(parameter.shape) >= _NARROWEST
         (matrices if inside else others).append(parameter)

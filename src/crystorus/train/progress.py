@@ -40,7 +40,8 @@ class ProgressLine(Callback):
             TextColumn("[cyan]{task.fields[state]}"),
         ]
         self._bar = Progress(*columns, console=self.console, refresh_per_second=2)
-        self._bar.add_task("training", total=1.0, completed=self._start[2], state="")
+        bar = self._bar.add_task("training", total=1.0, state="")
+        self._bar.update(bar, completed=self._start[2])
         self._bar.start()
 
     def on_train_batch_end(

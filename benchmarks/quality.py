@@ -1,0 +1,141 @@
+"""Score a checkpoint on validation compositions: one crystal each, from noise, unfiltered.
+
+    python benchmarks/quality.py --data val.store --library train.store -n 1000 --out scores.json
+
+The crystals are made by `crystorus` and judged by `crystal_fidelity`: validity (0.5 Å, own images
+included), density EMD, match rate and RMSE (StructureMatcher stol 0.5, angle 10°, ltol 0.3, all N
+in the denominator). Beside them random coordinates in the true cell, and substitution into the nearest
+training crystal. `--data` and `--library` are stores made by `crystorus data build`.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from crystal_fidelity.distances import density_emd
+from crystal_fidelity.matching import match_rate
+from crystal_fidelity.structures import Crystal
+from crystal_fidelity.validity import structural_validity
+
+from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.data.store import open_store
+from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.geometry import Crystals
+from crystorus.system import CrystalModel
+
+if __package__ in (None, ""):
+    from templates import substitute
+
+
+def to_fidelity(crystals: Crystals) -> list[Crystal]:
+    """Hand crystals over as the rows the other package expects."""
+    return [
+        Crystal(
+            c.lattice[0].T.double().numpy(),
+            c.frac_coords.double().numpy(),
+            c.atomic_numbers.numpy().astype(np.int64),
+        )
+        for c in crystals.split()
+    ]
+
+
+def generate(
+    model: CrystalModel, wanted: Crystals, sampler: SamplerConfig, seed: int, batch: int
+) -> Crystals:
+    """Sample one crystal per composition, in batches of similar size, in the order given."""
+    order = torch.argsort(wanted.n_atoms, stable=True)
+    parts = []
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        part = wanted.select(chosen)
+        seeds = [seed * 1_000_003 + int(i) for i in chosen]
+        parts.append(model.sample(part.atomic_numbers, part.n_atoms, seeds=seeds, sampler=sampler))
+    return Crystals.concat(parts).select(torch.argsort(order))
+
+
+def score(generated: list[Crystal], reference: list[Crystal], workers: int, baseline: bool) -> dict:
+    """Return the figures of one set."""
+    match = match_rate(generated, reference, baseline=baseline, workers=workers)
+    rms = match.rms[match.matched]
+    result = {
+        "n": len(generated),
+        "validity_percent": 100 * structural_validity(generated).rate,
+        "density_emd_g_per_cm3": density_emd(generated, reference).value,
+        "match_percent": 100 * match.rate,
+        "rmse": float(rms.mean()) if len(rms) else None,
+        "colliding_matches": match.collisions,
+    }
+    if match.baseline is not None:
+        random = match.baseline.rms[match.baseline.matched]
+        result["random_coordinates"] = {
+            "match_percent": 100 * match.baseline.rate,
+            "rmse": float(random.mean()),
+        }
+    return result
+
+
+def main() -> None:
+    """Run the benchmark and print its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--library", type=Path, help="training store, for the substitution row")
+    parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--choice", type=int, default=1, help="seed of the choice of compositions")
+    parser.add_argument("--sampler", default=None)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--anti-annealing", type=float, default=None)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    model = load_checkpoint(a.checkpoint)
+    usual = model.config.sampling
+    sampler = SamplerConfig(
+        a.sampler or usual.name,
+        a.steps or usual.steps,
+        usual.anti_annealing if a.anti_annealing is None else a.anti_annealing,
+    )
+    store = open_store(a.data)
+    chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
+    wanted = store.select(chosen)
+    start = time.perf_counter()
+    crystals = generate(model, wanted, sampler, a.seed, a.batch)
+    seconds = time.perf_counter() - start
+    reference = to_fidelity(wanted)
+    report = {
+        "checkpoint": model.digest,
+        "sampler": vars(sampler),
+        "seed": a.seed,
+        "seconds_per_crystal": seconds / a.n,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "model": score(to_fidelity(crystals), reference, a.workers, a.baselines),
+    }
+    if a.baselines and a.library is not None:
+        templates = substitute(wanted, open_store(a.library))
+        hits = [n for n, c in enumerate(templates) if c is not None]
+        row = score(
+            to_fidelity(Crystals.concat([templates[n] for n in hits])),
+            [reference[n] for n in hits],
+            a.workers,
+            baseline=False,
+        )
+        row["without_template"] = a.n - len(hits)
+        row["match_percent_of_all"] = row["match_percent"] * len(hits) / a.n
+        report["substitution"] = row
+    text = json.dumps(report, indent=2, default=float)
+    print(text)
+    if a.out is not None:
+        a.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
