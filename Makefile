@@ -13,10 +13,12 @@ crystals: $(BIN)/python
 
 test: $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest packages/crystal-fidelity/tests
 
 slow: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest packages/crystal-fidelity/tests -m slow
 
 lint: $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
