@@ -113,7 +113,7 @@ def test_training_lowers_the_loss(stores, tmp_path):
     train(dataclasses.replace(settings, data=same_crystals), tmp_path / "run")
     losses = [float(r["val/loss"]) for r in rows(tmp_path / "run") if r["val/loss"]]
     assert len(losses) == 10
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.92 * losses[0]
 
 
 def test_best_and_last_are_what_their_names_say(stores, tmp_path, monkeypatch):
