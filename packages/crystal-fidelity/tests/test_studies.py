@@ -45,7 +45,7 @@ def test_noise_has_the_stated_strength_and_none_at_level_zero():
     np.testing.assert_allclose(same.frac_coords, crystal.frac_coords % 1)
     moves, strains = [], []
     for _ in range(400):
-        other = add_noise(crystal, 0.2, generator, strain=0.05)
+        other = add_noise(crystal, 0.2, generator, displacement=1.0, strain=0.05)
         delta = other.frac_coords - crystal.frac_coords
         moves.append((delta - np.round(delta)) @ crystal.lattice)
         strains.append(np.linalg.inv(crystal.lattice) @ other.lattice - np.eye(3))
@@ -56,7 +56,7 @@ def test_noise_has_the_stated_strength_and_none_at_level_zero():
 
 def test_noise_curve_grows_and_counts_what_it_loses():
     crystals = everything() * 20
-    sets = {t: noised(crystals, t, seed=1) for t in (0.0, 0.1, 0.5)}
+    sets = {t: noised(crystals, t, seed=1, displacement=1.0) for t in (0.0, 0.1, 0.5)}
     points = noise_curve(sets, crystals, Toy())
     assert [p.level for p in points] == [0.0, 0.1, 0.5]
     assert points[0].frechet == pytest.approx(0, abs=1e-9)

@@ -54,7 +54,11 @@ def noise(
     source: Annotated[
         Path | None, typer.Option(help="structures to disturb here, instead of files")
     ] = None,
-    levels: Annotated[str, typer.Option(help="noise levels from 0 to 1")] = "0,.05,.1,.2,.4,.7,1",
+    levels: Annotated[
+        str, typer.Option(help="noise levels from 0 to 1")
+    ] = "0,.01,.02,.05,.1,.2,.4,.7,1",
+    displacement: Annotated[float, typer.Option(help="Å per coordinate at level 1")] = 4.0,
+    strain: Annotated[float, typer.Option(help="deviation of the cell's strain at level 1")] = 0.1,
     limit: Annotated[int, typer.Option(help="disturb at most this many; 0 is all")] = 0,
     featurizer: FeaturizerOption = "chgnet",
     weights: Weights = None,
@@ -65,14 +69,17 @@ def noise(
 ) -> None:
     """Distance of disturbed real crystals against the noise (Fig. 3).
 
-    Level 1 displaces atoms by a Gaussian of 1 Å per coordinate and strains the cell by 0.1.
+    At level 1 of the default, atoms are spread over the whole cell and the curve is flat.
     """
     truth = read_structures(reference)
     if disturbed:
         sets = {level_of(path.stem): read_structures(path) for path in disturbed}
     elif source is not None:
         given = read_structures(source)[: limit or None]
-        sets = {float(t): list(noised(given, float(t), seed)) for t in levels.split(",")}
+        sets = {
+            float(t): list(noised(given, float(t), seed, displacement=displacement, strain=strain))
+            for t in levels.split(",")
+        }
     else:
         raise ValueError("give files of disturbed structures, or --source FILE to disturb here")
     network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=_say)

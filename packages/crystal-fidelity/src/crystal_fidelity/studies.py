@@ -16,7 +16,7 @@ from crystal_fidelity.frechet import frechet_distance, kernel_distance, size_cur
 from crystal_fidelity.structures import Crystal, Entry, readable
 from crystal_fidelity.svg import Curve, curves, histogram
 
-MAX_DISPLACEMENT = 1.0
+MAX_DISPLACEMENT = 4.0
 """Å, standard deviation of each coordinate at level 1."""
 MAX_STRAIN = 0.1
 """Standard deviation of each entry of the symmetric strain at level 1."""
@@ -60,10 +60,20 @@ def add_noise(
     return Crystal(lattice, frac % 1.0, crystal.atomic_numbers, crystal.name)
 
 
-def noised(entries: Sequence[Entry], level: float, seed: int) -> list[Crystal]:
+def noised(
+    entries: Sequence[Entry],
+    level: float,
+    seed: int,
+    *,
+    displacement: float = MAX_DISPLACEMENT,
+    strain: float = MAX_STRAIN,
+) -> list[Crystal]:
     """Return all readable crystals at one noise level; the same seed gives the same directions."""
     generator = np.random.default_rng(seed)
-    return [add_noise(crystal, level, generator) for crystal in readable(entries)]
+    return [
+        add_noise(crystal, level, generator, displacement=displacement, strain=strain)
+        for crystal in readable(entries)
+    ]
 
 
 def noise_curve(

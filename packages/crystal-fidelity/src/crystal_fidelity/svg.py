@@ -136,7 +136,8 @@ def curves(
                 bottom = y(max(b - e, y.low))
                 body += f"<line x1='{px:.1f}' x2='{px:.1f}' y1='{bottom:.1f}' "
                 body += f"y2='{y(min(b + e, y.high)):.1f}' stroke='{color}'/>"
-    return _frame(title, body + _legend([curve.label for curve in series]))
+    labels = [curve.label for curve in series] if len(series) > 1 else []
+    return _frame(title, body + _legend(labels))
 
 
 def bars(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
