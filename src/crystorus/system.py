@@ -27,7 +27,7 @@ def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
         torus_alpha = cumulative_alpha(linear_betas(*d.torus_betas, d.steps))
         cell_alpha = cumulative_alpha(linear_betas(*d.cell_betas, d.steps))
         return Diffusion(
-            TorusProcess((1 - torus_alpha).sqrt(), target=d.target, centred=False),
+            TorusProcess((1 - torus_alpha).sqrt(), target=d.target, centred=False, weighted=False),
             LogLatticeProcess(cell_alpha, space=d.lattice_space),
         )
     return Diffusion(

@@ -86,9 +86,6 @@ def training_losses(
 ) -> Losses:
     """Evaluate both losses on one batch: Algorithm 1, lines 3 to 6.
 
-    The torus loss is in units of the mean square of the target at each level, per degree of
-    freedom: a network that predicts nothing has loss 1 at every t.
-
     Args:
         denoiser: The network.
         diffusion: The forward process.
@@ -101,13 +98,8 @@ def training_losses(
     cells = torch.randn(len(crystals), 6, generator=generator).to(device, dtype)
     noisy, strain = add_noise(diffusion, crystals, t, atoms, cells)
     prediction = denoiser(noisy, t)
-    target = diffusion.torus.target(crystals, noisy, t)
-    rms = diffusion.torus.target_rms.to(device)[t].to(dtype)[crystals.crystal_of_atom, None]
-    square = ((prediction.displacement - target) / rms).square().mean(-1)
-    total = square.new_zeros(len(crystals)).index_add_(0, crystals.crystal_of_atom, square)
-    free = crystals.n_atoms - 1 if diffusion.torus.centred else crystals.n_atoms
-    torus = torch.where(free > 0, total / free.clamp_min(1), torch.zeros_like(total))
-    return Losses(diffusion.cell.loss(prediction, crystals, noisy, t, strain), torus)
+    cell = diffusion.cell.loss(prediction, crystals, noisy, t, strain)
+    return Losses(cell, diffusion.torus.loss(prediction.displacement, crystals, noisy, t))
 
 
 @torch.no_grad()

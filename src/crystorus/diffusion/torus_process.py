@@ -57,6 +57,8 @@ class TorusProcess:
         target: What the network learns: the mean over images ("posterior_mean"), the shortest
             path of Eq. 20 ("shortest"), or x_0 - x_t without the torus (Table 4 (e)).
         centred: Whether noise and target have zero mean per crystal.
+        weighted: Whether errors are measured in units of the target at each level; Eq. 20
+            measures them in fractions of the cell.
 
     Source: Eqs 16 to 20, Appendices C to E.
     Deviation: Eq. 16's first line is centred on x_{t-1} with variance s_t² - s_{t-1}².
@@ -68,10 +70,12 @@ class TorusProcess:
         *,
         target: TorusTarget = "posterior_mean",
         centred: bool = True,
+        weighted: bool = True,
     ) -> None:
         self.sigma = sigma.double()
         self.target_kind: TorusTarget = target
         self.centred = centred
+        self.weighted = weighted
         if target == "posterior_mean":
             self.target_rms = image_mean_rms(self.sigma)
         else:
@@ -108,6 +112,29 @@ class TorusProcess:
         else:
             displacement = end - start
         return centre(displacement, crystals) if self.centred else displacement
+
+    def loss(
+        self,
+        displacement: Float[Tensor, "atoms 3"],
+        clean: Crystals,
+        noisy: Crystals,
+        t: Int[Tensor, " crystals"],
+    ) -> Float[Tensor, " crystals"]:
+        """Return the mean squared error of a predicted displacement, per crystal.
+
+        Weighted, it is per degree of freedom in units of the mean square of the target: a
+        network that predicts nothing has loss 1 at every level. Otherwise ‖·‖² of Eq. 20.
+
+        Source: L^x, Eq. 20.
+        """
+        error = displacement - self.target(clean, noisy, t)
+        atom = clean.crystal_of_atom
+        if self.weighted:
+            error = error / self.target_rms.to(t.device)[t].to(error.dtype)[atom, None] / 3**0.5
+        square = error.square().sum(-1)
+        total = square.new_zeros(len(clean)).index_add_(0, atom, square)
+        free = clean.n_atoms - 1 if self.centred else clean.n_atoms
+        return torch.where(free > 0, total / free.clamp_min(1), torch.zeros_like(total))
 
     def prior(self, uniform: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
         """Return x_T: uniform on the torus (Lemma 1)."""

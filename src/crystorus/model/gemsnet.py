@@ -30,6 +30,7 @@ ELEMENTS = 118
 TIME_BASE = 10_000.0
 """n of Eq. 8, which the paper leaves open: the usual one of positional encodings."""
 
+INITIAL_FIELD_GAIN = 8.0
 FIELDS = 3
 """λ holds ∂r_γ/∂ρ, ∂r_γ'/∂ρ and ∂θ_γγ'/∂ρ (Appendix A)."""
 
@@ -131,7 +132,9 @@ class InteractionBlock(torch.nn.Module):
             recompute: Whether training keeps little of the block and computes it twice.
         """
         super().__init__()
-        c, scale = config, config.neighbours**-0.5
+        # In cells of 1 Å³, where sampling starts, all neighbours look alike and their messages
+        # add up coherently: the mean is bounded there, 1/√k is not.
+        c, scale = config, 1 / config.neighbours
         self.recompute = recompute
         self.direct = Dense(c.edge, c.edge, activation=True)
         self.message = Dense(c.edge, c.edge, activation=True)
@@ -303,6 +306,10 @@ class LatticeHead(torch.nn.Module):
         self.factors = Dense(config.bilinear, size, activation=False)
         self.radial = Dense(config.num_radial, config.rbf, activation=False)
         self.filter = Dense(config.rbf, size, activation=False)
+        # The mean over Γ₂ of incoherent fields starts near 1e-3, and ρ' has to grow from I₃ to
+        # cells of several Å: the weights that make the field start larger.
+        with torch.no_grad():
+            self.filter.weight.mul_(INITIAL_FIELD_GAIN)
 
     def forward(
         self, edges: Float[Tensor, "edges edge"], graph: EdgeGraph
