@@ -1,6 +1,7 @@
 """The command line: names, help texts and nothing else. Heavy imports wait for their command."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,6 +47,8 @@ _STATE = _State()
 
 def main() -> None:
     """Run the command line."""
+    # Notes on operations of non-primitive cells say nothing to the reader of a table.
+    logging.getLogger("moyo").setLevel(logging.ERROR)
     app(prog_name="crystorus")
 
 
