@@ -4,8 +4,8 @@
 
 The crystals are made by `crystorus` and judged by `crystal_fidelity`: validity (0.5 Å, own images
 included), density EMD, match rate and RMSE (StructureMatcher stol 0.5, angle 10°, ltol 0.3, all N
-in the denominator). Beside them random coordinates in the true cell, and substitution into the nearest
-training crystal. `--data` and `--library` are stores made by `crystorus data build`.
+in the denominator). Beside them random coordinates in the true cell, and substitution into the
+nearest training crystal. `--data` and `--library` are stores made by `crystorus data build`.
 """
 
 import argparse
