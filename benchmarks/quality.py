@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import match_rate
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.validity import structural_validity
-
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import SamplerConfig

@@ -125,24 +125,37 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
     card = read_card(path)
     try:
         config = config_from_dict(card["config"])
-    except (ConfigError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path / CARD} describes a network this version does not know ({error}): use the "
             "crystorus version that wrote it"
         ) from error
-    tensors = _read_tensors(path / WEIGHTS, card["sha256"])
-    model = build_model(config, _statistics(tensors, path))
+    elements, max_atoms = _limits(card, path)
+    check_weights(path, card)
+    tensors = _read_tensors(path / WEIGHTS)
+    statistics = _statistics(tensors, path)
+    try:
+        model = build_model(config, statistics)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / CARD} describes a network that cannot be built ({_first(error)}): copy the "
+            "checkpoint again"
+        ) from error
     _load_state(model, tensors, path)
     model.card = card.get("card", {})
-    model.trained_elements = frozenset(int(z) for z in card["trained_elements"])
-    model.max_atoms = int(card["max_atoms"])
+    model.trained_elements, model.max_atoms = elements, max_atoms
     model.digest = card["sha256"]
     model.denoiser.to(device).eval()
     return model
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file, once it is known to be what the card names."""
+def check_weights(folder: Path, card: Mapping[str, Any]) -> None:
+    """Make sure that the weights beside a card are those it names.
+
+    Raises:
+        CheckpointError: If they are missing, cut short or were replaced.
+    """
+    path, digest = folder / WEIGHTS, str(card["sha256"])
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: copy the checkpoint folder again, both files")
     size = path.stat().st_size
@@ -151,9 +164,29 @@ def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     found = file_digest(path)
     if found != digest:
         raise CheckpointError(
-            f"{path} has SHA-256 {found[:12]}…, its card says {str(digest)[:12]}…: the file is "
+            f"{path} has SHA-256 {found[:12]}…, its card says {digest[:12]}…: the file is "
             "truncated or was replaced; copy the checkpoint again"
         )
+
+
+def _limits(card: Mapping[str, Any], path: Path) -> tuple[frozenset[int], int]:
+    """Return the elements and the largest cell of the training crystals."""
+    try:
+        return frozenset(int(z) for z in card["trained_elements"]), int(card["max_atoms"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / CARD} is damaged ({_first(error)}): copy the checkpoint again"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """Return the first line of an error, cut to what a sentence can hold."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 160 else lines[0][:159] + "…"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -182,6 +215,7 @@ def _load_state(model: CrystalModel, tensors: Mapping[str, Tensor], path: Path) 
         model.denoiser.load_state_dict(state, strict=True)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
+        first = first if len(first) <= 160 else first[:159] + "…"
         raise CheckpointError(
             f"the weights in {path} do not fit the {model.config.preset} network of its card "
             f"({first}): the files belong to different checkpoints"

@@ -212,10 +212,13 @@ def info(
     ] = None,
 ) -> None:
     """Show a checkpoint's card: data, budget, losses, figures."""
-    from crystorus.checkpoint import SHIPPED, read_card
+    from crystorus.checkpoint import SHIPPED, check_weights, read_card
     from crystorus.terminal import show_card
 
-    show_card(str(checkpoint or "The shipped checkpoint"), read_card(checkpoint or SHIPPED))
+    folder = checkpoint or SHIPPED
+    card = read_card(folder)
+    check_weights(folder, card)
+    show_card(str(checkpoint or "The shipped checkpoint"), card)
 
 
 @data_app.command("get")

@@ -15,6 +15,8 @@ from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, lin
 from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
 from crystorus.diffusion.torus_process import TorusProcess
 from crystorus.geometry import Crystals
+from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.torus import wrap
 from crystorus.model.denoiser import FieldDenoiser
 from crystorus.model.fieldnet import FieldNet, FieldNetConfig
 from crystorus.model.gemsnet import GemsNetConfig, GemsNetDenoiser
@@ -92,9 +94,12 @@ class CrystalModel:
         sampler: SamplerConfig | None = None,
         on_step: Callable[[int, int, Crystals], None] | None = None,
     ) -> Crystals:
-        """Generate one crystal per composition; see `diffusion.algorithms.sample`."""
+        """Generate one crystal per composition; see `diffusion.algorithms.sample`.
+
+        The cells come out reduced: a walk through strains ends in whatever basis it began with.
+        """
         self.denoiser.eval()
-        return sample(
+        crystals = sample(
             self.denoiser,
             self.diffusion,
             atomic_numbers.to(self.device),
@@ -103,6 +108,17 @@ class CrystalModel:
             seeds,
             on_step=on_step,
         )
+        return in_reduced_cell(crystals)
+
+
+def in_reduced_cell(crystals: Crystals) -> Crystals:
+    """Re-tile every crystal to the shortest basis of its lattice; the crystal stays the same."""
+    reduced, change = reduce_lattice(crystals.lattice)
+    inverse = torch.linalg.inv(change.double()).round().to(crystals.frac_coords)
+    frac_coords = torch.einsum(
+        "aij,aj->ai", inverse[crystals.crystal_of_atom], crystals.frac_coords
+    )
+    return crystals.with_geometry(reduced, wrap(frac_coords))
 
 
 def build_model(config: Config, statistics: CellStatistics) -> CrystalModel:

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from runs import config, die, outcome, run_in_a_child, same
 
 from crystorus.train import train
 from crystorus.train.callbacks import Evaluation, Keeper
 from crystorus.train.module import TrainingModule
-from runs import config, die, outcome, run_in_a_child, same
 
 torch.set_num_threads(1)
 HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5}

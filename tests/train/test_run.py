@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import config, outcome, same
 from safetensors.torch import load_file
 
 from crystorus.checkpoint import load_checkpoint, read_card
@@ -27,7 +28,6 @@ from crystorus.train.callbacks import Keeper
 from crystorus.train.folder import read_state
 from crystorus.train.module import TrainingModule
 from crystorus.train.schedule import draw_steps, step_generator
-from runs import config, outcome, same
 
 torch.set_num_threads(1)
 

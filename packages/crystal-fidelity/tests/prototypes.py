@@ -3,8 +3,9 @@
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from crystal_fidelity.structures import Crystal, from_atoms
 from scipy.spatial.transform import Rotation
+
+from crystal_fidelity.structures import Crystal, from_atoms
 
 
 def rock_salt(a: float = 5.64, first: str = "Na", second: str = "Cl") -> Crystal:

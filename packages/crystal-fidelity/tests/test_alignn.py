@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crystal_fidelity.structures import Crystal
 from prototypes import everything, moved, random_crystal, rutile, simple_cubic
+
+from crystal_fidelity.structures import Crystal
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from alignn_fixture import seeded_tensors, structures  # noqa: E402
+
 from crystal_fidelity.alignn import Alignn, AlignnFeaturizer, collate  # noqa: E402
 from crystal_fidelity.alignn_graph import build_graph, line_graph  # noqa: E402
 from crystal_fidelity.weights import (  # noqa: E402

@@ -1,5 +1,16 @@
 import numpy as np
 import pytest
+from prototypes import (
+    diamond,
+    everything,
+    moved,
+    random_crystal,
+    rattled,
+    rock_salt,
+    rutile,
+    simple_cubic,
+)
+
 from crystal_fidelity.energies import (
     AseEnergies,
     References,
@@ -11,16 +22,6 @@ from crystal_fidelity.energies import (
 from crystal_fidelity.featurizers import Featurizer, Identity
 from crystal_fidelity.screening import Limits, screen
 from crystal_fidelity.structures import Crystal, ReadFailure
-from prototypes import (
-    diamond,
-    everything,
-    moved,
-    random_crystal,
-    rattled,
-    rock_salt,
-    rutile,
-    simple_cubic,
-)
 
 LIMITS = Limits(max_atomic_number=94)
 
@@ -66,6 +67,7 @@ def test_chgnet_survives_hostile_structures_and_counts_them(model):
 
 def test_chgnet_outputs_are_the_packages_own_per_atom(model):
     from chgnet.model import CHGNet
+
     from crystal_fidelity.structures import to_pymatgen
 
     network = CHGNet.load(use_device="cpu", verbose=False)
@@ -146,6 +148,7 @@ def test_references_of_another_model_are_refused():
 def test_any_ase_calculator_by_path_and_its_failures_are_counted():
     model = AseEnergies("ase.calculators.emt:EMT")
     from ase.build import bulk
+
     from crystal_fidelity.structures import from_atoms
 
     copper = from_atoms(bulk("Cu"), "Cu")

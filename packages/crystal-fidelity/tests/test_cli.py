@@ -4,10 +4,11 @@ import sys
 
 import ase.io
 import pytest
-from crystal_fidelity.cli import app, main
-from crystal_fidelity.structures import to_atoms
 from prototypes import everything, rattled, simple_cubic
 from typer.testing import CliRunner
+
+from crystal_fidelity.cli import app, main
+from crystal_fidelity.structures import to_atoms
 
 
 @pytest.fixture

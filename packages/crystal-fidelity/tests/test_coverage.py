@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from prototypes import diamond, everything, moved, perovskite, rutile
+from scipy.spatial.distance import cdist
+
 from crystal_fidelity.coverage import (
     COMPOSITION_WIDTH,
     STRUCTURE_WIDTH,
@@ -8,8 +11,6 @@ from crystal_fidelity.coverage import (
     fingerprint,
     nearest,
 )
-from prototypes import diamond, everything, moved, perovskite, rutile
-from scipy.spatial.distance import cdist
 
 
 def reference(left, right):

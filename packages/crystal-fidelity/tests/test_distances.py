@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from prototypes import diamond, everything, random_crystal, rock_salt, simple_cubic
+
 from crystal_fidelity.distances import (
     cdvae_sample,
     densities,
@@ -8,7 +10,6 @@ from crystal_fidelity.distances import (
     energy_emd,
 )
 from crystal_fidelity.structures import Crystal, ReadFailure
-from prototypes import diamond, everything, random_crystal, rock_salt, simple_cubic
 
 
 def by_definition(a, b):

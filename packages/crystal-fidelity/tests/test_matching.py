@@ -1,13 +1,5 @@
 import numpy as np
 import pytest
-from crystal_fidelity.composition import is_charge_balanced
-from crystal_fidelity.matching import (
-    MatcherSettings,
-    match_rate,
-    match_rate_best_of,
-    randomise_coordinates,
-)
-from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
 from prototypes import (
     diamond,
     everything,
@@ -22,6 +14,15 @@ from prototypes import (
     zinc_blende,
 )
 from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from crystal_fidelity.composition import is_charge_balanced
+from crystal_fidelity.matching import (
+    MatcherSettings,
+    match_rate,
+    match_rate_best_of,
+    randomise_coordinates,
+)
+from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
 
 
 def matcher():

@@ -5,6 +5,9 @@ import ase.io
 import numpy as np
 import pytest
 from ase.db import connect
+from prototypes import everything, moved, perovskite, rock_salt, rutile, wurtzite
+from pymatgen.core import Lattice, Structure
+
 from crystal_fidelity.cif import format_cif, parse_cif
 from crystal_fidelity.reading import iter_structures, read_structures
 from crystal_fidelity.structures import (
@@ -16,8 +19,6 @@ from crystal_fidelity.structures import (
     to_atoms,
     to_pymatgen,
 )
-from prototypes import everything, moved, perovskite, rock_salt, rutile, wurtzite
-from pymatgen.core import Lattice, Structure
 
 
 def same(crystal, other):

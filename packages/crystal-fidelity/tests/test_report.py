@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from prototypes import everything, rattled, simple_cubic
+
 from crystal_fidelity.compare import METRICS, Settings, compare, parse_metrics, split_candidates
 from crystal_fidelity.html import COLUMNS, structure_rows, write_report
 from crystal_fidelity.report import write_json
 from crystal_fidelity.structures import Crystal, ReadFailure
 from crystal_fidelity.svg import Axis, Curve, bars, curves, histogram
-from prototypes import everything, rattled, simple_cubic
 
 SETTINGS = Settings(
     metrics=("validity", "density", "match", "uniqueness", "novelty", "spacegroups")

@@ -2,6 +2,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from prototypes import everything, rutile
+
 from crystal_fidelity.featurizers import FeatureSet, Identity, feature_set
 from crystal_fidelity.structures import as_entries
 from crystal_fidelity.studies import (
@@ -17,7 +19,6 @@ from crystal_fidelity.studies import (
     size_study,
 )
 from crystal_fidelity.validity import structural_validity
-from prototypes import everything, rutile
 
 ID = Identity("toy", "0" * 64, "none")
 

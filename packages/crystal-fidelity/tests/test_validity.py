@@ -2,11 +2,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
-from crystal_fidelity.validity import closest_contacts, structural_validity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prototypes import diamond, everything, moved, random_crystal, rock_salt, simple_cubic
+
+from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
+from crystal_fidelity.validity import closest_contacts, structural_validity
 
 
 def by_definition(crystal, reach, self_images):

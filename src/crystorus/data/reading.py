@@ -44,10 +44,10 @@ def read_records(path: Path) -> Iterator[Record]:
     if not path.exists():
         raise ReadingError(f"{path} does not exist: give {FORMATS}")
     ending = path.suffix.lower()
-    if is_csv(path):
-        return csv_records(path)
     if path.is_dir() or ending == ".cif":
         return cif_records(path)
+    if is_csv(path):
+        return csv_records(path)
     if ending in (".extxyz", ".xyz"):
         return extxyz_records(path)
     if ending in (".vasp", ".poscar") or path.name.upper().startswith(("POSCAR", "CONTCAR")):
@@ -124,6 +124,10 @@ def extxyz_records(path: Path) -> Iterator[Record]:
             raise ReadingError(
                 f"{path}, line {start + 1}: {lines[start][:40]!r} is not a number of atoms"
             ) from error
+        if n_atoms < 0:
+            raise ReadingError(
+                f"{path}, line {start + 1}: {n_atoms} atoms are announced, give 1 or more"
+            )
         stop = start + 2 + n_atoms
         yield _frame_record(lines[start:stop], n_atoms, f"{path.stem}-{frame}")
         start, frame = stop, frame + 1

@@ -172,7 +172,7 @@ def check_device(device: str) -> None:
         RequestError: If it cannot.
     """
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()  # `meta` holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:80]
         raise RequestError(f"--device {device} cannot be used ({reason}): try cpu") from error

@@ -154,6 +154,7 @@ class RunFolder:
         self.versions = earlier.get("versions", self.versions)
         self.complete = earlier.get("status") == "complete"
         if self.complete:
+            _refuse_incomplete(self.path)
             shutil.rmtree(self.path / PARTS, ignore_errors=True)
             return
         (self.path / PARTS).mkdir(exist_ok=True)
@@ -232,8 +233,9 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     record = path / RUN
     if record.exists():
         try:
-            return dict(json.loads(record.read_text("utf-8")))
-        except ValueError as error:
+            run = json.loads(record.read_text("utf-8"))
+            return run | {name: dict(run[name]) for name in ("settings", "versions")}
+        except (ValueError, TypeError, KeyError) as error:
             raise OutputError(
                 f"{record} is not the record of a run: choose another --out, or --overwrite"
             ) from error
@@ -253,6 +255,21 @@ def _refuse_another(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, An
         raise OutputError(
             f"{path} holds another run: its {key} is {_short(theirs.get(key))}, yours is "
             f"{_short(ours[key])}. Choose another --out, or --overwrite to replace that run"
+        )
+
+
+def _refuse_incomplete(path: Path) -> None:
+    """Refuse a finished run of which a file was taken away since."""
+    names = [CRYSTALS, TABLE]
+    if (path / TABLE).is_file():
+        with (path / TABLE).open(newline="", encoding="utf-8", errors="replace") as text:
+            rows = list(csv.DictReader(text))
+        names += [row.get(c) or CRYSTALS for row in rows for c in ("cif", "cif_symmetrised")]
+    missing = next((name for name in names if not (path / name).is_file()), None)
+    if missing:
+        raise OutputError(
+            f"{path} holds this run, finished, but {missing} is gone: put it back, choose another "
+            "--out, or --overwrite to make all crystals again"
         )
 
 

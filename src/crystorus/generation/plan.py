@@ -13,6 +13,7 @@ from itertools import groupby
 from crystorus.data.compositions import Composition, symbol_of
 from crystorus.generation.errors import RequestError
 
+MAX_CRYSTALS = 1_000_000  # of one run, whose requests and records are held in memory
 WINDOW_BATCHES = 16  # batches are sorted by size within windows, so that files grow in order
 
 
@@ -43,15 +44,22 @@ def make_requests(
     """Ask for `n` crystals of every composition; a repeated composition gets further samples.
 
     Raises:
-        RequestError: If `n` is below 1, the seed is negative, or there is no composition.
+        RequestError: If `n` is below 1, the seed is negative, there is no composition, or the
+            crystals are more than one run can hold.
     """
     if n < 1:
         raise RequestError(f"{n} crystals per composition were asked for: ask for 1 or more")
     if seed < 0:
         raise RequestError(f"the seed is {seed}: give a whole number from 0 up")
+    wanted = list(compositions)
+    if n * len(wanted) > MAX_CRYSTALS:
+        raise RequestError(
+            f"{n} crystals of each of {len(wanted)} compositions were asked for, a run makes at "
+            f"most {MAX_CRYSTALS}: lower --n, or split the request into several runs"
+        )
     taken: Counter[Composition] = Counter()
     requests: list[Request] = []
-    for composition in compositions:
+    for composition in wanted:
         for _ in range(n):
             sample = taken[composition]
             noise = crystal_seed(seed, composition, sample)
@@ -77,7 +85,8 @@ def check_requests(
         others = f", and {len(large) - 1} other compositions too" if len(large) > 1 else ""
         raise RequestError(
             f"{worst.formula} has {worst.n_atoms} atoms in the cell{others}, but this checkpoint "
-            f"was trained on at most {max_atoms}: ask for fewer formula units (--z)"
+            f"was trained on at most {max_atoms}: ask for fewer formula units (--z), a lower "
+            "--max-atoms, or a table without them"
         )
     unseen = sorted({z for c in distinct for z, _ in c.counts} - trained_elements)
     return [_unseen_element(z, distinct) for z in unseen]

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from crystorus.data.compositions import Composition, enumerate_system, expand
+from crystorus.data.compositions import Composition, count_system, enumerate_system, expand
 from crystorus.data.io import read_crystals
 from crystorus.generation.errors import RequestError
+from crystorus.generation.plan import MAX_CRYSTALS
 
 
 def of_formulas(formulas: Sequence[str], units: str = "1") -> list[Composition]:
@@ -45,7 +46,14 @@ def of_system(system: str, max_atoms: int) -> list[Composition]:
 
     Raises:
         FormulaError: If the system cannot be read.
+        RequestError: If it has more compositions than one run can make.
     """
+    count = count_system(system, max_atoms)
+    if count > MAX_CRYSTALS:
+        raise RequestError(
+            f"--system {system} has {count} compositions of at most {max_atoms} atoms, a run makes "
+            f"at most {MAX_CRYSTALS}: lower --max-atoms or name fewer elements"
+        )
     return list(enumerate_system(system, max_atoms))
 
 
