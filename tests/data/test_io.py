@@ -298,6 +298,7 @@ def test_one_broken_frame_does_not_stop_the_others(tmp_path):
     [
         ("a.extxyz", "", "is empty"),
         ("a.extxyz", "hello\n", "line 1: 'hello' is not a number of atoms"),
+        ("a.extxyz", "-2\n" * 9, "line 1: -2 atoms are announced"),
         ("a.vasp", "nothing\n", "not a POSCAR"),
         ("a.db", "this is no database, and long enough to tell" * 40, "not an ASE database"),
         ("a.pdf", "x", "no known format"),
@@ -315,5 +316,8 @@ def test_files_that_are_broken_as_a_whole_say_so(tmp_path, name, content, words)
 def test_a_missing_file_and_an_empty_folder_say_so(tmp_path):
     with pytest.raises(ReadingError, match="does not exist"):
         list(read_crystals(tmp_path / "none.csv"))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ReadingError, match=r"folder\.csv has no \.cif files"):
+        list(read_crystals(tmp_path / "folder.csv"))
     with pytest.raises(ReadingError, match=r"no \.cif files"):
         list(read_crystals(tmp_path))
