@@ -150,6 +150,22 @@ def test_damaged_cards_are_refused(saved, text):
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trained_elements": ["x"]}, "damaged.*'x'"),
+        ({"max_atoms": "many"}, "damaged.*'many'"),
+        ({"config": [1]}, "does not know"),
+        ({"config": {"network": {"channels": 10**12}}}, "cannot be built"),
+    ],
+)
+def test_cards_that_describe_no_network_are_refused(saved, changes, words):
+    edit_card(saved, **changes)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(saved)
+    assert len(str(caught.value)) < 600
+
+
 def test_missing_files_are_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no card.json"):
         load_checkpoint(tmp_path / "nowhere")
