@@ -236,6 +236,45 @@ def test_a_finished_run_says_so(crystorus, tmp_path):
     assert "0 made" in stdout
 
 
+@pytest.mark.parametrize("name", ["crystals.extxyz", "table.csv", "cif/00000-LiFeO2.cif"])
+def test_a_finished_run_that_lost_a_file_says_which(crystorus, tmp_path, name):
+    crystorus("sample", "LiFeO2", "--out", tmp_path)
+    (tmp_path / name).unlink()
+    refused(crystorus, [name, "--overwrite"], "sample", "LiFeO2", "--out", tmp_path)
+    assert crystorus("sample", "LiFeO2", "--out", tmp_path, "--overwrite")[0] == 0
+    assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{}", '{"settings": 3, "versions": {}}', "null"])
+def test_a_record_that_is_none_is_refused(crystorus, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    refused(crystorus, ["run.json", "--overwrite"], "sample", "LiFeO2", "--out", tmp_path)
+    assert (tmp_path / "run.json").read_text() == text
+
+
+def test_a_device_that_holds_no_numbers_is_refused(crystorus, tmp_path):
+    words = ["--device meta", "try cpu"]
+    refused(crystorus, words, "sample", "LiFeO2", "--device", "meta", "--out", tmp_path)
+
+
+def test_the_card_of_damaged_weights_is_not_shown(crystorus, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"whole")
+    card = {
+        "format": 1,
+        "config": {},
+        "sha256": hashlib.sha256(b"whole").hexdigest(),
+        "trained_elements": [8],
+        "max_atoms": 20,
+    }
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert crystorus("info", tmp_path)[0] == 0
+    weights.write_bytes(b"who")
+    refused(crystorus, ["truncated or was replaced", "copy"], "info", tmp_path)
+    weights.unlink()
+    refused(crystorus, ["missing", "both files"], "info", tmp_path)
+
+
 def test_a_full_disk_is_one_sentence(crystorus, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")

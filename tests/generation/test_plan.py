@@ -11,6 +11,7 @@ from crystorus.generation.plan import (
     padded_atoms,
     plan_batches,
 )
+from crystorus.generation.wanted import of_system
 
 LIFEO2 = Composition.of((3, 26, 8, 8))
 SRTIO3 = Composition.of((38, 22, 8, 8, 8))
@@ -74,9 +75,18 @@ def test_impossible_numbers_are_named(n, seed, words):
         make_requests([LIFEO2], n=n, seed=seed)
 
 
+def test_more_crystals_than_memory_holds_are_refused_before_they_are_listed():
+    with pytest.raises(RequestError, match=r"10{11} crystals.*at most 1000000.*lower --n"):
+        make_requests([LIFEO2], n=10**11)
+    # C(30, 10) - 1, in closed form: listing them would take 30 GB
+    with pytest.raises(RequestError, match=r"30045014 compositions.*1000000.*lower --max-atoms"):
+        of_system("Li-F-O-Fe-Na-K-Rb-Cs-Ca-Mg", 20)
+    assert len(of_system("Li-F-O", 20)) == 1770
+
+
 def test_too_many_atoms_are_refused_with_value_limit_and_remedy():
     large = Composition.of((3, 26, 8, 8) * 6)
-    with pytest.raises(RequestError, match=r"24 atoms.*at most 20.*fewer formula units"):
+    with pytest.raises(RequestError, match=r"24 atoms.*at most 20.*--z.*--max-atoms"):
         check_requests(make_requests([large]), max_atoms=20, trained_elements=frozenset())
 
 
