@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, and what is damaged or hostile is refused."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from crystorus.checkpoint import (
@@ -172,6 +174,19 @@ def test_missing_files_are_named(saved, tmp_path):
     (saved / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"weights.safetensors is missing"):
         load_checkpoint(saved)
+
+
+def test_a_full_disk_is_an_error_of_the_system(saved, monkeypatch):
+    def full(tensors, name, metadata):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("crystorus.checkpoint.save_file", full)
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    model = load_checkpoint(saved)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_checkpoint(model, saved)
+    assert caught.value.errno == errno.ENOSPC
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):

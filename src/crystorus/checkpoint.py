@@ -5,6 +5,7 @@ statistics of the training cells; `card.json` the configuration and the provenan
 run code when it is read.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,7 +36,11 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(model: CrystalModel, folder: Path) -> None:
-    """Write a checkpoint folder; an older one there is replaced file by file, atomically."""
+    """Write a checkpoint folder; an older one there is replaced file by file, atomically.
+
+    Raises:
+        OSError: If it cannot be written; an older one stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.denoiser.state_dict().items()}
     for item in fields(model.statistics):
@@ -44,7 +49,7 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
     handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={"format": str(FORMAT)})
+        _save_tensors(tensors, name)
         digest = file_digest(Path(name))
         card = {
             "format": FORMAT,
@@ -61,6 +66,14 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     model.digest = digest
+
+
+def _save_tensors(tensors: dict[str, Tensor], name: str) -> None:
+    try:
+        save_file(tensors, name, metadata={"format": str(FORMAT)})
+    except SafetensorError as error:  # hides the error of the system in its text
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), name) from error
 
 
 def write_text_atomically(path: Path, text: str) -> None:

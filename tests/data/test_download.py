@@ -263,6 +263,14 @@ def test_another_file_than_the_recorded_one_is_refused(server, tmp_path, release
     assert names(tmp_path) == ["val.csv.sha256"]
 
 
+def test_an_empty_record_is_as_good_as_none(server, tmp_path, release):
+    server.behaviour.files = release
+    (tmp_path / "val.csv.sha256").write_bytes(b"")
+    get(server, tmp_path, splits=["val"])
+    good = hashlib.sha256(release["/val.csv"]).hexdigest()
+    assert (tmp_path / "val.csv.sha256").read_text().startswith(good)
+
+
 def test_a_digest_that_is_asked_for_must_match(server, tmp_path, release):
     server.behaviour.files = release
     with pytest.raises(DownloadError, match="nothing was kept"):

@@ -237,10 +237,18 @@ def test_a_failed_write_keeps_the_old_store(tmp_path, monkeypatch):
 
     monkeypatch.setattr("crystorus.data.store.os.fsync", full_disk)
     write_csv(path, rows()[:2])
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         build_store(path, tmp_path / "a.store")
+    assert caught.value.filename == str(tmp_path / "a.store")
     assert digest_of(tmp_path / "a.store") == before
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "a.store"}
+
+
+def test_a_folder_is_no_place_for_a_store(tmp_path):
+    path = write_csv(tmp_path / "a.csv")
+    with pytest.raises(ReadingError, match="is a folder: name a file"):
+        build_store(path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_preparing_does_not_import_torch():

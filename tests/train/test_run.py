@@ -283,6 +283,26 @@ def test_impossible_settings_are_named(stores, tmp_path, setting, value, message
         train(config(stores, **{setting: value}), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [("diffusion", {"steps": 0}, r"diffusion\.steps = 0: give 1 or more"),
+     ("diffusion", {"torus_lowest": -1.0}, "makes no process.*0 < lowest < highest"),
+     ("sampling", {"steps": 0}, r"sampling\.steps = 0: give 1 or more"),
+     ("sampling", {"steps": 21}, r"more than diffusion\.steps = 20"),
+     ("network", {"channels": 0}, r"network\.channels = 0: give 1 or more"),
+     ("training", {"accelerator": "cuda"}, "is not there")],
+)  # fmt: skip
+def test_what_cannot_be_built_is_refused_before_a_folder_is_made(
+    stores, tmp_path, monkeypatch, section, changes, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    good = config(stores)
+    bad = dataclasses.replace(getattr(good, section), **changes)
+    with pytest.raises(TrainingError, match=message):
+        train(dataclasses.replace(good, **{section: bad}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def spoiled(monkeypatch, at, spoil):
     """Let the losses of one step be spoilt."""
 

@@ -78,7 +78,8 @@ def _get_split(
 ) -> Path:
     name = known["file"]
     path, record = folder / name, folder / f"{name}.sha256"
-    recorded = record.read_text().split()[0] if record.exists() else None
+    words = record.read_text(errors="replace").split() if record.exists() else []
+    recorded = words[0] if words else None
     wanted = digest or known["sha256"] or recorded
     if path.exists():
         with path.open("rb") as stream:

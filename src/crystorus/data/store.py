@@ -138,9 +138,12 @@ def build_store(
         progress: Called with the number of structures read so far.
 
     Raises:
-        ReadingError: If a source is broken as a whole or nothing usable is in it.
+        ReadingError: If a source is broken as a whole, nothing usable is in it, or `out` is a
+            folder.
         OSError: If the file cannot be written; nothing is left behind.
     """
+    if out.is_dir():
+        raise ReadingError(f"{out} is a folder: name a file to write, such as {out / 'x.store'}")
     sources = [source] if isinstance(source, Path) else list(source)
     records: Iterator[Record] = (r for path in sources for r in read_records(path))
     prepared = prepare_all(
@@ -197,6 +200,8 @@ def _write(out: Path, prepared: Prepared, about: dict[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(out)
+    except OSError as error:  # that of a write does not say where
+        raise OSError(error.errno, error.strerror, str(out)) from error
     finally:
         partial.unlink(missing_ok=True)
 

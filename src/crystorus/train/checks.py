@@ -1,11 +1,19 @@
 """Settings that cannot work together are found before the data are read."""
 
+import dataclasses
+
+import torch
+
 from crystorus.config import Config
+from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.system import build_diffusion
 from crystorus.train.errors import TrainingError
+
+_LAYERS = ("before_skip", "after_skip", "concat", "atom_layers")  # residual: none is a choice
 
 
 def check_settings(config: Config) -> None:
-    """Check the values of the training section.
+    """Check what a run is to be, before its folder is made.
 
     Raises:
         TrainingError: With the setting, its value, the limit and the remedy.
@@ -38,11 +46,35 @@ def check_settings(config: Config) -> None:
         raise TrainingError(
             'training.precision = "bf16" is for the default preset: set training.precision = "fp32"'
         )
-    if s.sample_every and config.sampling.steps > config.diffusion.steps:
+    _check_system(config)
+    if s.accelerator not in ("auto", "cpu") and not _there(s.accelerator):
+        raise TrainingError(
+            f'training.accelerator = "{s.accelerator}" is not there: set training.accelerator = '
+            '"cpu" or "auto"'
+        )
+
+
+def _check_system(config: Config) -> None:
+    _least("diffusion.steps", config.diffusion.steps, 1)
+    _least("sampling.steps", config.sampling.steps, 1)
+    if config.sampling.steps > config.diffusion.steps:
         raise TrainingError(
             f"sampling.steps = {config.sampling.steps} is more than diffusion.steps = "
             f"{config.diffusion.steps}: lower sampling.steps"
         )
+
+    for item in dataclasses.fields(config.network):
+        value = getattr(config.network, item.name)
+        if item.type is int:
+            _least(f"network.{item.name}", value, 0 if item.name in _LAYERS else 1)
+    try:
+        build_diffusion(config, CellStatistics.neutral())
+    except ValueError as error:
+        raise TrainingError(f"the diffusion section makes no process: {error}") from error
+
+
+def _there(accelerator: str) -> bool:
+    return torch.cuda.is_available() if accelerator == "cuda" else torch.mps.is_available()
 
 
 def _least(name: str, value: float, limit: int) -> None:
