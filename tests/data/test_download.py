@@ -271,6 +271,18 @@ def test_an_empty_record_is_as_good_as_none(server, tmp_path, release):
     assert (tmp_path / "val.csv.sha256").read_text().startswith(good)
 
 
+@pytest.mark.parametrize("record", [None, b""])
+def test_a_file_of_unknown_origin_is_checked_before_it_is_recorded(tmp_path, release, record):
+    (tmp_path / "val.csv").write_bytes(b"x\n")
+    if record is not None:
+        (tmp_path / "val.csv.sha256").write_bytes(record)
+    with pytest.raises(DownloadError, match=r"val\.csv is not MP-20.*delete it"):
+        get_mp20(tmp_path, splits=["val"])
+    assert (tmp_path / "val.csv").read_bytes() == b"x\n"
+    (tmp_path / "val.csv").write_bytes(release["/val.csv"])
+    assert get_mp20(tmp_path, splits=["val"]) == [tmp_path / "val.csv"]
+
+
 def test_a_digest_that_is_asked_for_must_match(server, tmp_path, release):
     server.behaviour.files = release
     with pytest.raises(DownloadError, match="nothing was kept"):

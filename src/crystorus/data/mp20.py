@@ -89,6 +89,13 @@ def _get_split(
                 f"{path} has the SHA-256 {found} and not {wanted}: it was changed, delete it to "
                 "download it again"
             )
+        if wanted is None:
+            try:
+                _check_table(path, known["columns"], known["rows"])
+            except (ReadingError, DownloadError) as error:
+                raise DownloadError(
+                    f"{path} is not MP-20: {error}; delete it or choose another folder"
+                ) from error
     else:
         report = None if progress is None else lambda done, total: progress(name, done, total)
         arriving = folder / f".{name}.unchecked"
