@@ -16,11 +16,11 @@ from crystorus.checkpoint import (
     FORMAT,
     WEIGHTS,
     CheckpointError,
-    file_digest,
     load_checkpoint,
     save_checkpoint,
 )
 from crystorus.config import config_from_dict
+from crystorus.data.files import file_digest
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.system import build_model
 

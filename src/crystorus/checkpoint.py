@@ -6,7 +6,6 @@ run code when it is read.
 """
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crystorus.config import ConfigError, config_from_dict, config_to_dict
+from crystorus.data.files import file_digest, write_whole
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.system import CrystalModel, build_model
 
@@ -59,7 +59,7 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
             "max_atoms": model.max_atoms,
             "card": model.card,
         }
-        write_text_atomically(folder / CARD, json.dumps(card, indent=2) + "\n")
+        write_whole(folder / CARD, json.dumps(card, indent=2) + "\n")
         os.chmod(name, 0o644)
         os.replace(name, folder / WEIGHTS)
     except BaseException:
@@ -74,27 +74,6 @@ def _save_tensors(tensors: dict[str, Tensor], name: str) -> None:
     except SafetensorError as error:  # hides the error of the system in its text
         number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), name) from error
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old one or the new one, never half."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(folder: Path) -> dict[str, Any]:

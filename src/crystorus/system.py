@@ -15,7 +15,7 @@ from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, lin
 from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
 from crystorus.diffusion.torus_process import TorusProcess
 from crystorus.geometry import Crystals
-from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.reduction import inverse_change, reduce_lattice
 from crystorus.geometry.torus import wrap
 from crystorus.model.denoiser import FieldDenoiser
 from crystorus.model.fieldnet import FieldNet, FieldNetConfig
@@ -114,7 +114,7 @@ class CrystalModel:
 def in_reduced_cell(crystals: Crystals) -> Crystals:
     """Re-tile every crystal to the shortest basis of its lattice; the crystal stays the same."""
     reduced, change = reduce_lattice(crystals.lattice)
-    inverse = torch.linalg.inv(change.double()).round().to(crystals.frac_coords)
+    inverse = inverse_change(change).to(crystals.frac_coords)
     frac_coords = torch.einsum(
         "aij,aj->ai", inverse[crystals.crystal_of_atom], crystals.frac_coords
     )

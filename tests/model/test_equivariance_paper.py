@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from groups import orthogonal, unimodular
 from prototypes import bcc, fcc, hcp, perovskite, rocksalt, wurtzite
 
 from crystorus.geometry.crystals import Crystals, Prediction
@@ -55,24 +56,6 @@ CRYSTALS = {
     "perovskite": perovskite,
     "wurtzite": wurtzite,
 }
-
-
-def orthogonal(seed: int, determinant: int) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0]
-    return q * torch.linalg.det(q).sign() * determinant
-
-
-def unimodular(seed: int) -> torch.Tensor:
-    """Multiply eight random elementary matrices."""
-    g = torch.Generator().manual_seed(seed)
-    change = torch.eye(3, dtype=torch.long)
-    for _ in range(8):
-        i, j = torch.randperm(3, generator=g)[:2].tolist()
-        step = torch.eye(3, dtype=torch.long)
-        step[i, j] = 1 - 2 * int(torch.randint(2, (1,), generator=g))
-        change = change @ step
-    return change
 
 
 def compare(ours: Prediction, expected: Prediction, base: Prediction, cell: torch.Tensor) -> float:

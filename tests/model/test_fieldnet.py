@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from groups import orthogonal, unimodular
 from prototypes import all_prototypes, left_handed, triclinic
 
 from crystorus.diffusion.schedule import geometric_levels
@@ -50,23 +51,6 @@ def noisy(crystal: Crystals, seed: int = 0) -> Crystals:
     generator = torch.Generator().manual_seed(seed)
     shake = 0.05 * torch.randn(crystal.frac_coords.shape, generator=generator).double()
     return crystal.with_geometry(crystal.lattice, wrap(crystal.frac_coords + shake))
-
-
-def orthogonal(seed: int, determinant: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
-    return q * torch.linalg.det(q).sign() * determinant
-
-
-def unimodular(seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    change = torch.eye(3, dtype=torch.long)
-    for _ in range(8):
-        i, j = torch.randperm(3, generator=generator)[:2].tolist()
-        step = torch.eye(3, dtype=torch.long)
-        step[i, j] = 1 - 2 * int(torch.randint(2, (1,), generator=generator))
-        change = change @ step
-    return change
 
 
 T = torch.tensor([600])

@@ -1,6 +1,5 @@
 """Files from the network: resumed where they broke off, checked before they are believed."""
 
-import hashlib
 import http.client
 import json
 import os
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from crystorus.data.files import file_digest
 
 CHUNK = 1 << 16
 TIMEOUT = 30.0  # seconds without a byte
@@ -64,12 +65,12 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _Partial.beside(path)
     _fetch_all(url, partial, progress, attempts, pause)
-    digest = _digest(partial.data)
+    digest = file_digest(partial.data)
     if sha256 is not None and digest != sha256 and partial.resumed():
         # The beginning may be of another version: once more, from nothing.
         partial.discard()
         _fetch_all(url, partial, progress, attempts, pause)
-        digest = _digest(partial.data)
+        digest = file_digest(partial.data)
     if sha256 is not None and digest != sha256:
         partial.discard()
         raise DownloadError(
@@ -230,8 +231,3 @@ def _check_space(file: Path, needed: int | None) -> None:
             f"{file.parent} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed: "
             "make room or choose another folder"
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

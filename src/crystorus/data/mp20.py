@@ -1,7 +1,6 @@
 """MP-20 from its public source, the CDVAE release."""
 
 import csv
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from crystorus.data.arrays import ReadingError
 from crystorus.data.download import DownloadError, download
+from crystorus.data.files import file_digest
 from crystorus.data.sources import csv_records
 
 
@@ -82,8 +82,7 @@ def _get_split(
     recorded = words[0] if words else None
     wanted = digest or known["sha256"] or recorded
     if path.exists():
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file_digest(path)
         if wanted is not None and found != wanted:
             raise DownloadError(
                 f"{path} has the SHA-256 {found} and not {wanted}: it was changed, delete it to "

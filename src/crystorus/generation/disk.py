@@ -37,37 +37,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is either complete and on disk, or as it was before."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def append(path: Path, text: str) -> None:
     """Append to a file and wait until it is on disk."""
     with path.open("ab") as stream:
         stream.write(text.encode())
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def lock_folder(path: Path) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from crystorus.generation.disk import append, disk_errors, lock_folder, write_whole
+from crystorus.data.files import write_whole
+from crystorus.generation.disk import append, disk_errors, lock_folder
 from crystorus.generation.errors import OutputError
 
 CRYSTALS = "crystals.extxyz"

@@ -122,11 +122,6 @@ def lattice_log(lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor, "crysta
     return ((right.mT * values.log()[..., None, :]) @ right).to(lattice.dtype)
 
 
-def lattice_exp(symmetric: Float[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals 3 3"]:
-    """Return the cell exp(S), in the orientation in which it is symmetric."""
-    return symmetric_exp(symmetric)
-
-
 def parameters(lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals 6"]:
     """Return (a, b, c) in Å and (α, β, γ) in radians.
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.reduction import inverse_change, reduce_lattice
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def lattice_sums(
         Sums of degree 0, 1 and 2; zero for padded atoms.
     """
     lattice, change = reduce_lattice(lattice)
-    inverse = torch.linalg.inv(change.to(torch.float64)).round().to(frac_coords)
+    inverse = inverse_change(change).to(frac_coords)
     frac_coords = torch.einsum("bxy,biy->bix", inverse, frac_coords)
     delta = frac_coords[:, None, :] - frac_coords[:, :, None]  # x_j - x_i
     near = _real_sums(lattice, delta - torch.round(delta), mask, config)
@@ -162,10 +162,11 @@ def _edges(
     height = 1 / torch.linalg.inv(lattice).norm(dim=-1)
     reach = torch.floor(cutoff / height + 0.5).long()
     cart = torch.einsum("bxy,bijy->bijx", lattice, delta)
-    cart = cart.masked_fill(~(mask[:, :, None] & mask[:, None, :])[..., None], 1e6)
+    real = mask[:, :, None] & mask[:, None, :]
+    cart = cart.masked_fill(~real[..., None], 1e6)
     crystal, shift = integer_boxes(reach)
     moved = torch.einsum("cxy,cy->cx", lattice[crystal], shift.to(lattice))
-    diameter = torch.where(mask[:, :, None] & mask[:, None, :], cart.norm(dim=-1), 0).amax((1, 2))
+    diameter = torch.where(real, cart.norm(dim=-1), 0).amax((1, 2))
     useful = moved.norm(dim=-1) <= cutoff + diameter[crystal]
     crystal, moved = crystal[useful], moved[useful]
     home = moved.square().sum(-1) == 0

@@ -53,6 +53,11 @@ def reduce_lattice(
     return reduced, exact.to(torch.long)
 
 
+def inverse_change(change: Int[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals 3 3"]:
+    """Return C⁻¹, whole numbers as float64: it takes fractional coordinates to the new basis."""
+    return torch.linalg.inv(change.to(torch.float64)).round()
+
+
 def _sort_columns(basis: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
     """Order the columns by length, ties as they were."""
     order = basis.square().sum(1).argsort(dim=1, stable=True)[:, None].expand_as(basis)

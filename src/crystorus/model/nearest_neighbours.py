@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crystorus.geometry.crystals import Crystals
-from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.reduction import inverse_change, reduce_lattice
 
 TIE_TOLERANCE = 1e-4
 """Neighbours farther than the k-th by less than this fraction are tied with it."""
@@ -151,7 +151,7 @@ def _enumerate(
     first_atom = (torch.cumsum(n, 0) - n)[crystal]
     tau = _decode_image(image, width[crystal]) - shells[crystal]
     frac = crystals.frac_coords.to(torch.float64)
-    to_reduced = torch.linalg.inv(change.to(torch.float64)).round()[crystals.crystal_of_atom]
+    to_reduced = inverse_change(change)[crystals.crystal_of_atom]
     frac = torch.einsum("aij,aj->ai", to_reduced, frac)
     difference = frac[first_atom + j] - frac[first_atom + i]
     # round() is odd, so e of the mirrored candidate is exactly -e.

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from crystorus.checkpoint import write_text_atomically
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
+from crystorus.data.files import write_whole
 from crystorus.data.store import MAGIC, CrystalStore, build_store, open_store
 from crystorus.train.errors import TrainingError
 
@@ -80,7 +80,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
-    write_text_atomically(folder / RUN, json.dumps(content, indent=2) + "\n")
+    write_whole(folder / RUN, json.dumps(content, indent=2) + "\n")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

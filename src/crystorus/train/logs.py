@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from crystorus.checkpoint import write_text_atomically
+from crystorus.data.files import write_whole
 from crystorus.train.module import FIFTHS
 
 METRICS = "metrics.csv"
@@ -67,7 +67,7 @@ class CsvLog(Logger):
                 rows = [r for r in csv.reader(stream) if len(r) == len(COLUMNS)][1:]
         kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self._last_step]
         text = "".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept])
-        write_text_atomically(self.path, text)
+        write_whole(self.path, text)
         self._ready = True
 
 
