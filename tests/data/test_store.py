@@ -223,7 +223,7 @@ def test_a_header_that_lies_about_its_arrays_is_refused(store, tmp_path, entry):
 
 
 def test_a_missing_store_says_what_to_do(tmp_path):
-    with pytest.raises(ReadingError, match="does not exist: build the store first"):
+    with pytest.raises(ReadingError, match="does not exist: build it again"):
         open_store(tmp_path / "none.store")
 
 
@@ -235,7 +235,7 @@ def test_a_failed_write_keeps_the_old_store(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("crystorus.data.store.os.fsync", full_disk)
+    monkeypatch.setattr("crystorus.data.mapped.os.fsync", full_disk)
     write_csv(path, rows()[:2])
     with pytest.raises(OSError, match="No space left") as caught:
         build_store(path, tmp_path / "a.store")

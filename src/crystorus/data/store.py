@@ -1,20 +1,14 @@
-"""Crystals cached as one flat file that is mapped into memory, not read.
+"""Crystals cached as one flat file of mapped arrays (`crystorus.data.mapped`).
 
-Layout, little-endian: 8 bytes `CRYSTOR1`; the length of the header as uint64; the header, JSON;
-zeros to the next multiple of 64; the arrays, each starting at a multiple of 64. The header
-names every array with its dtype, shape and offset from the first array, the SHA-256 of all
-bytes after it, the sources with their SHA-256, and every structure left out with the reason.
-Arrays: lattice (float64, columns, Å), frac_coords (float64), atomic_numbers (uint8),
-n_atoms (int32), and per text column its UTF-8 bytes and their end positions.
+The header also names the sources with their SHA-256, and every structure left out with the
+reason. Arrays: lattice (float64, columns, Å), frac_coords (float64), atomic_numbers (uint8),
+n_atoms (int32), first_atom (int64), and the texts.
 """
 
 import hashlib
-import json
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +16,20 @@ import numpy as np
 import torch
 
 from crystorus.data.arrays import ReadingError
+from crystorus.data.mapped import (
+    FileKind,
+    contradiction,
+    map_file,
+    text_arrays,
+    texts_of,
+    write_mapped,
+)
 from crystorus.data.preparing import Prepared, prepare_all
 from crystorus.data.reading import read_records
 from crystorus.data.sources import Record
 from crystorus.geometry import Crystals
 
-MAGIC = b"CRYSTOR1"
-_ALIGN = 64
+STORE = FileKind(b"CRYSTOR1", "crystal store", "build it again with `crystorus data build`")
 _NAMED_SKIPS = 1000
 
 
@@ -65,7 +66,7 @@ class CrystalStore:
     @property
     def ids(self) -> list[str]:
         """Names of the crystals."""
-        return self._texts("id")
+        return texts_of(self.arrays, "id")
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -89,7 +90,7 @@ class CrystalStore:
             )
         if self.header["extra"][column] == "float":
             return self.arrays[f"extra:{column}"]
-        return self._texts(f"extra:{column}")
+        return texts_of(self.arrays, f"extra:{column}")
 
     def select(
         self, indices: Sequence[int] | np.ndarray, *, dtype: torch.dtype = torch.float32
@@ -106,11 +107,6 @@ class CrystalStore:
             torch.from_numpy(self.arrays["atomic_numbers"][atoms].astype(np.int64)),
             torch.from_numpy(counts),
         )
-
-    def _texts(self, name: str) -> list[str]:
-        data = self.arrays[f"{name}:text"].tobytes()
-        ends = [0, *self.arrays[f"{name}:end"].tolist()]
-        return [data[i:j].decode() for i, j in pairwise(ends)]
 
 
 def _reopen(path: Path) -> CrystalStore:
@@ -154,7 +150,16 @@ def build_store(
         first = "; ".join(f"{n}: {why}" for n, why in islice(prepared.skipped, 3))
         raise ReadingError(f"no usable structure in {where} ({first or 'it is empty'})")
     described = [{"name": p.name, "sha256": digest_of(p)} for p in sources]
-    _write(out, prepared, {"sources": described, "min_distance": min_distance})
+    arrays, kinds = _arrays(prepared)
+    about = {
+        "sources": described,
+        "min_distance": min_distance,
+        "crystals": len(prepared.names),
+        "n_skipped": len(prepared.skipped),
+        "skipped": prepared.skipped[:_NAMED_SKIPS],
+        "extra": kinds,
+    }
+    write_mapped(out, STORE, arrays, about)
     return open_store(out, verify=False)
 
 
@@ -171,46 +176,6 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(out: Path, prepared: Prepared, about: dict[str, Any]) -> None:
-    arrays, kinds = _arrays(prepared)
-    entries, offset = {}, 0
-    for name, array in arrays.items():
-        entries[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": offset}
-        offset += -(-array.nbytes // _ALIGN) * _ALIGN
-    digest = hashlib.sha256()
-    for array in arrays.values():
-        digest.update(_padded(array))
-    header = about | {
-        "crystals": len(prepared.names),
-        "n_skipped": len(prepared.skipped),
-        "skipped": prepared.skipped[:_NAMED_SKIPS],
-        "extra": kinds,
-        "arrays": entries,
-        "bytes": offset,
-        "sha256": digest.hexdigest(),
-    }
-    text = json.dumps(header).encode()
-    head = MAGIC + len(text).to_bytes(8, "little") + text
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(head + bytes(-len(head) % _ALIGN))
-            stream.writelines(_padded(array) for array in arrays.values())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(out)
-    except OSError as error:  # that of a write does not say where
-        raise OSError(error.errno, error.strerror, str(out)) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _padded(array: np.ndarray) -> bytes:
-    data = array.tobytes()
-    return data + bytes(-len(data) % _ALIGN)
-
-
 def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     n_atoms = prepared.n_atoms.astype("<i4")
     arrays = {
@@ -220,7 +185,7 @@ def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         "n_atoms": n_atoms,
         "first_atom": (np.cumsum(n_atoms, dtype="<i8") - n_atoms).astype("<i8"),
     }
-    arrays |= _text_arrays("id", prepared.names)
+    arrays |= text_arrays("id", prepared.names)
     kinds = {}
     for column in dict.fromkeys(c for extra in prepared.extras for c in extra):
         cells = [extra.get(column, "") for extra in prepared.extras]
@@ -228,17 +193,9 @@ def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays[f"extra:{column}"] = np.array([float(c) if c else np.nan for c in cells], "<f8")
             kinds[column] = "float"
         except ValueError:
-            arrays |= _text_arrays(f"extra:{column}", cells)
+            arrays |= text_arrays(f"extra:{column}", cells)
             kinds[column] = "text"
     return arrays, kinds
-
-
-def _text_arrays(name: str, texts: list[str]) -> dict[str, np.ndarray]:
-    encoded = [t.encode() for t in texts]
-    return {
-        f"{name}:text": np.frombuffer(b"".join(encoded), dtype="u1"),
-        f"{name}:end": np.cumsum([len(t) for t in encoded], dtype="<i8"),
-    }
 
 
 def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
@@ -251,50 +208,11 @@ def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
     Raises:
         ReadingError: If the file is missing, not a store, cut short, or altered.
     """
-    header, start = _read_header(path)
-    size = path.stat().st_size
-    if size != start + header["bytes"]:
-        raise ReadingError(
-            f"{path} has {size} bytes, its header says {start + header['bytes']}: it is cut "
-            "short or altered, build it again"
-        )
-    if not header["bytes"]:
-        raise ReadingError(f"{path} holds no arrays: build it again")
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
-    if verify and hashlib.sha256(data.data).hexdigest() != header["sha256"]:
-        raise ReadingError(f"{path} does not match its digest: it was altered, build it again")
+    header, arrays = map_file(path, STORE, verify=verify)
     try:
-        arrays = {name: _view(data, entry) for name, entry in header["arrays"].items()}
         atoms = int(arrays["n_atoms"].sum(dtype=np.int64))
         if {len(arrays[name]) for name in ("frac_coords", "atomic_numbers")} != {atoms}:
             raise ValueError(f"{atoms} atoms are announced and others are there")
     except (ValueError, TypeError, KeyError) as error:
-        raise ReadingError(f"{path} contradicts its header ({error}): build it again") from error
+        raise contradiction(path, STORE, error) from error
     return CrystalStore(path, header, arrays)
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    if not path.is_file():
-        raise ReadingError(f"{path} does not exist: build the store first")
-    foreign = f"{path} is not a crystal store of version {MAGIC.decode()[-1]}: build it again"
-    with path.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise ReadingError(foreign)
-        length = int.from_bytes(stream.read(8), "little")
-        if length > path.stat().st_size:
-            raise ReadingError(f"{path} is cut short inside its header: build it again")
-        try:
-            header = json.loads(stream.read(length))
-            start = -(-(len(MAGIC) + 8 + length) // _ALIGN) * _ALIGN
-            int(header["bytes"]), dict(header["arrays"]), str(header["sha256"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReadingError(foreign) from error
-    return header, start
-
-
-def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    dtype, shape, start = np.dtype(entry["dtype"]), tuple(entry["shape"]), int(entry["offset"])
-    stop = start + dtype.itemsize * math.prod(shape)
-    if dtype.kind not in "fiu" or start < 0 or stop > len(data):
-        raise ValueError(f"bytes {start} to {stop} of {len(data)} as {dtype}")
-    return data[start:stop].view(dtype).reshape(shape)

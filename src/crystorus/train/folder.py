@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.data.files import write_whole
-from crystorus.data.store import MAGIC, CrystalStore, build_store, open_store
+from crystorus.data.store import STORE, CrystalStore, build_store, open_store
 from crystorus.train.errors import TrainingError
 
 RUN, STATE, BEST, LAST = "run.json", "state/last.ckpt", "best", "last"
@@ -139,7 +139,7 @@ def _wait_for(folder: Path) -> None:
 def _open_one(source: Path, cache: Path, setting: str) -> CrystalStore:
     if source.is_file():
         with source.open("rb") as stream:
-            if stream.read(len(MAGIC)) == MAGIC:
+            if stream.read(len(STORE.magic)) == STORE.magic:
                 return open_store(source)
     if cache.is_file():
         return open_store(cache)
