@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Fetch and prepare structures.")
 app.add_typer(data_app, name="data")
+templates_app = typer.Typer(no_args_is_help=True, help="Known crystals to start from.")
+app.add_typer(templates_app, name="templates")
 
 
 _OWN = "the checkpoint's"
@@ -33,6 +35,14 @@ class SamplerName(StrEnum):
     bridge = "bridge"
     ode = "ode"
     paper = "paper"
+
+
+class StartName(StrEnum):
+    """Where a walk begins."""
+
+    noise = "noise"
+    templates = "templates"
+    both = "both"
 
 
 @dataclass
@@ -138,6 +148,38 @@ def sample(
         Path | None,
         typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="How"),
     ] = None,
+    start: Annotated[
+        StartName | None,
+        typer.Option(
+            help="Begin at noise, at known crystals with other elements, or half at each.",
+            show_default="templates with --library, else noise",
+            rich_help_panel="Start",
+        ),
+    ] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Known crystals, from `crystorus templates build`.",
+            show_default="AFLOW prototypes",
+            rich_help_panel="Start",
+        ),
+    ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(
+            help="How far back towards noise, 0 to 1.",
+            show_default="0.2",
+            rich_help_panel="Start",
+        ),
+    ] = None,
+    noised: Annotated[
+        bool,
+        typer.Option(
+            "--noised",
+            help="Add the noise of that level; without it symmetry is kept.",
+            rich_help_panel="Start",
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="How")
     ] = "cpu",
@@ -179,6 +221,60 @@ def sample(
             keep_trajectory=keep_trajectory,
             overwrite=overwrite,
             out=out,
+            start=start.value if start else None,
+            library=library,
+            level=level,
+            noised=noised,
+        )
+    )
+
+
+@app.command()
+@_command("interrupted; finished crystals are kept, the same command goes on from them")
+def refine(
+    files: Annotated[list[Path], typer.Argument(help="CIF, extxyz, POSCAR, CSV or ASE database.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/refined"),
+    level: Annotated[float, typer.Option(help="How far back towards noise, 0 to 1.")] = 0.2,
+    noised: Annotated[
+        bool, typer.Option("--noised", help="Add that noise; without it symmetry is kept.")
+    ] = False,
+    n: Annotated[int, typer.Option(help="Crystals per structure, with --noised.")] = 1,
+    hold: Annotated[
+        str | None, typer.Option(help="Atoms that stay: Li,O or places in the file, 0,1,2.")
+    ] = None,
+    hold_cell: Annotated[bool, typer.Option("--hold-cell", help="Keep the cell.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same crystals.")] = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A trained model.", show_default="shipped")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    symprec: Annotated[float, typer.Option(help="Symmetry tolerance in Å.")] = 0.1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another run in the folder.")
+    ] = False,
+) -> None:
+    """Repair or perturb given structures.
+
+    Writes what `sample` writes; `origin` in the table says whether each is still the structure
+    it was.
+    """
+    from crystorus.generation.command import refine as carry_out
+    from crystorus.generation.refining import RefineOrder
+
+    carry_out(
+        RefineOrder(
+            files=tuple(files),
+            out=out,
+            level=level,
+            noised=noised,
+            hold=hold,
+            hold_cell=hold_cell,
+            n=n,
+            seed=seed,
+            checkpoint=checkpoint,
+            device=device,
+            symprec=symprec,
+            overwrite=overwrite,
         )
     )
 
@@ -258,6 +354,22 @@ def data_build(
     with counter("reading") as progress:
         built = build_store(source, store, n_workers=workers, progress=progress)
     show_store(store, len(built), built.skipped)
+
+
+@templates_app.command("build")
+@_command("interrupted; nothing was written")
+def templates_build(
+    source: Annotated[Path, typer.Argument(help="A store, CSV, CIFs, extxyz or ASE database.")],
+    library: Annotated[Path, typer.Argument(help="The file to write.")],
+    workers: Annotated[int, typer.Option(help="Processes that parse.")] = 1,
+) -> None:
+    """Make a library of known crystals for sample --start templates."""
+    from crystorus.templates.library import build_library
+    from crystorus.terminal import counter, show_store
+
+    with counter("reading") as progress:
+        built = build_library(source, library, n_workers=workers, progress=progress)
+    show_store(library, len(built), built.skipped)
 
 
 if __name__ == "__main__":

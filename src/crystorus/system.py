@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from crystorus.config import Config, DiffusionConfig, PaperDiffusionConfig
-from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, sample
+from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, Start, sample
 from crystorus.diffusion.log_lattice_process import LogLatticeProcess
 from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
@@ -92,11 +92,13 @@ class CrystalModel:
         *,
         seeds: Sequence[int],
         sampler: SamplerConfig | None = None,
+        start: Start | None = None,
         on_step: Callable[[int, int, Crystals], None] | None = None,
     ) -> Crystals:
         """Generate one crystal per composition; see `diffusion.algorithms.sample`.
 
         The cells come out reduced: a walk through strains ends in whatever basis it began with.
+        Where a cell is held, all stay in their bases.
         """
         self.denoiser.eval()
         crystals = sample(
@@ -106,9 +108,11 @@ class CrystalModel:
             n_atoms.to(self.device),
             sampler or self.config.sampling,
             seeds,
+            start=start.to(self.device) if start is not None else None,
             on_step=on_step,
         )
-        return in_reduced_cell(crystals)
+        held = start is not None and start.held_cells is not None
+        return crystals if held else in_reduced_cell(crystals)
 
 
 def in_reduced_cell(crystals: Crystals) -> Crystals:

@@ -10,6 +10,7 @@ from crystorus.diffusion.algorithms import (
     Denoiser,
     Diffusion,
     SamplerConfig,
+    Start,
     add_noise,
     sample,
     training_losses,
@@ -214,3 +215,69 @@ def test_noise_at_the_first_step_is_small():
     noisy, strain = add_noise(diffusion, target, ones, atoms, cells)
     assert (noisy.volume / target.volume - 1).abs().max() < 0.1
     assert strain.abs().max() < 0.06
+
+
+def started(start: Start, sampler: SamplerConfig, oracle: Denoiser | None = None) -> Crystals:
+    known = start.crystals
+    return sample(
+        oracle or Oracle(known),
+        default_diffusion(),
+        known.atomic_numbers,
+        known.n_atoms,
+        sampler,
+        list(range(len(known))),
+        start=start,
+    )
+
+
+@pytest.mark.parametrize("name", ["bridge", "ode", "paper"])
+def test_a_walk_from_level_zero_leaves_crystals_as_they_are(name):
+    known = targets()
+    level = torch.zeros(len(known), dtype=torch.long)
+    found = started(Start(known, level), SamplerConfig(name, 5), Oracle(known, shift=0.1))
+    assert torch.equal(found.lattice, known.lattice)
+    assert torch.equal(found.frac_coords, known.frac_coords)
+
+
+@pytest.mark.parametrize("name", ["bridge", "ode", "paper"])
+def test_an_oracle_brings_a_walk_from_any_level_back(name):
+    known = targets()
+    level = torch.tensor([10, 30, 50, 70, 100])
+    assert match_rate(started(Start(known, level), SamplerConfig(name, 20)), known) == 1
+
+
+def test_what_is_held_stays_and_the_rest_keeps_its_place_beside_it():
+    known = targets()
+    held_atoms = torch.zeros(len(known.atomic_numbers), dtype=torch.bool)
+    held_atoms[[0, 2]] = True
+    held_cells = torch.tensor([True, False, False, False, False])
+    level = torch.full((len(known),), 40)
+    # The oracle's crystal is shifted as a whole: beside the held atoms nothing has moved.
+    shifted = Oracle(known, shift=0.1)
+    start = Start(known, level, held_atoms=held_atoms, held_cells=held_cells, noised=False)
+    found = started(start, SamplerConfig("ode", 20), shifted)
+    assert torch.equal(found.frac_coords[held_atoms], known.frac_coords[held_atoms])
+    assert torch.equal(found.lattice[0], known.lattice[0])
+    apart = shortest_displacement(known.frac_coords, found.frac_coords, known)
+    assert apart[:4].abs().max() < 1e-5
+    free = started(Start(known, level, noised=False), SamplerConfig("ode", 20), shifted)
+    moved = shortest_displacement(known.frac_coords, free.frac_coords, known)
+    assert moved[:4].abs().min() > 0.05
+
+
+def test_a_crystal_depends_on_its_own_level_only():
+    known = targets()
+    levels = torch.tensor([10, 30, 50, 70, 100])
+    together = started(Start(known, levels), SamplerConfig("bridge", 5)).split()[2]
+    one = known.select([2])
+    alone = sample(
+        Oracle(one),
+        default_diffusion(),
+        one.atomic_numbers,
+        one.n_atoms,
+        SamplerConfig("bridge", 5),
+        [2],
+        start=Start(one, levels[2:3]),
+    )
+    torch.testing.assert_close(together.lattice, alone.lattice)
+    torch.testing.assert_close(together.frac_coords, alone.frac_coords)

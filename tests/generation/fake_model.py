@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry.crystals import Crystals
 
 
@@ -26,6 +27,7 @@ class FakeModel:
     def __init__(self, *, memory_atoms=10**9, step_s=0.0, failure=None, failing_batch=0):
         self.config = SimpleNamespace(sampling=SamplerConfig(steps=3))
         self.diffusion = SimpleNamespace(steps=1000)
+        self.statistics = CellStatistics.neutral()
         self.trained_elements = frozenset({3, 8, 26, 22, 38})
         self.max_atoms = 20
         self.digest = "0" * 64
@@ -33,7 +35,7 @@ class FakeModel:
         self.failure, self.failing_batch = failure, failing_batch
         self.batches = []
 
-    def sample(self, atomic_numbers, n_atoms, *, seeds, sampler, on_step=None):
+    def sample(self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, on_step=None):
         self._maybe_fail(n_atoms)
         crystals = Crystals.concat(
             [

@@ -163,6 +163,12 @@ def build_store(
     return open_store(out, verify=False)
 
 
+def store_of(prepared: Prepared, path: Path) -> CrystalStore:
+    """Return prepared crystals as a store that is in memory only; `path` merely names it."""
+    arrays, kinds = _arrays(prepared)
+    return CrystalStore(path, {"skipped": prepared.skipped, "extra": kinds, "sources": []}, arrays)
+
+
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's CIF names and contents."""
     digest = hashlib.sha256()

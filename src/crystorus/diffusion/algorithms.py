@@ -5,11 +5,11 @@ Nothing here knows a network: a denoiser is anything that maps (crystals, t) to 
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystorus.diffusion.log_lattice_process import LogLatticeProcess
@@ -18,6 +18,7 @@ from crystorus.diffusion.schedule import sampling_times
 from crystorus.diffusion.strain_process import StrainProcess
 from crystorus.diffusion.torus_process import TorusProcess
 from crystorus.geometry import Crystals, Prediction
+from crystorus.geometry.torus import wrap, wrap_displacement
 
 SamplerName = Literal["paper", "bridge", "ode"]
 
@@ -54,6 +55,37 @@ class SamplerConfig:
     """Network evaluations."""
     anti_annealing: float = 0.0
     """The drift is multiplied by 1 + anti_annealing · (1 - t/T)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a walk begins if not at pure noise: known crystals, noised part of the way.
+
+    Attributes:
+        crystals: What is known.
+        level: t to which each of them is noised, 0 … T; 0 leaves a crystal as it is.
+        held_atoms: Atoms that stay where they are; None lets all of them move.
+        held_cells: Crystals whose cell stays; None lets all of them change.
+        noised: Whether noise is added; without it the walk takes how far the crystal is from
+            what the network expects for the noise of `level`. A deterministic walk then keeps
+            every symmetry of the crystal.
+    """
+
+    crystals: Crystals
+    level: Int[Tensor, " crystals"]
+    held_atoms: Bool[Tensor, " atoms"] | None = None
+    held_cells: Bool[Tensor, " crystals"] | None = None
+    noised: bool = True
+
+    def to(self, device: torch.device | str) -> "Start":
+        """Move to a device."""
+        return replace(
+            self,
+            crystals=self.crystals.to(device),
+            level=self.level.to(device),
+            held_atoms=None if self.held_atoms is None else self.held_atoms.to(device),
+            held_cells=None if self.held_cells is None else self.held_cells.to(device),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +143,7 @@ def sample(
     sampler: SamplerConfig,
     seeds: Sequence[int],
     *,
+    start: Start | None = None,
     on_step: Callable[[int, int, Crystals], None] | None = None,
 ) -> Crystals:
     """Turn compositions into crystals: Algorithm 2 or one of its variants.
@@ -122,12 +155,35 @@ def sample(
         n_atoms: Number of atoms of each crystal.
         sampler: Which walk, and in how many steps.
         seeds: One per crystal; a crystal depends on its own seed only.
+        start: Known crystals of these compositions to walk from; pure noise without it.
         on_step: Called with (steps done, steps, present crystals) after each step.
 
     Raises:
         ValueError: If the sampler has more steps than the process has levels.
     """
     noise = CrystalNoise(seeds, n_atoms)
+    if start is None:
+        crystals = _prior(diffusion, atomic_numbers, n_atoms, noise)
+        level = torch.full_like(n_atoms, diffusion.steps)
+    else:
+        crystals, level = _noised(diffusion, start, noise), start.level
+    shares = [n / diffusion.steps for n in sampling_times(sampler.steps, diffusion.steps)]
+    for done, (now, then) in enumerate(itertools.pairwise(shares), start=1):
+        t, s = (level * now).round().long(), (level * then).round().long()
+        moved = _step(denoiser, diffusion, crystals, t, s, sampler, noise)
+        crystals = moved if start is None else _hold(start, crystals, moved, t)
+        if on_step is not None:
+            on_step(done, sampler.steps, crystals)
+    return crystals
+
+
+def _prior(
+    diffusion: Diffusion,
+    atomic_numbers: Int[Tensor, " atoms"],
+    n_atoms: Int[Tensor, " crystals"],
+    noise: CrystalNoise,
+) -> Crystals:
+    """Draw M_T: Algorithm 2, line 1."""
     empty = Crystals(
         torch.zeros(len(n_atoms), 3, 3, device=n_atoms.device),
         noise.uniform_atoms(),
@@ -135,38 +191,63 @@ def sample(
         n_atoms,
     )
     cell = diffusion.cell.prior(empty, noise.normal_cells(), noise.normal_cells())
-    crystals = empty.with_geometry(cell, diffusion.torus.prior(empty.frac_coords))
-    times = sampling_times(sampler.steps, diffusion.steps)
-    for done, (now, then) in enumerate(itertools.pairwise(times), start=1):
-        crystals = _step(denoiser, diffusion, crystals, now, then, sampler, noise)
-        if on_step is not None:
-            on_step(done, sampler.steps, crystals)
-    return crystals
+    return empty.with_geometry(cell, diffusion.torus.prior(empty.frac_coords))
+
+
+def _noised(diffusion: Diffusion, start: Start, noise: CrystalNoise) -> Crystals:
+    """Draw M_t of known crystals, all that is held left as it is."""
+    known = start.crystals
+    if not start.noised:
+        return known
+    noisy, _ = add_noise(diffusion, known, start.level, noise.normal_atoms(), noise.normal_cells())
+    return _hold(start, known, noisy, start.level)
+
+
+def _hold(start: Start, before: Crystals, after: Crystals, t: Int[Tensor, " crystals"]) -> Crystals:
+    """Undo a move of what is held, and of crystals that are at t = 0.
+
+    Where atoms are held the whole crystal is shifted back by their mean move first, so that the
+    others keep their places relative to them.
+    """
+    known, atom = start.crystals, after.crystal_of_atom
+    still = t == 0
+    cells = still if start.held_cells is None else still | start.held_cells
+    lattice = torch.where(cells[:, None, None], before.lattice, after.lattice)
+    frac_coords = after.frac_coords
+    if start.held_atoms is not None:
+        held = start.held_atoms[:, None].to(frac_coords)
+        drift = wrap_displacement(frac_coords - known.frac_coords) * held
+        total = drift.new_zeros(len(after), 3).index_add_(0, atom, drift)
+        count = held.new_zeros(len(after), 1).index_add_(0, atom, held).clamp_min(1)
+        frac_coords = wrap(frac_coords - (total / count)[atom])
+        frac_coords = torch.where(start.held_atoms[:, None], known.frac_coords, frac_coords)
+    frac_coords = torch.where(still[atom, None], before.frac_coords, frac_coords)
+    return after.with_geometry(lattice, frac_coords)
 
 
 def _step(
     denoiser: Denoiser,
     diffusion: Diffusion,
     crystals: Crystals,
-    now: int,
-    then: int,
+    t: Int[Tensor, " crystals"],
+    s: Int[Tensor, " crystals"],
     sampler: SamplerConfig,
     noise: CrystalNoise,
 ) -> Crystals:
-    """Take one step from level `now` to level `then`."""
-    t = torch.full_like(crystals.n_atoms, now)
-    s = torch.full_like(crystals.n_atoms, then)
-    prediction = denoiser(crystals, t)
-    drift = 1 + sampler.anti_annealing * (1 - now / diffusion.steps)
+    """Take one step from levels t to levels s ≤ t."""
+    prediction = denoiser(crystals, t.clamp_min(1))
+    drift = 1 + sampler.anti_annealing * (1 - t.to(crystals.lattice) / diffusion.steps)
+    of_cells, of_atoms = drift[:, None], drift[crystals.crystal_of_atom, None]
     x, displacement, lattice = crystals, prediction.displacement, crystals.lattice
+    t = t.clamp_min(1)
     if sampler.name == "ode":
-        frac = diffusion.torus.flow(x, displacement, t, s, drift=drift)
-        cell = diffusion.cell.flow(lattice, prediction, t, s, drift=drift)
+        frac = diffusion.torus.flow(x, displacement, t, s, drift=of_atoms)
+        cell = diffusion.cell.flow(lattice, prediction, t, s, drift=of_cells)
         return crystals.with_geometry(cell, frac)
     atoms, cells = noise.normal_atoms(), noise.normal_cells()
     if sampler.name == "paper":
         frac = diffusion.torus.jump(x, displacement, t, s, atoms)
     else:
-        frac = diffusion.torus.reverse(x, displacement, t, s, atoms, drift=drift)
-    cell = diffusion.cell.reverse(lattice, prediction, t, s, cells, drift=drift)
+        frac = diffusion.torus.reverse(x, displacement, t, s, atoms, drift=of_atoms)
+    cell = diffusion.cell.reverse(lattice, prediction, t, s, cells, drift=of_cells)
     return crystals.with_geometry(cell, frac)

@@ -107,7 +107,7 @@ class LogLatticeProcess:
         s: Int[Tensor, " crystals"],
         normal: Float[Tensor, "crystals 6"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
         """Draw ρ_s given ρ_t and the predicted ρ_0: lines 6 and 7 of Algorithm 2.
 
@@ -135,7 +135,7 @@ class LogLatticeProcess:
         t: Int[Tensor, " crystals"],
         s: Int[Tensor, " crystals"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
         """Move deterministically: x_s = √ᾱ_s x_0 + √((1 - ᾱ_s)/(1 - ᾱ_t)) (x_t - √ᾱ_t x_0)."""
         high, low = self.level(t, lattice), self.level(s, lattice)

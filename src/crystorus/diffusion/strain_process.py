@@ -184,7 +184,7 @@ class StrainProcess:
         s: Int[Tensor, " crystals"],
         normal: Float[Tensor, "crystals 6"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
         """Draw ρ_s = exp(E_s) ρ_0 given ρ_t = exp(E_t) ρ_0: a Gaussian bridge of strains.
 
@@ -197,7 +197,7 @@ class StrainProcess:
             t: Present step.
             s: Next step, smaller.
             normal: Standard normal numbers.
-            drift: Factor on the drift above 1 at anti-annealing.
+            drift: Factor on the drift, above 1 at anti-annealing; one number, or one per row.
         """
         strain = predicted_strain(prediction, lattice)
         high, low = self.level(t, lattice), self.level(s, lattice)
@@ -214,7 +214,7 @@ class StrainProcess:
         t: Int[Tensor, " crystals"],
         s: Int[Tensor, " crystals"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
         """Move along the probability-flow ODE: E_s = (σ_s/σ_t) E_t."""
         strain = predicted_strain(prediction, lattice)

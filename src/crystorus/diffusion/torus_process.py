@@ -148,7 +148,7 @@ class TorusProcess:
         s: Int[Tensor, " crystals"],
         normal: Float[Tensor, "atoms 3"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "atoms 3"]:
         """Draw x_s ~ q(x_s | x_t, x_0) for s < t: a Brownian bridge to x_t + displacement.
 
@@ -160,7 +160,7 @@ class TorusProcess:
             t: Present step.
             s: Next step, smaller.
             normal: Standard normal numbers.
-            drift: Factor on the drift above 1 at anti-annealing.
+            drift: Factor on the drift, above 1 at anti-annealing; one number, or one per row.
 
         Source: Eqs 5 and 17.
         Deviation: the printed posterior [N(x_0, β̃)] does not depend on x_t.
@@ -197,7 +197,7 @@ class TorusProcess:
         t: Int[Tensor, " crystals"],
         s: Int[Tensor, " crystals"],
         *,
-        drift: float = 1.0,
+        drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "atoms 3"]:
         """Move along the probability-flow ODE dx/ds_t = -E[x_0 + k - x_t]/s_t from t to s.
 

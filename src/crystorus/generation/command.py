@@ -1,7 +1,7 @@
 """`crystorus sample` from its options to its files."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,15 @@ from crystorus.data.compositions import Composition
 from crystorus.diffusion.algorithms import SamplerConfig, SamplerName
 from crystorus.generation.errors import RequestError
 from crystorus.generation.folder import RunFolder
-from crystorus.generation.plan import check_requests, make_requests
+from crystorus.generation.guiding import (
+    GUIDED_LEVEL,
+    GUIDED_SAMPLER,
+    Guidance,
+    StartName,
+    give_templates,
+)
+from crystorus.generation.plan import Request, check_requests, make_requests
+from crystorus.generation.refining import RefineOrder, structure_requests
 from crystorus.generation.run import (
     DEFAULT_BATCH_ATOMS,
     Job,
@@ -22,6 +30,8 @@ from crystorus.generation.run import (
     sample_to_folder,
 )
 from crystorus.generation.wanted import of_formulas, of_structures, of_system
+from crystorus.templates.library import open_library
+from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.terminal import crystal_progress, say, show_summary
 
 
@@ -63,6 +73,14 @@ class SampleOrder:
     """Whether to write every step."""
     overwrite: bool = False
     """Whether to replace another run in the folder."""
+    start: StartName | None = None
+    """Where the walk begins: templates if there is a library, noise otherwise."""
+    library: Path | None = None
+    """A library of templates; the AFLOW prototypes of pymatgen if templates are asked for."""
+    level: float | None = None
+    """Share of the noise levels to go back to from a template."""
+    noised: bool = False
+    """Whether the templates are noised to that level."""
 
 
 def carry_out(order: SampleOrder) -> Summary:
@@ -76,7 +94,13 @@ def carry_out(order: SampleOrder) -> Summary:
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
-    job = Job(requests, sampler_of(order, model), order.symprec, order.keep_trajectory)
+    requests, guided = with_templates(order, requests, model)
+    job = Job(requests, sampler_of(order, model), guided, order.symprec, order.keep_trajectory)
+    return _make(order, model, job)
+
+
+def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
+    requests = job.requests
     for warning in check_requests(
         requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
     ):
@@ -98,6 +122,22 @@ def carry_out(order: SampleOrder) -> Summary:
             )
     show_summary(summary.rows, made=summary.made, seconds=summary.elapsed_s)
     return summary
+
+
+def refine(order: RefineOrder) -> Summary:
+    """Walk given structures part of the way back to noise, and forth again.
+
+    Raises:
+        RequestError: If the request makes no sense.
+        OutputError: If the folder cannot take the crystals.
+    """
+    if not 0 < order.level <= 1:
+        raise RequestError(f"--level is {order.level:g}: give a share of the noise, above 0 to 1")
+    requests = structure_requests(order)
+    check_device(order.device)
+    model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
+    sampler = model.config.sampling if order.noised else GUIDED_SAMPLER
+    return _make(order, model, Job(requests, sampler, sampler, order.symprec))
 
 
 def choose_compositions(order: SampleOrder) -> list[Composition]:
@@ -129,6 +169,59 @@ def choose_compositions(order: SampleOrder) -> list[Composition]:
             raise RequestError(f"--system {order.system} needs --max-atoms, as in --max-atoms 20")
         return of_system(order.system, order.max_atoms)
     return of_formulas(order.formulas, order.units or "1")
+
+
+def with_templates(
+    order: SampleOrder, requests: tuple[Request, ...], model: Model
+) -> tuple[tuple[Request, ...], SamplerConfig]:
+    """Give the requests the templates an order asks for; returns the walk from them too.
+
+    Raises:
+        RequestError: If an option has nothing to act on, or the level is no share.
+        ReadingError: If the library cannot be opened.
+    """
+    start = order.start or ("noise" if order.library is None else "templates")
+    if start == "noise":
+        for option, given in (
+            ("--library", order.library is not None),
+            ("--level", order.level is not None),
+            ("--noised", order.noised),
+        ):
+            if given:
+                raise RequestError(f"{option} says nothing about --start noise: leave one out")
+        return requests, GUIDED_SAMPLER
+    level = GUIDED_LEVEL if order.level is None else order.level
+    if not 0 <= level <= 1:
+        raise RequestError(f"--level is {level:g}: give a share of the noise, 0 to 1")
+    library = open_library(order.library) if order.library else aflow_prototypes()
+    guidance = Guidance(start, level, order.noised)
+    guided = give_templates(requests, library, model.statistics, guidance)
+    lacking = [request for request in guided if request.known is None]
+    say("plan", f"{len(guided) - len(lacking)} crystals start at {len(library)} known ones")
+    if start == "templates" and lacking:
+        names = list(dict.fromkeys(request.composition.formula for request in lacking))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(
+            "note",
+            f"no further template fits {', '.join(names[:3])}{more}: {len(lacking)} crystals start "
+            "at noise",
+        )
+    sampler = sampler_of(order, model) if order.noised else guided_sampler(order, model)
+    return guided, sampler
+
+
+def guided_sampler(order: SampleOrder, model: Model) -> SamplerConfig:
+    """Return the walk from a template that is not noised, changed where the order says so."""
+    named = order.sampler or order.steps or order.anti_annealing is not None
+    if not named:
+        return GUIDED_SAMPLER
+    own = replace(
+        order,
+        sampler=order.sampler or GUIDED_SAMPLER.name,
+        steps=GUIDED_SAMPLER.steps if order.steps is None else order.steps,
+        anti_annealing=order.anti_annealing or GUIDED_SAMPLER.anti_annealing,
+    )
+    return sampler_of(own, model)
 
 
 def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:

@@ -12,9 +12,37 @@ from itertools import groupby
 
 from crystorus.data.compositions import Composition, symbol_of
 from crystorus.generation.errors import RequestError
+from crystorus.geometry import Crystals
 
 MAX_CRYSTALS = 1_000_000  # of one run, whose requests and records are held in memory
 WINDOW_BATCHES = 16  # batches are sorted by size within windows, so that files grow in order
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A known crystal to start from, and how.
+
+    Attributes:
+        name: What to call it in the table: a template's id, a file.
+        crystal: The crystal, a batch of one, of the composition wanted, atom by atom.
+        level: Share of the noise levels to go back to, 0 to 1.
+        noised: Whether noise is added; see `Start`.
+        held_atoms: Atoms that stay, by place; none by default.
+        held_cell: Whether the cell stays.
+        cost: -log of the probability that the exchange of elements keeps the prototype.
+        share: Of all votes, those for this prototype.
+        same_composition: Whether it is a known crystal of this very composition.
+    """
+
+    name: str
+    crystal: Crystals
+    level: float
+    noised: bool = False
+    held_atoms: tuple[int, ...] = ()
+    held_cell: bool = False
+    cost: float = 0.0
+    share: float = 1.0
+    same_composition: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,6 +53,8 @@ class Request:
     sample: int
     seed: int
     composition: Composition
+    known: Known | None = None
+    """What to start from; pure noise without it."""
 
     @property
     def n_atoms(self) -> int:
@@ -113,7 +143,10 @@ def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple
         raise RequestError(f"batches of {batch_atoms} atoms were asked for: give 1 or more")
     batches: list[tuple[Request, ...]] = []
     for window in _windows(requests, WINDOW_BATCHES * batch_atoms):
-        batches += _fill(sorted(window, key=lambda request: request.n_atoms), batch_atoms)
+        window.sort(key=lambda request: request.n_atoms)
+        for known in (False, True):  # a batch begins at noise or at known crystals
+            alike = [request for request in window if (request.known is not None) == known]
+            batches += _fill(alike, batch_atoms)
     return batches
 
 

@@ -14,9 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crystorus.config import Config
-from crystorus.diffusion.algorithms import Diffusion, SamplerConfig
+from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, Start
+from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.folder import RunFolder
+from crystorus.generation.guiding import GUIDED_SAMPLER, start_of
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, plan_batches
 from crystorus.generation.texts import finish_crystal, trajectory_text
@@ -34,6 +36,7 @@ class Model(Protocol):
 
     config: Config
     diffusion: Diffusion
+    statistics: CellStatistics
     trained_elements: frozenset[int]
     max_atoms: int
     digest: str
@@ -45,6 +48,7 @@ class Model(Protocol):
         *,
         seeds: Sequence[int],
         sampler: SamplerConfig,
+        start: Start | None = None,
         on_step: OnStep | None = None,
     ) -> Crystals:
         """Make one crystal per entry of `n_atoms`, each from its own seed."""
@@ -59,6 +63,8 @@ class Job:
     """The crystals wanted."""
     sampler: SamplerConfig
     """How the noise is removed."""
+    guided_sampler: SamplerConfig = GUIDED_SAMPLER
+    """The same for crystals that start at known ones."""
     symprec: float = 0.1
     """Tolerance in Å within which space groups are found and cells symmetrised."""
     keep_trajectory: bool = False
@@ -96,7 +102,12 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
     Batch size and device are left out: they decide how fast, not what.
     """
     compositions = list(dict.fromkeys(request.composition.formula for request in job.requests))
-    listing = [(r.index, r.composition.formula, r.seed) for r in job.requests]
+    listing = [(r.index, r.composition.formula, r.seed, *_start(r)) for r in job.requests]
+    guided = [request.known for request in job.requests if request.known is not None]
+    about_guided = {
+        "started_at_known": len(guided),
+        "guided_sampler": asdict(job.guided_sampler),
+    }
     return {
         "seed": seed,
         "crystals": len(job.requests),
@@ -106,7 +117,13 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
         "keep_trajectory": job.keep_trajectory,
         "checkpoint_sha256": checkpoint,
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+        **(about_guided if guided else {}),
     }
+
+
+def _start(request: Request) -> tuple[str, float, bool] | tuple[()]:
+    known = request.known
+    return () if known is None else (known.name, known.level, known.noised)
 
 
 def program_versions() -> dict[str, str]:
@@ -139,6 +156,7 @@ def sample_batch(
         n_atoms,
         seeds=[request.seed for request in batch],
         sampler=sampler,
+        start=start_of(batch, model.diffusion.steps),
         on_step=on_step,
     ).to(device="cpu")
     same = torch.equal(crystals.n_atoms, n_atoms) and torch.equal(
@@ -209,7 +227,9 @@ class _Maker:
                 self._steps.append(crystals.to(device="cpu"))
             self._report(len(batch) * step / steps)
 
-        return sample_batch(self._model, batch, self._job.sampler, on_step)
+        guided = batch[0].known is not None
+        sampler = self._job.guided_sampler if guided else self._job.sampler
+        return sample_batch(self._model, batch, sampler, on_step)
 
     def keep(self, batch: Sequence[Request], crystals: Crystals) -> None:
         pairs = list(zip(batch, crystals.split(), strict=True))

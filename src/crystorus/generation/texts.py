@@ -12,7 +12,8 @@ from crystorus.data.spacegroups import symmetry
 from crystorus.data.writing import cif_text, symmetrised_cif_text
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.folder import CIF, SYMMETRISED, Finished
-from crystorus.generation.plan import Request
+from crystorus.generation.guiding import still_holds
+from crystorus.generation.plan import Known, Request
 from crystorus.geometry.crystals import Crystals
 
 VALID_DISTANCE = 0.5  # Å, self-images included
@@ -56,7 +57,8 @@ def finish_crystal(request: Request, crystal: Crystals, *, symprec: float, total
         "least_distance": f"{distance:.4f}",
     }
     valid = distance >= VALID_DISTANCE and volume >= VALID_VOLUME
-    row = _row(request, valid=valid, measured=measured, files=list(files))
+    kept = request.known is not None and still_holds(crystal, request.known)
+    row = _row(request, valid=valid, measured=measured, files=list(files), kept=kept)
     return Finished(request.index, row, _frame(crystal, row), files)
 
 
@@ -90,6 +92,7 @@ def _row(
     valid: bool,
     measured: dict[str, str] | None = None,
     files: Sequence[str] = ("", ""),
+    kept: bool = False,
 ) -> dict[str, str]:
     columns = ("volume", "density", "space_group", "space_group_number", "symprec")
     blank = dict.fromkeys((*columns, "least_distance"), "")
@@ -102,8 +105,21 @@ def _row(
         "valid": str(valid),
         "sample": str(request.sample),
         "seed": str(request.seed),
+        **_start_columns(request.known, kept=kept),
         "cif": files[0],
         "cif_symmetrised": files[1],
+    }
+
+
+def _start_columns(known: Known | None, *, kept: bool) -> dict[str, str]:
+    if known is None:
+        return {"start": "noise", "level": "", "share_of_votes": "", "origin": "new"}
+    origin = ("known" if known.same_composition else "substituted") if kept else "new"
+    return {
+        "start": known.name,
+        "level": f"{known.level:g}",
+        "share_of_votes": f"{known.share:.3f}",
+        "origin": origin,
     }
 
 
@@ -117,6 +133,8 @@ def _frame(crystal: Crystals, row: dict[str, str]) -> str:
         "symprec": float(row["symprec"]),
         "valid": row["valid"] == "True",
         "seed": int(row["seed"]),
+        "start": row["start"],
+        "origin": row["origin"],
     }
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz", write_results=False)

@@ -1,0 +1,234 @@
+"""A library of templates: known crystals with what is needed to look them up, in one mapped file.
+
+Beside the arrays of a crystal store it holds every crystal's surroundings and the counts of
+exchanged elements, so that opening it costs nothing and a look-up milliseconds.
+"""
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from crystorus.data.arrays import ReadingError
+from crystorus.data.mapped import FileKind, contradiction, map_file, write_mapped
+from crystorus.data.store import STORE, CrystalStore, build_store, open_store
+from crystorus.geometry import Crystals
+from crystorus.templates.exchange import ENOUGH_PAIRS, ExchangeCounts, count_exchanges, mp20_counts
+from crystorus.templates.surroundings import NEIGHBOURS, Surroundings, surroundings
+
+LIBRARY = FileKind(
+    b"CRYTMPL1", "template library", "build it again with `crystorus templates build`"
+)
+_STORED = np.dtype("<f2")
+
+
+class PatternGroup(NamedTuple):
+    """The templates of one pattern of element counts, side by side.
+
+    Attributes:
+        indices: Their numbers in the library, [N].
+        elements: Atomic numbers by slot, [N, m].
+        distances: Surroundings, [N, m, m, NEIGHBOURS].
+    """
+
+    indices: np.ndarray
+    elements: np.ndarray
+    distances: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateLibrary:
+    """Known crystals, indexed by their pattern of element counts.
+
+    Attributes:
+        crystals: The crystals themselves.
+        slots: Surroundings of each of them.
+        exchange: How often elements stand in for each other here.
+        digest: SHA-256 of the arrays; empty for a library that is not in a file.
+        skipped: Name and reason of the structures left out.
+    """
+
+    crystals: CrystalStore
+    slots: Sequence[Surroundings]
+    exchange: ExchangeCounts
+    digest: str = ""
+    skipped: tuple[tuple[str, str], ...] = ()
+    _groups: dict[tuple[int, ...], PatternGroup] = field(default_factory=dict, repr=False)
+    _ids: list[str] = field(default_factory=list, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the templates; a repeated name is told apart as in mp-1, mp-1#2."""
+        if not self._ids:
+            self._ids.extend(_told_apart(self.crystals.ids))
+        return self._ids
+
+    def group(self, pattern: tuple[int, ...]) -> PatternGroup | None:
+        """Return the templates whose sorted element counts are `pattern`, if there are any."""
+        if not self._groups:
+            self._groups.update(_by_pattern(self.slots))
+        return self._groups.get(pattern)
+
+    def template(self, index: int) -> Crystals:
+        """Return one template, float64."""
+        return self.crystals.select([index], dtype=torch.float64)
+
+
+def _by_pattern(slots: Sequence[Surroundings]) -> dict[tuple[int, ...], PatternGroup]:
+    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, one in enumerate(slots):
+        members[tuple(one.counts.tolist())].append(index)
+    return {
+        pattern: PatternGroup(
+            np.array(indices),
+            np.stack([slots[i].elements for i in indices]),
+            np.stack([slots[i].distances for i in indices]),
+        )
+        for pattern, indices in members.items()
+    }
+
+
+def build_library(
+    source: Path | Sequence[Path],
+    out: Path,
+    *,
+    n_workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> TemplateLibrary:
+    """Make a library of a store, or of anything `build_store` reads.
+
+    Args:
+        source: A store, a CSV, a folder of CIFs, an ASE database, …; or several of them.
+        out: The file to write; it appears only when complete.
+        n_workers: Processes that parse.
+        progress: Called with the number of structures read so far.
+
+    Raises:
+        ReadingError: If a source is broken or holds nothing usable.
+        OSError: If the file cannot be written; nothing is left behind.
+    """
+    if out.is_dir():
+        raise ReadingError(
+            f"{out} is a folder: name a file to write, such as {out / 'x.templates'}"
+        )
+    if isinstance(source, Path) and _is_store(source):
+        _write_library(open_store(source), out)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "all.store"
+            _write_library(build_store(source, store, n_workers=n_workers, progress=progress), out)
+    return open_library(out, verify=False)
+
+
+def library_of(store: CrystalStore) -> TemplateLibrary:
+    """Make a library of a store's crystals in memory."""
+    slots = [surroundings(*arrays) for arrays in _geometries(store)]
+    counts = count_exchanges(slots)
+    return TemplateLibrary(store, slots, counts if counts.pairs >= ENOUGH_PAIRS else mp20_counts())
+
+
+def open_library(path: Path, *, verify: bool = True) -> TemplateLibrary:
+    """Map a library into memory.
+
+    Args:
+        path: A file that `build_library` wrote.
+        verify: Compare the digest, which reads the whole file once.
+
+    Raises:
+        ReadingError: If it is missing, not a library of this version, cut short, or altered.
+    """
+    header, arrays = map_file(path, LIBRARY, verify=verify)
+    try:
+        slots = _unpack(arrays)
+        if len(slots) != len(arrays["n_atoms"]):
+            raise ValueError(f"{len(slots)} surroundings of {len(arrays['n_atoms'])} crystals")
+        store = CrystalStore(path, header, arrays)
+        exchange = ExchangeCounts(arrays["exchange:same"], arrays["exchange:other"])
+        return TemplateLibrary(
+            store,
+            slots,
+            exchange,
+            header["sha256"],
+            tuple((name, why) for name, why in header["skipped"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise contradiction(path, LIBRARY, error) from error
+
+
+def _is_store(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(STORE.magic)) == STORE.magic
+
+
+def _geometries(store: CrystalStore) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    arrays = store.arrays
+    for index, (first, n) in enumerate(zip(arrays["first_atom"], store.n_atoms, strict=True)):
+        atoms = slice(int(first), int(first) + int(n))
+        yield (
+            arrays["lattice"][index],
+            arrays["frac_coords"][atoms],
+            arrays["atomic_numbers"][atoms].astype(np.int64),
+        )
+
+
+def _write_library(store: CrystalStore, out: Path) -> None:
+    library = library_of(store)
+    arrays = {
+        **store.arrays,
+        **_pack(library.slots),
+        "exchange:same": library.exchange.same.astype("<i4"),
+        "exchange:other": library.exchange.other.astype("<i4"),
+    }
+    about = {
+        name: store.header[name]
+        for name in ("sources", "crystals", "n_skipped", "skipped", "extra")
+    }
+    write_mapped(out, LIBRARY, arrays, about)
+
+
+def _pack(slots: Sequence[Surroundings]) -> dict[str, np.ndarray]:
+    return {
+        "slots:n": np.array([len(one.counts) for one in slots], dtype="<i4"),
+        "slots:elements": np.concatenate([one.elements for one in slots]).astype("u1"),
+        "slots:counts": np.concatenate([one.counts for one in slots]).astype("<i4"),
+        "slots:distances": np.concatenate([one.distances.ravel() for one in slots]).astype(_STORED),
+    }
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> list[Surroundings]:
+    sizes = arrays["slots:n"]
+    ends = np.cumsum(sizes)
+    squares = np.cumsum(sizes.astype(np.int64) ** 2 * NEIGHBOURS)
+    distances = arrays["slots:distances"].astype(np.float32)
+    elements = arrays["slots:elements"].astype(np.int64)
+    counts = arrays["slots:counts"].astype(np.int64)
+    if len(elements) != ends[-1] or len(distances) != squares[-1]:
+        raise ValueError(f"{ends[-1]} slots are announced and {len(elements)} are there")
+    return [
+        Surroundings(
+            elements[end - m : end],
+            counts[end - m : end],
+            distances[square - m * m * NEIGHBOURS : square].reshape(m, m, NEIGHBOURS),
+        )
+        for m, end, square in zip(sizes.tolist(), ends.tolist(), squares.tolist(), strict=True)
+    ]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return the names, the second holder of one with #2 after it, and so on."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return result

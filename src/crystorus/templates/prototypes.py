@@ -1,0 +1,28 @@
+"""The AFLOW prototypes that pymatgen carries, as a library that needs no file and no download."""
+
+import functools
+from pathlib import Path
+
+from crystorus.data.preparing import prepare_all
+from crystorus.data.reading import structure_arrays
+from crystorus.data.sources import Record
+from crystorus.data.store import store_of
+from crystorus.templates.library import TemplateLibrary, library_of
+
+NAME = "AFLOW prototypes"
+
+
+@functools.cache
+def aflow_prototypes() -> TemplateLibrary:
+    """Return the prototypes of the AFLOW encyclopedia that pymatgen carries, as templates.
+
+    Source: M. J. Mehl et al., Comput. Mater. Sci. 136, S1 (2017); D. Hicks et al., Comput. Mater.
+    Sci. 161, S1 (2019).
+    """
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
+    records = [
+        Record(entry["tags"]["aflow"], structure_arrays(entry["snl"].structure))
+        for entry in AFLOW_PROTOTYPE_LIBRARY
+    ]
+    return library_of(store_of(prepare_all(records), Path(NAME)))

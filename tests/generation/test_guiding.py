@@ -1,0 +1,166 @@
+"""From templates to files: what starts where, what keeps its symmetry, what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+from prototypes import perovskite, rocksalt, zincblende
+from typer.testing import CliRunner
+
+from crystorus import cli
+from crystorus.checkpoint import save_checkpoint
+from crystorus.config import load_config
+from crystorus.data.io import crystals_to_atoms
+from crystorus.data.spacegroups import symmetry
+from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.generation.guiding import still_holds
+from crystorus.generation.plan import Known
+from crystorus.geometry import Crystals
+from crystorus.system import build_model
+from crystorus.templates.library import build_library
+
+SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guided")
+    torch.manual_seed(0)
+    model = build_model(load_config(SMOKE, []), CellStatistics.neutral())
+    model.trained_elements = frozenset({3, 8, 22, 26, 38, 11, 17})
+    model.card = {"data": "none", "validation": {"crystals": 0}}
+    save_checkpoint(model, folder / "model")
+    known = Crystals.concat([rocksalt(), zincblende(), perovskite()])
+    frames = crystals_to_atoms(known)
+    for frame, name in zip(frames, ["salt", "blende", "perovskite"], strict=True):
+        frame.info["material_id"] = name
+    ase.io.write(folder / "known.extxyz", frames)
+    build_library(folder / "known.extxyz", folder / "known.templates")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], prog_name="crystorus")
+
+
+def sampled(files, out, *arguments):
+    return run("sample", *arguments, "--checkpoint", files / "model", "--out", out)
+
+
+def rows_of(out):
+    with (out / "table.csv").open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def test_samples_take_a_prototype_each_and_noise_when_they_run_out(files, tmp_path):
+    library = files / "known.templates"
+    result = sampled(files, tmp_path, "LiO", "SrTiO3", "Fe2O3", "--n", 3, "--library", library)
+    assert result.exit_code == 0, result.output
+    starts = [row["start"] for row in rows_of(tmp_path)]
+    assert set(starts[:2]) == {"salt", "blende"}
+    assert starts[2:] == ["noise", "perovskite", "noise", "noise", "noise", "noise", "noise"]
+    assert "no further template fits LiO, SrTiO3, Fe2O3" in result.output
+    kinds = [row["origin"] for row in rows_of(tmp_path)]
+    assert kinds[3] == "known"
+    assert kinds[2] == "new"
+
+
+def test_both_alternates(files, tmp_path):
+    options = ("--start", "both", "--library", files / "known.templates")
+    assert sampled(files, tmp_path, "LiO", "--n", 4, *options).exit_code == 0
+    starts = [row["start"] for row in rows_of(tmp_path)]
+    assert starts[1] == starts[3] == "noise"
+    assert {starts[0], starts[2]} == {"salt", "blende"}
+
+
+def test_a_walk_without_noise_keeps_the_space_group_and_noise_breaks_it(files, tmp_path):
+    library = files / "known.templates"
+    arguments = ("SrTiO3", "--library", library, "--symprec", 0.01, "--level", 0.5)
+    assert sampled(files, tmp_path / "a", *arguments).exit_code == 0
+    assert sampled(files, tmp_path / "b", *arguments, "--noised").exit_code == 0
+    assert rows_of(tmp_path / "a")[0]["space_group_number"] == "221"
+    assert rows_of(tmp_path / "b")[0]["space_group_number"] != "221"
+
+
+def test_level_zero_is_substitution_alone(files, tmp_path):
+    library = files / "known.templates"
+    assert sampled(files, tmp_path, "LiO", "--library", library, "--level", 0).exit_code == 0
+    (frame,) = ase.io.read(tmp_path / "crystals.extxyz", ":")
+    assert symmetry_number(frame) in (225, 216)
+    assert rows_of(tmp_path)[0]["origin"] == "substituted"
+
+
+def symmetry_number(frame):
+    from crystorus.data.io import crystals_from_atoms
+
+    return symmetry(crystals_from_atoms(frame), 0.01).number
+
+
+def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path):
+    plain, named = tmp_path / "a", tmp_path / "b"
+    assert sampled(files, plain, "LiO", "--steps", 3).exit_code == 0
+    assert sampled(files, named, "LiO", "--steps", 3, "--start", "noise").exit_code == 0
+    assert (plain / "crystals.extxyz").read_bytes() == (named / "crystals.extxyz").read_bytes()
+    assert "started_at_known" not in json.loads((plain / "run.json").read_text())["settings"]
+    other = sampled(files, plain, "LiO", "--steps", 3, "--library", files / "known.templates")
+    assert other.exit_code == 1
+    assert "holds another run" in other.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--level", 0.5), "--level says nothing about --start noise"),
+        (("--start", "noise", "--library", "x.templates"), "--library says nothing"),
+        (("--start", "templates", "--level", 1.5), "--level is 1.5: give a share"),
+        (("--library", "none.templates"), "does not exist"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(files, tmp_path, arguments, message):
+    result = sampled(files, tmp_path / "out", "LiO", *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_refining_holds_what_it_is_told_to(files, tmp_path):
+    (frame,) = crystals_to_atoms(perovskite())
+    frame = frame[[2, 0, 4, 1, 3]]  # not in the order of the formula
+    frame.positions[0] += 0.1
+    ase.io.write(tmp_path / "given.cif", frame)
+    common = (tmp_path / "given.cif", "--checkpoint", files / "model", "--level", 0.5)
+    held = ("--hold", "O,Sr", "--hold-cell", "--noised")
+    assert run("refine", *common, *held, "--out", tmp_path / "held").exit_code == 0
+    (found,) = ase.io.read(tmp_path / "held/crystals.extxyz", ":")
+    assert found.cell.cellpar() == pytest.approx(frame.cell.cellpar(), abs=1e-4)
+    for symbol, same in (("O", True), ("Sr", True), ("Ti", False)):
+        before = frame[[s == symbol for s in frame.symbols]].get_scaled_positions()
+        after = found[[s == symbol for s in found.symbols]].get_scaled_positions()
+        apart = abs((before - after + 0.5) % 1 - 0.5).max()
+        assert (apart < 1e-4) == same, (symbol, apart)
+
+
+def test_refining_refuses_what_is_not_there(files, tmp_path):
+    ase.io.write(tmp_path / "a.cif", crystals_to_atoms(rocksalt()))
+    for arguments, message in (
+        (("--hold", "K"), "has no 'K'"),
+        (("--hold", "7"), "atoms 0 to 1"),
+        (("--n", "2"), "add --noised"),
+        (("--level", "0"), "--level is 0"),
+    ):
+        result = run("refine", tmp_path / "a.cif", "--out", tmp_path / "o", *arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+
+
+def test_whether_a_structure_still_is_what_it_was():
+    salt = rocksalt().to(dtype=torch.float32)
+    known = Known("salt", salt, 0.2)
+    assert still_holds(salt, known)
+    blende = Crystals(
+        salt.lattice, zincblende().frac_coords.float(), salt.atomic_numbers, salt.n_atoms
+    )
+    assert not still_holds(blende, known)
