@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -25,6 +26,7 @@ from crystal_fidelity.weights import (  # noqa: E402
 )
 
 ORACLE = Path(__file__).parent / "data" / "alignn_oracle.npz"
+ORACLE_MP20 = ORACLE.with_name("alignn_oracle_mp20.npz")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +61,45 @@ def test_size_is_the_published_one():
     assert len(network.state_dict()) == 279
 
 
+def parity(network, crystals, recorded):
+    """Which graphs are the official ones, and the relative error of each latent vector."""
+    graphs = [build_graph(c, "official") for c in crystals]
+    counts = np.array([[len(g.sources), len(g.first_bonds)] for g in graphs])
+    ours = latents(network, crystals, "official")
+    error = np.abs(ours - recorded["latents"]).max(axis=1)
+    return (counts == recorded["counts"]).all(axis=1), error / np.abs(recorded["latents"]).max(1)
+
+
 def test_graphs_and_latents_are_the_official_codes(network):
     recorded = np.load(ORACLE)
     crystals = structures()
     assert len(crystals) == len(recorded["latents"]) >= 20
-    graphs = [build_graph(c, "official") for c in crystals]
-    counts = np.array([[len(g.sources), len(g.first_bonds)] for g in graphs])
-    equal = (counts == recorded["counts"]).all(axis=1)
+    equal, error = parity(network, crystals, recorded)
     assert equal.mean() >= 0.8  # rounding of equal distances differs between BLAS builds
-    ours = latents(network, crystals, "official")
-    scale = np.abs(recorded["latents"]).max(axis=1)
-    error = np.abs(ours - recorded["latents"]).max(axis=1) / scale
     assert error[equal].max() < 1e-5
+
+
+@pytest.mark.slow
+def test_latents_of_real_crystals_are_the_official_codes(network, validation_csv):
+    from crystal_fidelity.reading import read_structures
+
+    recorded = np.load(ORACLE_MP20)
+    by_name = {c.name: c for c in read_structures(validation_csv)}
+    crystals = [by_name[name] for name in recorded["names"].tolist()]
+    assert len(crystals) == len(recorded["latents"]) == 101
+    equal, error = parity(network, crystals, recorded)
+    assert equal.mean() >= 0.8
+    assert error[equal].max() < 1e-5
+    wrong, _ = parity(network, crystals[::-1], recorded)
+    assert wrong.mean() < 0.1
+
+
+@pytest.mark.parametrize("path", ["alignn_oracle.npz", "alignn_oracle_mp20.npz"])
+def test_recorded_outputs_say_where_they_come_from(path):
+    source = json.loads(str(np.load(ORACLE.parent / path)["provenance"]))
+    assert source["packages"]["alignn"] == "2024.3.24"
+    assert source["packages"]["dgl"] == "1.1.3"
+    assert source["made by"] == "tools/record_alignn_oracle.py"
 
 
 def test_parity_check_can_fail(network):
@@ -102,6 +131,20 @@ def test_tie_tolerant_latents_do_not_change(network, change):
     plain = latents(network, crystals, "tie-tolerant")
     again = latents(network, other, "tie-tolerant")
     assert np.abs(again - plain).max() / np.abs(plain).max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["motion", "re-tiling"])
+def test_tie_tolerant_latents_of_real_crystals_do_not_change(network, validation_csv, change):
+    from crystal_fidelity.reading import read_structures
+
+    crystals = read_structures(validation_csv)[::300]
+    plain = latents(network, crystals, "tie-tolerant")
+    other = [moved(c, 7) if change == "motion" else doubled(c) for c in crystals]
+    error = np.abs(latents(network, other, "tie-tolerant") - plain).max() / np.abs(plain).max()
+    assert error < 1e-5
+    moved_official = latents(network, other, "official") - latents(network, crystals, "official")
+    assert np.abs(moved_official).max() / np.abs(plain).max() > 1e-3
 
 
 def test_official_latents_do_change_under_motion(network):

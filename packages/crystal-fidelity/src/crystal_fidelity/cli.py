@@ -120,6 +120,9 @@ def compare(
     hull_key: Annotated[
         str, typer.Option(help="number of the generated structures that S.U.N. reads, eV/atom")
     ] = "e_above_hull",
+    coverage_scale: Annotated[
+        Path | None, typer.Option(help="JSON with CDVAE's means and deviations of compositions")
+    ] = None,
     protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
     best_of: BestOf = 1,
     workers: Workers = CORES,
@@ -138,6 +141,7 @@ def compare(
         cache=cache,
         known=known,
         hull_key=hull_key,
+        coverage_scale=coverage_scale,
         match_protocol=protocol,
         best_of=best_of,
         workers=workers,

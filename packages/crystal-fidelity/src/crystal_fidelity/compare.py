@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.composition import composition_validity_score
-from crystal_fidelity.coverage import coverage
+from crystal_fidelity.coverage import coverage, load_scale
 from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
 from crystal_fidelity.energies import load_references, model_energy_emd
 from crystal_fidelity.featurizers import FeatureSet
@@ -66,6 +66,8 @@ class Settings:
     """Structures that novelty is judged against; the reference set if None."""
     hull_key: str = "e_above_hull"
     """Number of the generated structures that S.U.N. reads, eV/atom."""
+    coverage_scale: Path | None = None
+    """Means and deviations (JSON) of coverage's compositions; the reference set's own if None."""
     match_protocol: MatchProtocol = "all"
     best_of: int = 1
     """Consecutive generated candidates per reference."""
@@ -208,6 +210,7 @@ def _add_coverage(task: _Task) -> None:
     task.result.scores += coverage(
         task.left,
         task.right,
+        scale=load_scale(settings.coverage_scale) if settings.coverage_scale else None,
         cache_folder=settings.cache,
         workers=settings.workers,
         on_progress=task.on_progress,
