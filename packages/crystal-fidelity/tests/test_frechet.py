@@ -111,7 +111,7 @@ def test_sets_smaller_than_the_dimension_are_warned_about():
     )
     assert "generated n = 10 <= d = 32" in result.warnings[0]
     assert "rank-deficient" in result.scores()[0].protocol
-    with pytest.raises(ValueError, match="two or more rows"):
+    with pytest.raises(ValueError, match="covariance needs two or more"):
         frechet(features(np.ones((1, 32))), features(np.ones((99, 32))))
     with pytest.raises(ValueError, match="NaN"):
         frechet_distance(np.full((4, 2), np.nan), np.ones((4, 2)))

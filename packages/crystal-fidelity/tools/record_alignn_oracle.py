@@ -3,8 +3,10 @@
 Needs an environment of its own: dgl==1.1.3, numpy<2, alignn==2024.3.24 (installed --no-deps),
 jarvis-tools, pydantic-settings, ase, gemmi, scipy, pandas, scikit-learn, matplotlib, lmdb,
 setuptools<81, and this package's sources on the path.
-Prototypes:    PYTHONPATH=src:tests python tools/record_alignn_oracle.py tests/data/alignn_oracle.npz
-Real crystals: … python tools/record_alignn_oracle.py tests/data/alignn_oracle_mp20.npz VAL.csv.gz 90
+Prototypes, with PYTHONPATH=src:tests:
+    python tools/record_alignn_oracle.py tests/data/alignn_oracle.npz
+Real crystals:
+    python tools/record_alignn_oracle.py tests/data/alignn_oracle_mp20.npz VAL.csv.gz 90
 """
 
 import importlib.metadata

@@ -88,6 +88,8 @@ class Comparison:
     unique: NDArray[np.bool_] | None = None
     novel: NDArray[np.bool_] | None = None
     groups: SpaceGroupResult | None = None
+    not_computed: dict[str, str] = field(default_factory=dict)
+    """Metrics the sets do not allow, and why; the others are not lost for it."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,22 @@ def compare(
     settings: Settings = Settings(),
     on_progress: Progress = lambda _stage: None,
 ) -> Comparison:
-    """Compute the chosen metrics.
+    """Compute the chosen metrics; one that the sets do not allow is named in `not_computed`.
 
     Raises:
-        ValueError: a set is empty, or does not fit the metric.
+        ValueError: a set is empty, or allows none of the metrics; for matching, the lengths do
+            not fit.
+        ImportError: a metric needs an extra that is not installed.
     """
     result = Comparison()
     task = _Task(as_entries(generated), as_entries(reference), settings, on_progress, result)
+    if not task.left or not task.right:
+        raise ValueError(
+            f"{len(task.left)} generated and {len(task.right)} reference structures: "
+            "each set needs at least one"
+        )
+    if "match" in settings.metrics:  # before hours of other metrics
+        split_candidates(task.left, len(task.right), settings.best_of)
     steps: dict[Metric, Callable[[_Task], None]] = {
         "validity": _add_validity,
         "composition": _add_composition,
@@ -147,7 +158,14 @@ def compare(
     }
     for metric in settings.metrics:
         on_progress(metric)
-        steps[metric](task)
+        try:
+            steps[metric](task)
+        except (ValueError, KeyError) as error:
+            if len(settings.metrics) == 1:
+                raise
+            result.not_computed[metric] = str(error.args[0])
+    if len(result.not_computed) == len(settings.metrics):
+        raise ValueError("; ".join(f"{k}: {v}" for k, v in result.not_computed.items()))
     return result
 
 

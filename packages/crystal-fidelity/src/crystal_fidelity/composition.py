@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries, element_symbol
 
 
@@ -69,5 +69,5 @@ def composition_validity_score(structures: Sequence[object]) -> Score:
         rate,
         n_generated=len(valid),
         protocol="SMACT, smact14 oxidation states, Pauling test, alloys and elements valid",
-        uncertainty=float(np.sqrt(rate * (1 - rate) / len(valid))),
+        uncertainty=rate_error(rate, len(valid)),
     )

@@ -28,7 +28,7 @@ from crystal_fidelity.featurizers import (
     default_cache,
 )
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.screening import Limits, screen
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
@@ -134,7 +134,7 @@ class CoverageResult:
                 n_generated=self.n_generated,
                 n_reference=self.n_reference,
                 protocol=label,
-                uncertainty=float(np.sqrt(value * (1 - value) / n)),
+                uncertainty=rate_error(value, n),
                 details=failed,
             )
             for name, value, n in (

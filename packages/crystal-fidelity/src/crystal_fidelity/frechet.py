@@ -162,8 +162,7 @@ def frechet(
         ValueError: the features come from different networks, weights or graph modes, or a set
             has fewer than two.
     """
-    require_same(generated.identity, reference.identity)
-    left, right = generated.features, reference.features
+    left, right = _rows_of(generated, reference)
     target = gaussian(right)
     value = _distance(gaussian(left), target)
     generator = np.random.default_rng(seed)
@@ -188,6 +187,18 @@ def frechet(
     )
 
 
+def _rows_of(generated: FeatureSet, reference: FeatureSet) -> tuple[Array, Array]:
+    require_same(generated.identity, reference.identity)
+    for which, features in (("generated", generated), ("reference", reference)):
+        if len(features) < 2:
+            first = "".join(f", such as {name}: {why}" for name, why in features.failures[:1])
+            raise ValueError(
+                f"{len(features)} of {len(features) + len(features.failures)} {which} structures "
+                f"have features, a covariance needs two or more{first}"
+            )
+    return generated.features, reference.features
+
+
 def kernel(
     generated: FeatureSet,
     reference: FeatureSet,
@@ -200,8 +211,7 @@ def kernel(
     Raises:
         ValueError: see `frechet`.
     """
-    require_same(generated.identity, reference.identity)
-    left, right = generated.features, reference.features
+    left, right = _rows_of(generated, reference)
     generator = np.random.default_rng(seed)
     floor, floor_n = _floor(right, len(left), kernel_distance, generator)
     error = _standard_error([kernel_distance(part, right) for part in _parts(left, generator)])

@@ -13,6 +13,7 @@ import numpy as np
 from crystal_fidelity import __version__
 from crystal_fidelity.compare import Comparison
 from crystal_fidelity.distances import densities
+from crystal_fidelity.report import protocol_text
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.svg import bars, histogram
@@ -78,7 +79,7 @@ def score_rows(scores: Sequence[Score]) -> str:
         numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
         out.append(
             f"<tr><th>{escape(score.name)}</th>{numbers}<td>{escape(score.unit)}</td>"
-            f"<td class=n>{n}</td><td class=p>{escape(score.protocol)}</td></tr>"
+            f"<td class=n>{n}</td><td class=p>{escape(protocol_text(score))}</td></tr>"
         )
     return "".join(out)
 
