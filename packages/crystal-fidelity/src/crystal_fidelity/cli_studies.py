@@ -1,6 +1,7 @@
 """Commands of the studies: curves and distributions to HTML and JSON."""
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +115,8 @@ def size(
     limit = extrapolated(points)
     table = Table("n", "distance", "± of one subset")
     for p in points:
-        table.add_row(str(p.n), f"{p.mean:.4g}", f"{p.spread:.2g}")
+        spread = f"{p.spread:.2g}" if isfinite(p.spread) else ""
+        table.add_row(str(p.n), f"{p.mean:.4g}", spread)
     Console().print(table)
     Console().print(f"n → ∞ by a line in 1/n: {limit:.4g}    {left.identity}", highlight=False)
     if html:

@@ -80,9 +80,11 @@ def kernel_distance(left: Array, right: Array) -> float:
     n, m = len(x), len(y)
     if n < 2 or m < 2:
         raise ValueError(f"{n} and {m} rows: the kernel distance needs two or more in each set")
-    within_x = (_kernel_sum(x, x) - _kernel_diagonal(x)) / (n * (n - 1))
-    within_y = (_kernel_sum(y, y) - _kernel_diagonal(y)) / (m * (m - 1))
-    return float(within_x + within_y - 2 * _kernel_sum(x, y) / (n * m))
+    return _kernel_within(x) + _kernel_within(y) - 2 * _kernel_sum(x, y) / (n * m)
+
+
+def _kernel_within(x: Array) -> float:
+    return (_kernel_sum(x, x) - _kernel_diagonal(x)) / (len(x) * (len(x) - 1))
 
 
 def _kernel_sum(x: Array, y: Array) -> float:
@@ -214,14 +216,19 @@ def kernel(
     left, right = _rows_of(generated, reference)
     generator = np.random.default_rng(seed)
     floor, floor_n = _floor(right, len(left), kernel_distance, generator)
-    error = _standard_error([kernel_distance(part, right) for part in _parts(left, generator)])
+    within = _kernel_within(right)
+
+    def to_right(rows: Array) -> float:
+        between = _kernel_sum(rows, right) / (len(rows) * len(right))
+        return _kernel_within(rows) + within - 2 * between
+
     return FeatureDistance(
         name=name,
-        value=kernel_distance(left, right),
+        value=to_right(left),
         corrected=None,
         floor=floor,
         floor_n=floor_n,
-        uncertainty=error,
+        uncertainty=_standard_error([to_right(part) for part in _parts(left, generator)]),
         n_generated=len(left),
         n_reference=len(right),
         failed=(len(generated.failures), len(reference.failures)),
@@ -291,6 +298,9 @@ def size_curve(
 ) -> list[tuple[int, float, float]]:
     """Return (n, mean, standard deviation) of the distance of random subsets of size n (Fig. 4).
 
+    Subsets of a set of N overlap, which narrows their spread by √(1 − n/N); the deviation is
+    freed of that, and NaN for the whole set, of which there is only one.
+
     Raises:
         ValueError: a size is below 2 or above the set.
     """
@@ -307,5 +317,8 @@ def size_curve(
             )
             for _ in range(repeats)
         ]
-        curve.append((n, float(np.mean(values)), float(np.std(values, ddof=min(1, repeats - 1)))))
+        free = 1 - n / len(generated)
+        known = free > 0 and repeats > 1
+        spread = float(np.std(values, ddof=1) / np.sqrt(free)) if known else float("nan")
+        curve.append((n, float(np.mean(values)), spread))
     return curve
