@@ -1,7 +1,10 @@
+import hashlib
+import http.server
 import io
 import json
 import os
 import pickle
+import threading
 import zipfile
 from pathlib import Path
 
@@ -16,6 +19,7 @@ pytest.importorskip("safetensors")
 
 from alignn_fixture import seeded_tensors, structures  # noqa: E402
 
+from crystal_fidelity import weights  # noqa: E402
 from crystal_fidelity.alignn import Alignn, AlignnFeaturizer, collate  # noqa: E402
 from crystal_fidelity.alignn_graph import build_graph, line_graph  # noqa: E402
 from crystal_fidelity.weights import (  # noqa: E402
@@ -263,6 +267,57 @@ def test_weights_of_another_network_are_refused(tensors, tmp_path):
     (tmp_path / "c.zip").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="hidden_features = 128"):
         load_weights(tmp_path / "c.zip")
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """A server on this machine in place of the published one; `files` says what it answers."""
+    files = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body, promised = files.get(self.path, (None, 0))
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Length", str(promised))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_arguments: None  # a client that hangs up is the test
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in weights.PUBLISHED:
+        monkeypatch.setitem(weights.PUBLISHED, name, f"http://127.0.0.1:{server.server_port}/w")
+    yield files
+    server.shutdown()
+
+
+def test_download_is_checked_whole_and_leaves_no_wreck(published, checkpoint, tmp_path):
+    data = checkpoint.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    published["/w"] = data, len(data)
+    for name in ("mp_e_form_alignn", "mp_e_form_alignnn"):
+        assert fetch_weights(name, tmp_path / f"{name}.pt", sha256=digest) == digest
+        assert (tmp_path / f"{name}.pt").read_bytes() == data
+    with pytest.raises(ValueError, match="expected 00"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip", sha256="00")
+    published["/w"] = data[:1000], len(data)
+    with pytest.raises((ValueError, OSError), match=r"of \d+ bytes came|cannot be downloaded"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    published.clear()
+    with pytest.raises(OSError, match=r"404.*weights convert"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".pt", ".pt"]
+
+
+def test_a_download_without_end_is_cut(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "MAX_BYTES", 1 << 21)
+    published["/w"] = bytes(1 << 23), 1 << 23
+    with pytest.raises(ValueError, match="more than 2097152 bytes"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_published_name_is_explained(tmp_path):

@@ -165,22 +165,20 @@ def frechet(
             has fewer than two.
     """
     left, right = _rows_of(generated, reference)
-    target = gaussian(right)
-    value = _distance(gaussian(left), target)
+    value = frechet_distance(left, right)
     generator = np.random.default_rng(seed)
     corrected = None
     if min(len(left), len(right)) >= 4:
         corrected = 2 * value - _halved(left, right, frechet_distance, generator)
     floor, floor_n = _floor(right, len(left), frechet_distance, generator)
-    parts = _parts(left, generator)
-    error = _standard_error([_distance(gaussian(part), target) for part in parts])
+    error = part_error(left, right, seed)
     return FeatureDistance(
         name=name,
         value=value,
         corrected=corrected,
         floor=floor,
         floor_n=floor_n,
-        uncertainty=error,
+        uncertainty=None if np.isnan(error) else error,
         n_generated=len(left),
         n_reference=len(right),
         failed=(len(generated.failures), len(reference.failures)),
@@ -286,6 +284,14 @@ def _standard_error(values: list[float]) -> float | None:
     if not values:
         return None
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def part_error(left: Array, right: Array, seed: int = 0) -> float:
+    """Return the standard error of the distance from disjoint parts of `left`, NaN if too few."""
+    target = gaussian(right)
+    parts = _parts(np.asarray(left, dtype=np.float64), np.random.default_rng(seed))
+    error = _standard_error([_distance(gaussian(part), target) for part in parts])
+    return float("nan") if error is None else error
 
 
 def size_curve(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -13,7 +14,7 @@ import numpy as np
 from crystal_fidelity import __version__
 from crystal_fidelity.compare import Comparison
 from crystal_fidelity.distances import densities
-from crystal_fidelity.report import protocol_text
+from crystal_fidelity.report import digits, protocol_text
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.svg import bars, histogram
@@ -49,6 +50,7 @@ def write_report(
         "TITLE": escape(title),
         "VERSION": escape(__version__),
         "SCORES": score_rows(result.scores),
+        "MISSING": _missing(result.not_computed),
         "PLOTS": _figures([*result_plots(result), *plots]),
         "COLUMNS": json.dumps(COLUMNS, ensure_ascii=False),
         "ROWS": rows.replace("<", "\\u003c"),
@@ -65,6 +67,11 @@ def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
     Path(path).write_text(head + body, encoding="utf-8")
 
 
+def _missing(not_computed: dict[str, str]) -> str:
+    lines = [f"Not computed: {name}: {reason}" for name, reason in not_computed.items()]
+    return "".join(f"<p class=missing>{escape(line)}</p>" for line in lines)
+
+
 def _figures(plots: Sequence[str]) -> str:
     return "".join(f"<figure>{svg}</figure>" for svg in plots)
 
@@ -75,19 +82,15 @@ def score_rows(scores: Sequence[Score]) -> str:
     for score in scores:
         n = f"{score.n_generated}"
         n += f" / {score.n_reference}" if score.n_reference is not None else ""
-        cells = [_number(v) for v in (score.value, score.uncertainty, score.real)]
-        numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+        cells = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
+        numbers = "".join(
+            f"<td class='n {kind}'>{cell}</td>" for kind, cell in zip("ver", cells, strict=True)
+        )
         out.append(
             f"<tr><th>{escape(score.name)}</th>{numbers}<td>{escape(score.unit)}</td>"
-            f"<td class=n>{n}</td><td class=p>{escape(protocol_text(score))}</td></tr>"
+            f"<td class='n c'>{n}</td><td class=p>{escape(protocol_text(score))}</td></tr>"
         )
     return "".join(out)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "none" if math.isnan(value) else f"{value:.4g}"
 
 
 def result_plots(result: Comparison) -> list[str]:
@@ -162,4 +165,6 @@ def formula_text(entry: Entry) -> str:
     from pymatgen.core import Composition
 
     reduced = {element_symbol(z): count for z, count in entry.formula}
-    return str(Composition(reduced).reduced_formula)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity to sort by
+        return str(Composition(reduced).reduced_formula)

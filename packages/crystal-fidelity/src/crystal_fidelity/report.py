@@ -35,15 +35,16 @@ def score_table(scores: Sequence[Score], title: str = "") -> Table:
             name = "  " + name.removeprefix(f"{parent}, ")
         else:
             parent = name
-        numbers = _digits(score.value), _digits(score.uncertainty, 2), _digits(score.real)
+        numbers = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
         table.add_row(str(index), name, *numbers, score.unit, n)
     return table
 
 
-def _digits(value: float | None, digits: int = 4) -> str:
+def digits(value: float | None, significant: int = 4) -> str:
+    """Return a number for a table: nothing for None, "none" for NaN."""
     if value is None:
         return ""
-    return "none" if math.isnan(value) else f"{value:.{digits}g}"
+    return "none" if math.isnan(value) else f"{value:.{significant}g}"
 
 
 def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
