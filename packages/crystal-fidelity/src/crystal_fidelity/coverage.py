@@ -24,17 +24,15 @@ from crystal_fidelity.featurizers import (
     Identity,
     Progress,
     RowCache,
-    cached_rows,
     default_cache,
+    screened_rows,
 )
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
-from crystal_fidelity.screening import Limits, screen
+from crystal_fidelity.screening import Limits
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
     Crystal,
-    ReadFailure,
-    as_entries,
     element_symbol,
     to_pymatgen,
 )
@@ -238,14 +236,10 @@ def fingerprints(
     identity = Identity(f"CrystalNN ops + Magpie as is, matminer {version}", digest, "none")
     store = RowCache(cache_folder or default_cache(), identity, WIDTH)
     compute = _computer(workers)
-    entries = as_entries(structures)
-    allowed = [
-        entry if not reason else ReadFailure(entry.name, reason)
-        for entry, reason in zip(entries, screen(entries, LIMITS), strict=True)
-    ]
-    return cached_rows(
-        allowed, store, compute, WIDTH, batch=BATCH * workers, on_progress=on_progress
+    rows, _, _ = screened_rows(
+        structures, store, compute, WIDTH, LIMITS, batch=BATCH * workers, on_progress=on_progress
     )
+    return rows
 
 
 def _computer(workers: int) -> Callable[[Sequence[Crystal]], NDArray[np.float32]]:
