@@ -35,6 +35,11 @@ COLUMNS = (
     "remark",
 )
 TOP_GROUPS = 12
+PLOTS_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1280px;padding:0 1rem}"
+    "h1{font-size:1.35rem}figure{display:inline-block;margin:0 1rem 1rem 0;max-width:100%}"
+    "svg{max-width:100%;height:auto}"
+)
 
 
 def write_report(
@@ -62,8 +67,12 @@ def write_report(
 
 def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
     """Write a page of plots."""
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
-    body = f"<body style='font-family:sans-serif'><h1>{escape(title)}</h1>{_figures(plots)}"
+    head = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{PLOTS_STYLE}</style></head>"
+    )
+    body = f"<body><h1>{escape(title)}</h1>{_figures(plots)}</body></html>"
     Path(path).write_text(head + body, encoding="utf-8")
 
 
