@@ -1,6 +1,10 @@
+import hashlib
+import http.server
 import io
+import json
 import os
 import pickle
+import threading
 import zipfile
 from pathlib import Path
 
@@ -15,6 +19,7 @@ pytest.importorskip("safetensors")
 
 from alignn_fixture import seeded_tensors, structures  # noqa: E402
 
+from crystal_fidelity import weights  # noqa: E402
 from crystal_fidelity.alignn import Alignn, AlignnFeaturizer, collate  # noqa: E402
 from crystal_fidelity.alignn_graph import build_graph, line_graph  # noqa: E402
 from crystal_fidelity.weights import (  # noqa: E402
@@ -25,6 +30,7 @@ from crystal_fidelity.weights import (  # noqa: E402
 )
 
 ORACLE = Path(__file__).parent / "data" / "alignn_oracle.npz"
+ORACLE_MP20 = ORACLE.with_name("alignn_oracle_mp20.npz")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +65,45 @@ def test_size_is_the_published_one():
     assert len(network.state_dict()) == 279
 
 
+def parity(network, crystals, recorded):
+    """Which graphs are the official ones, and the relative error of each latent vector."""
+    graphs = [build_graph(c, "official") for c in crystals]
+    counts = np.array([[len(g.sources), len(g.first_bonds)] for g in graphs])
+    ours = latents(network, crystals, "official")
+    error = np.abs(ours - recorded["latents"]).max(axis=1)
+    return (counts == recorded["counts"]).all(axis=1), error / np.abs(recorded["latents"]).max(1)
+
+
 def test_graphs_and_latents_are_the_official_codes(network):
     recorded = np.load(ORACLE)
     crystals = structures()
     assert len(crystals) == len(recorded["latents"]) >= 20
-    graphs = [build_graph(c, "official") for c in crystals]
-    counts = np.array([[len(g.sources), len(g.first_bonds)] for g in graphs])
-    equal = (counts == recorded["counts"]).all(axis=1)
+    equal, error = parity(network, crystals, recorded)
     assert equal.mean() >= 0.8  # rounding of equal distances differs between BLAS builds
-    ours = latents(network, crystals, "official")
-    scale = np.abs(recorded["latents"]).max(axis=1)
-    error = np.abs(ours - recorded["latents"]).max(axis=1) / scale
     assert error[equal].max() < 1e-5
+
+
+@pytest.mark.slow
+def test_latents_of_real_crystals_are_the_official_codes(network, validation_csv):
+    from crystal_fidelity.reading import read_structures
+
+    recorded = np.load(ORACLE_MP20)
+    by_name = {c.name: c for c in read_structures(validation_csv)}
+    crystals = [by_name[name] for name in recorded["names"].tolist()]
+    assert len(crystals) == len(recorded["latents"]) == 101
+    equal, error = parity(network, crystals, recorded)
+    assert equal.mean() >= 0.8
+    assert error[equal].max() < 1e-5
+    wrong, _ = parity(network, crystals[::-1], recorded)
+    assert wrong.mean() < 0.1
+
+
+@pytest.mark.parametrize("path", ["alignn_oracle.npz", "alignn_oracle_mp20.npz"])
+def test_recorded_outputs_say_where_they_come_from(path):
+    source = json.loads(str(np.load(ORACLE.parent / path)["provenance"]))
+    assert source["packages"]["alignn"] == "2024.3.24"
+    assert source["packages"]["dgl"] == "1.1.3"
+    assert source["made by"] == "tools/record_alignn_oracle.py"
 
 
 def test_parity_check_can_fail(network):
@@ -102,6 +135,20 @@ def test_tie_tolerant_latents_do_not_change(network, change):
     plain = latents(network, crystals, "tie-tolerant")
     again = latents(network, other, "tie-tolerant")
     assert np.abs(again - plain).max() / np.abs(plain).max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["motion", "re-tiling"])
+def test_tie_tolerant_latents_of_real_crystals_do_not_change(network, validation_csv, change):
+    from crystal_fidelity.reading import read_structures
+
+    crystals = read_structures(validation_csv)[::300]
+    plain = latents(network, crystals, "tie-tolerant")
+    other = [moved(c, 7) if change == "motion" else doubled(c) for c in crystals]
+    error = np.abs(latents(network, other, "tie-tolerant") - plain).max() / np.abs(plain).max()
+    assert error < 1e-5
+    moved_official = latents(network, other, "official") - latents(network, crystals, "official")
+    assert np.abs(moved_official).max() / np.abs(plain).max() > 1e-3
 
 
 def test_official_latents_do_change_under_motion(network):
@@ -220,6 +267,57 @@ def test_weights_of_another_network_are_refused(tensors, tmp_path):
     (tmp_path / "c.zip").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="hidden_features = 128"):
         load_weights(tmp_path / "c.zip")
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """A server on this machine in place of the published one; `files` says what it answers."""
+    files = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body, promised = files.get(self.path, (None, 0))
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Length", str(promised))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_arguments: None  # a client that hangs up is the test
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in weights.PUBLISHED:
+        monkeypatch.setitem(weights.PUBLISHED, name, f"http://127.0.0.1:{server.server_port}/w")
+    yield files
+    server.shutdown()
+
+
+def test_download_is_checked_whole_and_leaves_no_wreck(published, checkpoint, tmp_path):
+    data = checkpoint.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    published["/w"] = data, len(data)
+    for name in ("mp_e_form_alignn", "mp_e_form_alignnn"):
+        assert fetch_weights(name, tmp_path / f"{name}.pt", sha256=digest) == digest
+        assert (tmp_path / f"{name}.pt").read_bytes() == data
+    with pytest.raises(ValueError, match="expected 00"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip", sha256="00")
+    published["/w"] = data[:1000], len(data)
+    with pytest.raises((ValueError, OSError), match=r"of \d+ bytes came|cannot be downloaded"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    published.clear()
+    with pytest.raises(OSError, match=r"404.*weights convert"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".pt", ".pt"]
+
+
+def test_a_download_without_end_is_cut(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "MAX_BYTES", 1 << 21)
+    published["/w"] = bytes(1 << 23), 1 << 23
+    with pytest.raises(ValueError, match="more than 2097152 bytes"):
+        fetch_weights("mp_e_form_alignn", tmp_path / "x.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_published_name_is_explained(tmp_path):

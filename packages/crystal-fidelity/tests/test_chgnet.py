@@ -11,6 +11,7 @@ from prototypes import (
     simple_cubic,
 )
 
+from crystal_fidelity import featurizers
 from crystal_fidelity.energies import (
     AseEnergies,
     References,
@@ -97,14 +98,17 @@ def test_features_do_not_depend_on_motion_or_on_the_cell(model):
     )
 
 
-def test_cache_returns_the_same_rows_without_the_network(model, tmp_path):
+def test_cache_returns_the_same_rows_without_the_network(model, tmp_path, monkeypatch):
     from crystal_fidelity.chgnet_model import ChgnetModel
 
     crystals = [rattled(rock_salt(), 0.05, i) for i in range(3)]
     first = ChgnetModel(tmp_path).features(crystals)
     again = ChgnetModel(tmp_path)
     again._load = lambda: pytest.fail("the network was asked again")
+    screened = []
+    monkeypatch.setattr(featurizers, "screen", lambda e, _: screened.extend(e) or [""] * len(e))
     np.testing.assert_array_equal(again.features(crystals).features, first.features)
+    assert screened == []
     (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
     rebuilt = ChgnetModel(tmp_path).features(crystals)

@@ -1,6 +1,8 @@
+import json
+
 import numpy as np
 import pytest
-from prototypes import diamond, everything, moved, perovskite, rutile
+from prototypes import diamond, everything, moved, perovskite, rutile, simple_cubic
 from scipy.spatial.distance import cdist
 
 from crystal_fidelity.coverage import (
@@ -9,7 +11,10 @@ from crystal_fidelity.coverage import (
     WIDTH,
     coverage_of,
     fingerprint,
+    fingerprints,
+    load_scale,
     nearest,
+    scale_of,
 )
 
 
@@ -64,6 +69,48 @@ def test_fingerprints_follow_structure_and_composition_not_the_cell():
     other = fingerprint(rutile())
     assert np.linalg.norm(a[:STRUCTURE_WIDTH] - other[:STRUCTURE_WIDTH]) > 0.4
     assert len(fingerprint(perovskite())) == WIDTH
+
+
+def test_what_magpie_does_not_know_stands_at_the_mean():
+    pytest.importorskip("matminer")
+    helium = fingerprint(simple_cubic(3.0, "He"))
+    assert np.isfinite(helium[:STRUCTURE_WIDTH]).all()
+    assert np.isnan(helium[STRUCTURE_WIDTH:]).sum() == 12
+    known = rows(50, 4)
+    scale = scale_of(known[:, STRUCTURE_WIDTH:])
+    scaled = scale(helium[None, STRUCTURE_WIDTH:])
+    assert (scaled == 0).sum() == 12
+    result = coverage_of(np.vstack([known[:2], helium]), known)
+    assert len(result.precision_structure) == 3
+    assert np.isfinite(result.precision_composition).all()
+
+
+def test_a_scale_of_ones_own_is_used_and_named(tmp_path):
+    left, right = rows(60, 5), rows(80, 6)
+    path = tmp_path / "constants.json"
+    mean, std = [0.0] * COMPOSITION_WIDTH, [2.0] * COMPOSITION_WIDTH
+    path.write_text(json.dumps({"mean": mean, "std": std}))
+    result = coverage_of(left, right, load_scale(path))
+    table = cdist(left[:, STRUCTURE_WIDTH:] / 2, right[:, STRUCTURE_WIDTH:] / 2)
+    np.testing.assert_allclose(result.precision_composition, table.min(axis=1))
+    assert "constants.json" in result.scores()[0].protocol
+    assert "reference set" in coverage_of(left, right).scores()[0].protocol
+    for content, message in (
+        ("[]", "give JSON"),
+        ("{", "give JSON"),
+        (json.dumps({"mean": mean, "std": [1.0]}), "132 means and 1 deviations"),
+        (json.dumps({"mean": mean, "std": [0.0] * COMPOSITION_WIDTH}), "positive"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_scale(path)
+
+
+def test_a_cell_too_dense_to_search_has_no_fingerprint(tmp_path):
+    pytest.importorskip("matminer")
+    found = fingerprints([simple_cubic(0.4), simple_cubic(3.4)], tmp_path)
+    assert np.isnan(found[0]).all()
+    assert np.isfinite(found[1]).all()
 
 
 @pytest.mark.slow

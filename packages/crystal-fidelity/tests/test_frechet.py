@@ -71,6 +71,21 @@ def test_kernel_distance_is_the_double_sum():
     assert kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
 
 
+def test_kernel_score_is_the_kernel_distance():
+    generator = np.random.default_rng(13)
+    x, y = features(generator.normal(size=(60, 5))), features(generator.normal(size=(50, 5)) + 0.4)
+    assert kernel(x, y).value == pytest.approx(kernel_distance(x.features, y.features), rel=1e-12)
+
+
+def test_error_of_the_kernel_distance_is_the_spread_of_repeats():
+    generator = np.random.default_rng(14)
+    reference = features(generator.normal(size=(1000, 5)))
+    runs = [kernel(features(generator.normal(size=(200, 5)) + 0.3), reference) for _ in range(40)]
+    spread = np.std([r.value for r in runs], ddof=1)
+    errors = np.sqrt(np.mean([r.uncertainty**2 for r in runs]))
+    assert 0.7 < errors / spread < 1.6
+
+
 def test_kernel_distance_is_unbiased_and_the_plug_in_frechet_is_not():
     generator = np.random.default_rng(5)
     pairs = [(generator.normal(size=(40, 8)), generator.normal(size=(40, 8))) for _ in range(200)]
@@ -101,7 +116,10 @@ def test_floor_is_the_size_of_the_bias_and_error_covers_repeats():
     values = np.array([r.value for r in runs])
     assert np.mean([r.floor for r in runs]) == pytest.approx(values.mean(), rel=0.3)
     spread = values.std(ddof=1)
-    assert spread / 4 < np.mean([r.uncertainty for r in runs]) < 4 * spread
+    assert spread / 2 < np.mean([r.uncertainty for r in runs]) < 4 * spread
+    errors = [frechet(features(reference.features[:400]), reference, seed=s) for s in range(8)]
+    noise = np.std([r.uncertainty for r in errors]) / np.mean([r.uncertainty for r in errors])
+    assert noise < 0.3  # one partition: 0.4
 
 
 def test_sets_smaller_than_the_dimension_are_warned_about():
@@ -111,7 +129,7 @@ def test_sets_smaller_than_the_dimension_are_warned_about():
     )
     assert "generated n = 10 <= d = 32" in result.warnings[0]
     assert "rank-deficient" in result.scores()[0].protocol
-    with pytest.raises(ValueError, match="two or more rows"):
+    with pytest.raises(ValueError, match="covariance needs two or more"):
         frechet(features(np.ones((1, 32))), features(np.ones((99, 32))))
     with pytest.raises(ValueError, match="NaN"):
         frechet_distance(np.full((4, 2), np.nan), np.ones((4, 2)))
@@ -151,6 +169,19 @@ def test_size_curve_falls_towards_the_full_set():
     reference = features(generator.normal(size=(2000, 8)))
     curve = size_curve(features(generator.normal(size=(1000, 8))), reference, [20, 100, 1000])
     means = [mean for _, mean, _ in curve]
+    assert curve[0][2] > curve[1][2] > 0
+    assert np.isnan(curve[2][2])  # the whole set has no spread of subsets
     assert means[0] > means[1] > means[2]
     with pytest.raises(ValueError, match=r"give 2\.\.1000"):
         size_curve(features(np.ones((1000, 8))), reference, [1, 5])
+
+
+def test_spread_of_subsets_is_that_of_fresh_samples():
+    generator = np.random.default_rng(12)
+    reference = features(generator.normal(size=(4000, 4)))
+    n = 300
+    fresh = [frechet_distance(generator.normal(size=(n, 4)), reference.features) for _ in range(60)]
+    pools = [features(generator.normal(size=(400, 4))) for _ in range(12)]
+    spreads = [size_curve(p, reference, [n], repeats=20, seed=i)[0][2] for i, p in enumerate(pools)]
+    ratio = np.sqrt(np.mean(np.square(spreads))) / np.std(fresh, ddof=1)
+    assert 0.6 < ratio < 1.6  # uncorrected: half

@@ -165,6 +165,8 @@ def test_peers_miss_self_images_and_their_protocol_keeps_it():
         (((79, 1), (29, 3)), True),
         (((6, 1),), True),
         (((10, 1), (11, 1)), False),
+        (((7, 1), (61, 1)), True),  # no electronegativity of Pm: CDVAE lets it pass
+        (((9, 5), (61, 1)), False),
     ],
 )
 def test_textbook_compositions(formula, balanced):

@@ -1,6 +1,7 @@
 import json
 import re
 import xml.dom.minidom
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 from prototypes import everything, rattled, simple_cubic
 
 from crystal_fidelity.compare import METRICS, Settings, compare, parse_metrics, split_candidates
-from crystal_fidelity.html import COLUMNS, structure_rows, write_report
+from crystal_fidelity.html import COLUMNS, structure_rows, write_plots, write_report
 from crystal_fidelity.report import write_json
 from crystal_fidelity.structures import Crystal, ReadFailure
 from crystal_fidelity.svg import Axis, Curve, bars, curves, histogram
 
+LABELS = {"title": "t", "x_label": "x", "y_label": "y"}
 SETTINGS = Settings(
     metrics=("validity", "density", "match", "uniqueness", "novelty", "spacegroups")
 )
@@ -69,6 +71,28 @@ def test_report_stands_alone_and_hostile_names_stay_text(result, tmp_path):
     parser.feed(page)
     assert parser.scripts == 2
     assert json.loads(parser.text)[1][1] == made[1].name
+
+
+def test_a_page_of_plots_stands_alone(tmp_path):
+    write_plots(tmp_path / "p.html", "a <b>", [curves([Curve("a", [1, 2], [3, 4])], **LABELS)] * 2)
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == page.count("</svg>") == 2
+    assert "a &lt;b&gt;" in page
+    assert not re.findall(r"(?:src|href)\s*=", page)
+    assert "width=device-width" in page
+
+
+def test_what_was_not_computed_is_in_the_report(result, tmp_path):
+    made, comparison = result
+    missing = replace(comparison, not_computed={"sun": "no <energies>"})
+    write_report(tmp_path / "r.html", "x", made, missing)
+    assert "Not computed: sun: no &lt;energies&gt;" in (tmp_path / "r.html").read_text("utf-8")
+    assert "Not computed" not in _page(made, comparison, tmp_path)
+
+
+def _page(made, comparison, folder):
+    write_report(folder / "plain.html", "x", made, comparison)
+    return (folder / "plain.html").read_text("utf-8")
 
 
 def polyline(svg):

@@ -21,12 +21,12 @@ from crystal_fidelity.featurizers import (
     Identity,
     Progress,
     RowCache,
-    cached_rows,
     default_cache,
     feature_set,
+    screened_rows,
 )
-from crystal_fidelity.screening import Limits, screen
-from crystal_fidelity.structures import Crystal, ReadFailure, as_entries
+from crystal_fidelity.screening import Limits
+from crystal_fidelity.structures import Crystal
 from crystal_fidelity.weights import load_weights, tensors_digest
 
 HIDDEN = 256
@@ -229,16 +229,16 @@ class AlignnFeaturizer:
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
         """Return latents per structure, those outside ALIGNN's domain named as failures."""
-        entries = as_entries(structures)
-        reasons = screen(entries, LIMITS)
-        allowed = [
-            entry if not reason else ReadFailure(entry.name, reason)
-            for entry, reason in zip(entries, reasons, strict=True)
-        ]
-        rows = cached_rows(
-            allowed, self._cache, self._compute, HIDDEN, batch=BATCH, on_progress=self._on_progress
+        rows, reasons, names = screened_rows(
+            structures,
+            self._cache,
+            self._compute,
+            HIDDEN,
+            LIMITS,
+            batch=BATCH,
+            on_progress=self._on_progress,
         )
-        return feature_set(rows, [entry.name for entry in entries], reasons, self._identity)
+        return feature_set(rows, names, reasons, self._identity)
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:
         rows = np.full((len(crystals), HIDDEN), np.nan, dtype=np.float32)

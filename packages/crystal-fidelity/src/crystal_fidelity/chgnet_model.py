@@ -17,12 +17,12 @@ from crystal_fidelity.featurizers import (
     Identity,
     Progress,
     RowCache,
-    cached_rows,
     default_cache,
     feature_set,
+    screened_rows,
 )
-from crystal_fidelity.screening import Limits, screen
-from crystal_fidelity.structures import Crystal, ReadFailure, as_entries, to_pymatgen
+from crystal_fidelity.screening import Limits
+from crystal_fidelity.structures import Crystal, to_pymatgen
 
 VERSION = "0.3.0"
 WIDTH = 64
@@ -75,21 +75,15 @@ class ChgnetModel:
     def _rows(
         self, structures: Sequence[object]
     ) -> tuple[NDArray[np.float64], list[str], list[str]]:
-        entries = as_entries(structures)
-        reasons = screen(entries, LIMITS)
-        allowed = [
-            entry if not reason else ReadFailure(entry.name, reason)
-            for entry, reason in zip(entries, reasons, strict=True)
-        ]
-        rows = cached_rows(
-            allowed,
+        return screened_rows(
+            structures,
             self._cache,
             self._compute,
             WIDTH + 1,
+            LIMITS,
             batch=BATCH,
             on_progress=self._on_progress,
         )
-        return rows, reasons, [entry.name for entry in entries]
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:
         import torch

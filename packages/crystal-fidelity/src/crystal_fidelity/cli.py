@@ -98,6 +98,21 @@ def _provenance(**sides: tuple[Path, list[Entry]]) -> dict[str, object]:
     return {"crystal_fidelity": __version__, "files": files}
 
 
+def _check_writable(*paths: Path | None) -> None:
+    """Refuse a file that cannot be written before the work, not after it."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
+
+
+def _say_not_computed(missing: dict[str, str]) -> None:
+    console = Console(stderr=True, style="red")
+    for metric, reason in missing.items():
+        console.print(f"not computed: {metric}: {reason}", markup=False, highlight=False)
+    if missing:
+        raise typer.Exit(3)
+
+
 @app.command()
 def compare(
     generated: Generated,
@@ -120,6 +135,9 @@ def compare(
     hull_key: Annotated[
         str, typer.Option(help="number of the generated structures that S.U.N. reads, eV/atom")
     ] = "e_above_hull",
+    coverage_scale: Annotated[
+        Path | None, typer.Option(help="JSON with CDVAE's means and deviations of compositions")
+    ] = None,
     protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
     best_of: BestOf = 1,
     workers: Workers = CORES,
@@ -128,7 +146,8 @@ def compare(
     json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", help="write a report here")] = None,
 ) -> None:
-    """Score GENERATED against REFERENCE."""
+    """Score GENERATED against REFERENCE; exit status 3 if a metric could not be computed."""
+    _check_writable(json, html)
     settings = Settings(
         metrics=parse_metrics(metrics),
         energy=energy,
@@ -138,6 +157,7 @@ def compare(
         cache=cache,
         known=known,
         hull_key=hull_key,
+        coverage_scale=coverage_scale,
         match_protocol=protocol,
         best_of=best_of,
         workers=workers,
@@ -157,12 +177,15 @@ def compare(
         write_report(html, f"{generated.name} against {reference.name}", left, result)
     if json:
         record = _provenance(generated=(generated, left), reference=(reference, right))
-        write_json(json, record | {"scores": [score.as_dict() for score in result.scores]})
+        scores = [score.as_dict() for score in result.scores]
+        write_json(json, record | {"scores": scores, "not_computed": result.not_computed})
+    _say_not_computed(result.not_computed)
 
 
 @app.command()
 def validity(generated: Generated, workers: Workers = CORES, json: Json = None) -> None:
     """Say which structures of GENERATED have no collision, self-images included."""
+    _check_writable(json)
     with _stages() as stages:
         entries = _read(generated, "generated", workers, stages)
         stages("validity")
@@ -197,6 +220,7 @@ def match(
     json: Json = None,
 ) -> None:
     """Match the i-th of GENERATED with the i-th of REFERENCE by StructureMatcher."""
+    _check_writable(json)
     settings = Settings(
         metrics=("match",),
         match_protocol=protocol,
@@ -240,6 +264,7 @@ def features(
     """Compute the features of STRUCTURES and write them with the network's identity to OUT."""
     if out.suffix != ".npz":
         raise ValueError(f"{out}: features are written to .npz")
+    _check_writable(out)
     with _stages() as stages:
         entries = _read(structures, "given", workers, stages)
         network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stages)
@@ -259,6 +284,7 @@ def frechet(
     json: Json = None,
 ) -> None:
     """Fréchet and kernel distance of two feature files, with floor and bias correction."""
+    _check_writable(json)
     left, right = load_features(generated), load_features(reference)
     name = next((n for n in DISTANCE_NAMES.values() if _stem(n) in left.identity.name), "Fréchet")
     scores = feature_scores(left, right, name=name, settings=Settings(seed=seed))

@@ -18,7 +18,7 @@ from crystal_fidelity.models import (
     make_featurizer,
 )
 from crystal_fidelity.reading import read_structures
-from crystal_fidelity.report import write_json
+from crystal_fidelity.report import digits, write_json
 from crystal_fidelity.studies import (
     distribution_plots,
     extrapolated,
@@ -85,10 +85,10 @@ def noise(
     network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=_say)
     points = noise_curve(sets, truth, network, _say)
     name = DISTANCE_NAMES[featurizer]
-    table = Table("level", name, "kernel", "n", "without features")
+    table = Table("level", name, "± 1 s.e.", "kernel", "n", "without features")
     for p in points:
-        row = (f"{p.level:g}", f"{p.frechet:.4g}", f"{p.kernel:.4g}", str(p.n), str(p.failed))
-        table.add_row(*row)
+        numbers = f"{p.level:g}", f"{p.frechet:.4g}", digits(p.error, 2), f"{p.kernel:.4g}"
+        table.add_row(*numbers, str(p.n), str(p.failed))
     Console().print(table)
     if html:
         write_plots(html, f"{name} against noise", noise_plot(points, name, "noise level"))
@@ -114,7 +114,7 @@ def size(
     limit = extrapolated(points)
     table = Table("n", "distance", "± of one subset")
     for p in points:
-        table.add_row(str(p.n), f"{p.mean:.4g}", f"{p.spread:.2g}")
+        table.add_row(str(p.n), f"{p.mean:.4g}", digits(p.spread, 2))
     Console().print(table)
     Console().print(f"n → ∞ by a line in 1/n: {limit:.4g}    {left.identity}", highlight=False)
     if html:

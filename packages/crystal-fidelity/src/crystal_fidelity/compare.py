@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.composition import composition_validity_score
-from crystal_fidelity.coverage import coverage
+from crystal_fidelity.coverage import coverage, load_scale
 from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
 from crystal_fidelity.energies import load_references, model_energy_emd
 from crystal_fidelity.featurizers import FeatureSet
@@ -66,6 +66,8 @@ class Settings:
     """Structures that novelty is judged against; the reference set if None."""
     hull_key: str = "e_above_hull"
     """Number of the generated structures that S.U.N. reads, eV/atom."""
+    coverage_scale: Path | None = None
+    """Means and deviations (JSON) of coverage's compositions; the reference set's own if None."""
     match_protocol: MatchProtocol = "all"
     best_of: int = 1
     """Consecutive generated candidates per reference."""
@@ -86,6 +88,8 @@ class Comparison:
     unique: NDArray[np.bool_] | None = None
     novel: NDArray[np.bool_] | None = None
     groups: SpaceGroupResult | None = None
+    not_computed: dict[str, str] = field(default_factory=dict)
+    """Metrics the sets do not allow, and why; the others are not lost for it."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +126,22 @@ def compare(
     settings: Settings = Settings(),
     on_progress: Progress = lambda _stage: None,
 ) -> Comparison:
-    """Compute the chosen metrics.
+    """Compute the chosen metrics; one that the sets do not allow is named in `not_computed`.
 
     Raises:
-        ValueError: a set is empty, or does not fit the metric.
+        ValueError: a set is empty, or allows none of the metrics; for matching, the lengths do
+            not fit.
+        ImportError: a metric needs an extra that is not installed.
     """
     result = Comparison()
     task = _Task(as_entries(generated), as_entries(reference), settings, on_progress, result)
+    if not task.left or not task.right:
+        raise ValueError(
+            f"{len(task.left)} generated and {len(task.right)} reference structures: "
+            "each set needs at least one"
+        )
+    if "match" in settings.metrics:  # before hours of other metrics
+        split_candidates(task.left, len(task.right), settings.best_of)
     steps: dict[Metric, Callable[[_Task], None]] = {
         "validity": _add_validity,
         "composition": _add_composition,
@@ -145,7 +158,14 @@ def compare(
     }
     for metric in settings.metrics:
         on_progress(metric)
-        steps[metric](task)
+        try:
+            steps[metric](task)
+        except (ValueError, KeyError) as error:
+            if len(settings.metrics) == 1:
+                raise
+            result.not_computed[metric] = str(error.args[0])
+    if len(result.not_computed) == len(settings.metrics):
+        raise ValueError("; ".join(f"{k}: {v}" for k, v in result.not_computed.items()))
     return result
 
 
@@ -208,6 +228,7 @@ def _add_coverage(task: _Task) -> None:
     task.result.scores += coverage(
         task.left,
         task.right,
+        scale=load_scale(settings.coverage_scale) if settings.coverage_scale else None,
         cache_folder=settings.cache,
         workers=settings.workers,
         on_progress=task.on_progress,

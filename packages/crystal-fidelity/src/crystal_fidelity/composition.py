@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries, element_symbol
 
 
@@ -14,7 +14,8 @@ def is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
     """Return whether oxidation states of SMACT's 2014 list can balance a reduced formula.
 
     Single elements and alloys of metals count as valid. The list is named explicitly because
-    SMACT 4 changed its default, which changes the answer.
+    SMACT 4 changed its default, which changes the answer. As in CDVAE's code, an element without
+    Pauling electronegativity (promethium) is not held against a compound; SMACT 4 alone would.
 
     Raises:
         ImportError: smact is not installed.
@@ -25,6 +26,7 @@ def is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
 @lru_cache(maxsize=100_000)
 def _is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
     try:
+        from smact import Element
         from smact.screening import smact_validity
     except ImportError as error:
         raise ImportError(
@@ -34,11 +36,12 @@ def _is_charge_balanced(formula: tuple[tuple[int, int], ...]) -> bool:
 
     if len(formula) == 1:
         return True
-    composition = Composition({element_symbol(z): count for z, count in formula})
+    symbols = [element_symbol(z) for z, _ in formula]
+    composition = Composition(dict(zip(symbols, (count for _, count in formula), strict=True)))
     return bool(
         smact_validity(
             composition,
-            use_pauling_test=True,
+            use_pauling_test=all(Element(s).pauling_eneg is not None for s in symbols),
             include_alloys=True,
             oxidation_states_set="smact14",
         )
@@ -66,5 +69,5 @@ def composition_validity_score(structures: Sequence[object]) -> Score:
         rate,
         n_generated=len(valid),
         protocol="SMACT, smact14 oxidation states, Pauling test, alloys and elements valid",
-        uncertainty=float(np.sqrt(rate * (1 - rate) / len(valid))),
+        uncertainty=rate_error(rate, len(valid)),
     )

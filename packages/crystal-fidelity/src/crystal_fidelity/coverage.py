@@ -8,6 +8,7 @@ structures.
 
 import hashlib
 import importlib.metadata
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,21 +24,72 @@ from crystal_fidelity.featurizers import (
     Identity,
     Progress,
     RowCache,
-    cached_rows,
     default_cache,
+    screened_rows,
 )
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
-from crystal_fidelity.structures import Crystal, element_symbol, to_pymatgen
+from crystal_fidelity.scores import Score, rate_error
+from crystal_fidelity.screening import Limits
+from crystal_fidelity.structures import (
+    MAX_ATOMIC_NUMBER,
+    Crystal,
+    element_symbol,
+    to_pymatgen,
+)
 
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
 STRUCTURE_WIDTH = 61
 COMPOSITION_WIDTH = 132
 WIDTH = STRUCTURE_WIDTH + COMPOSITION_WIDTH
+LIMITS = Limits(MAX_ATOMIC_NUMBER, min_distance=0.0, max_nearest_neighbour=float("inf"))
+"""Colliding atoms have fingerprints as in CDVAE; cells too dense to search do not."""
 CHUNK = 512
 BATCH = 256
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CompositionScale:
+    """What Magpie statistics are standardised with: (132,) means and deviations."""
+
+    mean: Array
+    spread: Array
+    name: str
+
+    def __call__(self, magpie: Array) -> Array:
+        """Return standardised rows; what Magpie does not know becomes 0, the mean, as in CDVAE."""
+        return np.nan_to_num((magpie - self.mean) / self.spread)
+
+
+def scale_of(magpie: Array) -> CompositionScale:
+    """Return the scale of a set of (n, 132) Magpie rows; NaN entries are left out."""
+    mean, spread = np.nanmean(magpie, axis=0), np.nanstd(magpie, axis=0)
+    spread[spread < 1e-12] = 1.0
+    return CompositionScale(mean, spread, "standardised on the reference set")
+
+
+def load_scale(path: str | Path) -> CompositionScale:
+    """Read a scale from JSON with lists of 132 numbers under "mean" and "std".
+
+    With the constants of CDVAE's code in such a file, coverage is CDVAE's to the letter.
+
+    Raises:
+        ValueError: the file does not hold that.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        mean, spread = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: give JSON with lists under "mean" and "std": {error}') from error
+    if mean.shape != (COMPOSITION_WIDTH,) or spread.shape != (COMPOSITION_WIDTH,):
+        raise ValueError(
+            f"{path}: {mean.size} means and {spread.size} deviations; Magpie has "
+            f"{COMPOSITION_WIDTH} of each"
+        )
+    if not np.isfinite(mean).all() or not (np.isfinite(spread) & (spread > 0)).all():
+        raise ValueError(f"{path}: means must be finite and deviations positive")
+    return CompositionScale(mean, spread, f"standardised with {Path(path).name}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +105,8 @@ class CoverageResult:
     n_generated: int
     """All generated structures, those without fingerprints count as not precise."""
     n_reference: int
+    scale: str
+    """How compositions were standardised."""
 
     @property
     def recall(self) -> float:
@@ -68,7 +122,7 @@ class CoverageResult:
     def scores(self) -> list[Score]:
         """Return the rows of the table."""
         label = f"CrystalNN ops <= {STRUCTURE_CUTOFF:g}, Magpie <= {COMPOSITION_CUTOFF:g} "
-        label += "standardised on the reference set"
+        label += self.scale
         left, right = len(self.precision_structure), len(self.recall_structure)
         failed = {"without fingerprints": (self.n_generated - left, self.n_reference - right)}
         return [
@@ -78,7 +132,7 @@ class CoverageResult:
                 n_generated=self.n_generated,
                 n_reference=self.n_reference,
                 protocol=label,
-                uncertainty=float(np.sqrt(value * (1 - value) / n)),
+                uncertainty=rate_error(value, n),
                 details=failed,
             )
             for name, value, n in (
@@ -106,27 +160,27 @@ def nearest(left: Array, right: Array) -> tuple[Array, Array]:
     return of_left, of_right
 
 
-def coverage_of(generated: Array, reference: Array) -> CoverageResult:
-    """Return coverage from (n, 61 + 132) fingerprints, rows with NaN standing for failures.
+def coverage_of(
+    generated: Array, reference: Array, scale: CompositionScale | None = None
+) -> CoverageResult:
+    """Return coverage from (n, 61 + 132) fingerprints, structure parts with NaN being failures.
 
     Deviation: compositions are standardised with mean and deviation of the reference set; CDVAE's
-    code holds constants of its own training set.
+    code holds constants of its own training set, which `scale` can bring in.
 
     Raises:
         ValueError: a set has no fingerprint at all.
     """
-    left = generated[np.isfinite(generated).all(axis=1)]
-    right = reference[np.isfinite(reference).all(axis=1)]
+    left = generated[np.isfinite(generated[:, :STRUCTURE_WIDTH]).all(axis=1)]
+    right = reference[np.isfinite(reference[:, :STRUCTURE_WIDTH]).all(axis=1)]
     if len(left) == 0 or len(right) == 0:
         raise ValueError(f"{len(left)} and {len(right)} structures have fingerprints: need both")
     precision_structure, recall_structure = nearest(
         left[:, :STRUCTURE_WIDTH], right[:, :STRUCTURE_WIDTH]
     )
-    mean = right[:, STRUCTURE_WIDTH:].mean(axis=0)
-    spread = right[:, STRUCTURE_WIDTH:].std(axis=0)
-    spread[spread < 1e-12] = 1.0
+    used = scale or scale_of(right[:, STRUCTURE_WIDTH:])
     precision_composition, recall_composition = nearest(
-        (left[:, STRUCTURE_WIDTH:] - mean) / spread, (right[:, STRUCTURE_WIDTH:] - mean) / spread
+        used(left[:, STRUCTURE_WIDTH:]), used(right[:, STRUCTURE_WIDTH:])
     )
     return CoverageResult(
         recall_structure,
@@ -135,6 +189,7 @@ def coverage_of(generated: Array, reference: Array) -> CoverageResult:
         precision_composition,
         len(generated),
         len(reference),
+        used.name,
     )
 
 
@@ -142,6 +197,7 @@ def coverage(
     generated: Sequence[object],
     reference: Sequence[object],
     *,
+    scale: CompositionScale | None = None,
     cache_folder: Path | None = None,
     workers: int = 1,
     on_progress: Progress = lambda _text: None,
@@ -154,7 +210,7 @@ def coverage(
     """
     left = fingerprints(generated, cache_folder, workers, on_progress)
     right = fingerprints(reference, cache_folder, workers, on_progress)
-    return coverage_of(left, right)
+    return coverage_of(left, right, scale)
 
 
 def fingerprints(
@@ -163,7 +219,9 @@ def fingerprints(
     workers: int = 1,
     on_progress: Progress = lambda _text: None,
 ) -> Array:
-    """Return (structures, 61 + 132) fingerprints, NaN where they could not be made.
+    """Return (structures, 61 + 132) fingerprints, rows of NaN where they could not be made.
+
+    Single NaN stand for Magpie properties that an element has none of; they are not imputed.
 
     Raises:
         ImportError: matminer is not installed.
@@ -175,12 +233,13 @@ def fingerprints(
             "coverage needs matminer: pip install 'crystal-fidelity[peers]'"
         ) from error
     digest = hashlib.sha256(version.encode()).hexdigest()
-    identity = Identity(f"CrystalNN ops + Magpie, matminer {version}", digest, "none")
+    identity = Identity(f"CrystalNN ops + Magpie as is, matminer {version}", digest, "none")
     store = RowCache(cache_folder or default_cache(), identity, WIDTH)
     compute = _computer(workers)
-    return cached_rows(
-        structures, store, compute, WIDTH, batch=BATCH * workers, on_progress=on_progress
+    rows, _, _ = screened_rows(
+        structures, store, compute, WIDTH, LIMITS, batch=BATCH * workers, on_progress=on_progress
     )
+    return rows
 
 
 def _computer(workers: int) -> Callable[[Sequence[Crystal]], NDArray[np.float32]]:
@@ -202,7 +261,7 @@ def fingerprint(crystal: Crystal) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             per_site = [sites.featurize(structure, i) for i in range(len(crystal))]
-            magpie = np.nan_to_num(np.array(elements.featurize(composition), dtype=np.float64))
+            magpie = np.array(elements.featurize(composition), dtype=np.float64)
     except Exception:  # noqa: BLE001 - CrystalNN raises many kinds; any is a counted failure
         return np.full(WIDTH, np.nan)
     return np.concatenate([np.mean(per_site, axis=0), magpie])
@@ -218,4 +277,5 @@ def _featurizers() -> tuple[Any, Any]:
     from matminer.featurizers.composition.composite import ElementProperty
     from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
 
-    return CrystalNNFingerprint.from_preset("ops"), ElementProperty.from_preset("magpie")
+    elements = ElementProperty.from_preset("magpie", impute_nan=False)
+    return CrystalNNFingerprint.from_preset("ops"), elements

@@ -16,7 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.structures import Crystal, as_entries, digest
+from crystal_fidelity.screening import Limits, screen
+from crystal_fidelity.structures import Crystal, Entry, ReadFailure, as_entries, digest
 
 FLUSH_EVERY = 512
 """Structures between two writes of the cache."""
@@ -222,3 +223,34 @@ def cached_rows(
     cache.flush()
     nothing = np.full(width, np.nan, dtype=np.float32)
     return np.array([cache.get(k) if k else nothing for k in keys], np.float64).reshape(-1, width)
+
+
+def screened_rows(
+    structures: Sequence[object],
+    cache: RowCache,
+    compute: Callable[[Sequence[Crystal]], NDArray[np.float32]],
+    width: int,
+    limits: Limits,
+    *,
+    batch: int,
+    on_progress: Progress = lambda _text: None,
+) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """Return `cached_rows` of what is inside the limits, the reasons of the others, all names.
+
+    What has a row in the cache was inside when it was computed and is not screened again.
+    """
+    entries = as_entries(structures)
+    new = [
+        i
+        for i, entry in enumerate(entries)
+        if not isinstance(entry, Crystal) or digest(entry) not in cache
+    ]
+    reasons = [""] * len(entries)
+    for i, reason in zip(new, screen([entries[i] for i in new], limits), strict=True):
+        reasons[i] = reason
+    allowed: list[Entry] = [
+        ReadFailure(entry.name, reason) if reason else entry
+        for entry, reason in zip(entries, reasons, strict=True)
+    ]
+    rows = cached_rows(allowed, cache, compute, width, batch=batch, on_progress=on_progress)
+    return rows, reasons, [entry.name for entry in entries]

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -13,6 +14,7 @@ import numpy as np
 from crystal_fidelity import __version__
 from crystal_fidelity.compare import Comparison
 from crystal_fidelity.distances import densities
+from crystal_fidelity.report import digits, protocol_text
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.svg import bars, histogram
@@ -33,6 +35,11 @@ COLUMNS = (
     "remark",
 )
 TOP_GROUPS = 12
+PLOTS_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1280px;padding:0 1rem}"
+    "h1{font-size:1.35rem}figure{display:inline-block;margin:0 1rem 1rem 0;max-width:100%}"
+    "svg{max-width:100%;height:auto}"
+)
 
 
 def write_report(
@@ -48,6 +55,7 @@ def write_report(
         "TITLE": escape(title),
         "VERSION": escape(__version__),
         "SCORES": score_rows(result.scores),
+        "MISSING": _missing(result.not_computed),
         "PLOTS": _figures([*result_plots(result), *plots]),
         "COLUMNS": json.dumps(COLUMNS, ensure_ascii=False),
         "ROWS": rows.replace("<", "\\u003c"),
@@ -59,9 +67,18 @@ def write_report(
 
 def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
     """Write a page of plots."""
-    head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
-    body = f"<body style='font-family:sans-serif'><h1>{escape(title)}</h1>{_figures(plots)}"
+    head = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{PLOTS_STYLE}</style></head>"
+    )
+    body = f"<body><h1>{escape(title)}</h1>{_figures(plots)}</body></html>"
     Path(path).write_text(head + body, encoding="utf-8")
+
+
+def _missing(not_computed: dict[str, str]) -> str:
+    lines = [f"Not computed: {name}: {reason}" for name, reason in not_computed.items()]
+    return "".join(f"<p class=missing>{escape(line)}</p>" for line in lines)
 
 
 def _figures(plots: Sequence[str]) -> str:
@@ -74,19 +91,15 @@ def score_rows(scores: Sequence[Score]) -> str:
     for score in scores:
         n = f"{score.n_generated}"
         n += f" / {score.n_reference}" if score.n_reference is not None else ""
-        cells = [_number(v) for v in (score.value, score.uncertainty, score.real)]
-        numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+        cells = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
+        numbers = "".join(
+            f"<td class='n {kind}'>{cell}</td>" for kind, cell in zip("ver", cells, strict=True)
+        )
         out.append(
             f"<tr><th>{escape(score.name)}</th>{numbers}<td>{escape(score.unit)}</td>"
-            f"<td class=n>{n}</td><td class=p>{escape(score.protocol)}</td></tr>"
+            f"<td class='n c'>{n}</td><td class=p>{escape(protocol_text(score))}</td></tr>"
         )
     return "".join(out)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "none" if math.isnan(value) else f"{value:.4g}"
 
 
 def result_plots(result: Comparison) -> list[str]:
@@ -161,4 +174,6 @@ def formula_text(entry: Entry) -> str:
     from pymatgen.core import Composition
 
     reduced = {element_symbol(z): count for z, count in entry.formula}
-    return str(Composition(reduced).reduced_formula)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity to sort by
+        return str(Composition(reduced).reduced_formula)

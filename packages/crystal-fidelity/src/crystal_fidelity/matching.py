@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure, as_entries, to_pymatgen
 from crystal_fidelity.validity import structural_validity
 
@@ -107,7 +107,7 @@ class MatchResult:
                 n_generated=n * self.candidates,
                 n_reference=n,
                 protocol=label,
-                uncertainty=float(np.sqrt(self.rate * (1 - self.rate) / n)),
+                uncertainty=rate_error(self.rate, n),
                 details={
                     "outcomes": counts,
                     "rate if undecided pairs matched": self.rate + self.undecided / n,

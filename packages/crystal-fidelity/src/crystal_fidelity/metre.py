@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.matching import PEERS, Job, MatcherSettings, match_one
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries
 
 
@@ -56,7 +56,7 @@ class MetreResult:
                 n_generated=self.n_generated,
                 n_reference=n,
                 protocol=label,
-                uncertainty=float(np.sqrt(self.rate * (1 - self.rate) / n)),
+                uncertainty=rate_error(self.rate, n),
                 details=details,
             ),
             Score(

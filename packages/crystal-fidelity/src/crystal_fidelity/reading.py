@@ -8,6 +8,8 @@ import csv
 import gzip
 import io
 import multiprocessing
+import sqlite3
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +27,7 @@ CSV_FIELD_LIMIT = 1 << 26
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+MAX_COUNT_DIGITS = 9
 Raw = tuple[str, str, dict[str, float]]
 """Name, text of one structure, numbers that came with it."""
 
@@ -39,7 +42,7 @@ def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: the format is not one of these, or the file holds no structure at all.
+        ValueError: the format is not one of these, the file is torn, or holds no structure.
     """
     entries = list(iter_structures(path, workers=workers))
     if not entries:
@@ -52,6 +55,19 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    read = 0
+    try:
+        for entry in _entries(path, workers):
+            yield entry
+            read += 1
+    except (EOFError, gzip.BadGzipFile, zlib.error, sqlite3.Error, csv.Error) as error:
+        raise ValueError(
+            f"{path} is torn or not what its name says, {read} structures into it: {error}; "
+            "a part of a set would give another number, so get the whole file"
+        ) from error
+
+
+def _entries(path: Path, workers: int) -> Iterator[Entry]:
     if path.is_dir():
         yield from _flatten(map_in_order(_parse_cif_file, _cif_files(path), workers))
         return
@@ -68,7 +84,8 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
     else:
         raise ValueError(
             f"{path}: format {suffix or 'without suffix'!r} is not read; give .extxyz, .cif, a "
-            "folder of .cif, .csv (gzip allowed) or an ASE .db"
+            "folder of .cif, .csv (gzip allowed) or an ASE .db; features (.npz) go to "
+            "`crystal-fidelity frechet`"
         )
 
 
@@ -135,7 +152,7 @@ def _parse_cif_file(path: Path) -> list[Entry]:
     try:
         with _open_text(path) as stream:
             return parse_cif_blocks(stream.read(), name)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         return [ReadFailure(name, str(error))]
 
 
@@ -145,7 +162,8 @@ def _csv_rows(path: Path) -> Iterator[Raw]:
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
         if "cif" not in columns:
-            raise ValueError(f"{path} has no column 'cif'; its columns are {', '.join(columns)}")
+            listed = ", ".join(repr(name)[:30] for name in list(columns)[:20]) or "none"
+            raise ValueError(f"{path} has no column 'cif'; its columns: {listed}")
         name_column = next((key for key in NAME_KEYS if key in columns), None)
         for index, row in enumerate(reader):
             name = (row[name_column] if name_column else "") or f"row {index}"
@@ -175,7 +193,7 @@ def _frames(path: Path) -> Iterator[Raw]:
     with _open_text(path) as stream:
         for index, count_line in enumerate(_non_empty(stream)):
             name = f"frame {index}"
-            if not count_line.strip().isdigit():
+            if not _is_count(count_line.strip()):
                 reason = f"expected a number of atoms, found {count_line.strip()[:40]!r}"
                 yield name, f"!{reason}; the rest of the file cannot be read", {}
                 return
@@ -184,6 +202,10 @@ def _frames(path: Path) -> Iterator[Raw]:
                 yield name, f"!file ends after {len(body)} of {int(count_line) + 1} lines", {}
                 return
             yield name, count_line + "".join(body), {}
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MAX_COUNT_DIGITS
 
 
 def _non_empty(stream: IO[str]) -> Iterator[str]:

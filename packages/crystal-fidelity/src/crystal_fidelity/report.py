@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,26 +17,34 @@ MAX_NAMED = 10
 
 
 def score_table(scores: Sequence[Score], title: str = "") -> Table:
-    """Return the scores as a rich table; the last column numbers the protocols."""
-    table = Table(title=title or None, title_justify="left")
-    table.add_column("metric")
+    """Return the scores as a rich table that fits 80 columns; numbers point to the protocols."""
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("", justify="right")
+    table.add_column("metric", overflow="fold")
     for column in ("value", "± 1 s.e.", "real data"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
-    table.add_column("n", justify="right")
-    table.add_column("note", justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    parent = ""
     for index, score in enumerate(scores, start=1):
         n = f"{score.n_generated}"
-        n += f" / {score.n_reference}" if score.n_reference is not None else ""
-        numbers = [_digits(v) for v in (score.value, score.uncertainty, score.real)]
-        table.add_row(score.name, *numbers, score.unit, n, str(index))
+        n += f"/{score.n_reference}" if score.n_reference is not None else ""
+        name = score.name
+        if parent and name.startswith(f"{parent}, "):
+            name = "  " + name.removeprefix(f"{parent}, ")
+        else:
+            parent = name
+        numbers = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
+        table.add_row(str(index), name, *numbers, score.unit, n)
     return table
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None, significant: int = 4) -> str:
+    """Return a number for a table: nothing for None, "none" for NaN."""
     if value is None:
         return ""
-    return "none" if math.isnan(value) else f"{value:.4g}"
+    return "none" if math.isnan(value) else f"{value:.{significant}g}"
 
 
 def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
@@ -43,7 +52,17 @@ def print_scores(scores: Sequence[Score], title: str = "", console: Console | No
     screen = console or Console()
     screen.print(score_table(scores, title))
     for index, score in enumerate(scores, start=1):
-        screen.print(f"{index:3d}  {score.name}: {score.protocol}", markup=False, highlight=False)
+        line = f"{index:3d}  {score.name}: {protocol_text(score)}"
+        screen.print(line, markup=False, highlight=False)
+
+
+def protocol_text(score: Score) -> str:
+    """Return the protocol with the n of the noise floor, where the row has one."""
+    floor_n = score.details.get("n of real against real")
+    if floor_n is None:
+        return score.protocol
+    sizes = " and ".join(str(n) for n in floor_n) if isinstance(floor_n, tuple) else str(floor_n)
+    return f"{score.protocol}; real against real: n = {sizes}"
 
 
 def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:

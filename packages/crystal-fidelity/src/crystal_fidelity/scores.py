@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import sqrt
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,11 @@ class Score:
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return asdict(self)
+
+
+def rate_error(rate: float, n: int) -> float:
+    """Return the standard error of a rate: half the width of Wilson's interval at one deviation.
+
+    √(p (1 − p) / n) would call a rate of 0 or 1 exact, whatever n.
+    """
+    return sqrt(rate * (1 - rate) / n + 1 / (4 * n * n)) / (1 + 1 / n)

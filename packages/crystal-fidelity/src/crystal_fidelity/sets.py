@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.matching import MatcherSettings
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries, to_pymatgen
 
 SAME = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
@@ -184,5 +184,5 @@ def _rate(
         n_generated=n,
         n_reference=n_reference,
         protocol=protocol,
-        uncertainty=float(np.sqrt(rate * (1 - rate) / n)),
+        uncertainty=rate_error(rate, n),
     )

@@ -12,7 +12,12 @@ import numpy as np
 from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import EnergyModel, References, formation_energies
 from crystal_fidelity.featurizers import FeatureSet, Featurizer, Progress
-from crystal_fidelity.frechet import frechet_distance, kernel_distance, size_curve
+from crystal_fidelity.frechet import (
+    frechet_distance,
+    kernel_distance,
+    part_error,
+    size_curve,
+)
 from crystal_fidelity.structures import Crystal, Entry, readable
 from crystal_fidelity.svg import Curve, curves, histogram
 
@@ -28,6 +33,8 @@ class NoisePoint:
 
     level: float
     frechet: float
+    error: float
+    """Standard error from disjoint parts of the disturbed set; NaN for fewer than eight."""
     kernel: float
     n: int
     failed: int
@@ -107,6 +114,7 @@ def noise_curve(
             NoisePoint(
                 level,
                 frechet_distance(found.features, target.features),
+                part_error(found.features, target.features),
                 kernel_distance(found.features, target.features),
                 len(found),
                 len(found.failures),
@@ -118,7 +126,8 @@ def noise_curve(
 def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[str]:
     """Return the curve and how many structures it stands on."""
     levels = [point.level for point in points]
-    curve = Curve(name, levels, [point.frechet for point in points])
+    errors = [point.error for point in points]
+    curve = Curve(name, levels, [point.frechet for point in points], errors)
     share = [point.failed / (point.n + point.failed) for point in points]
     lost = Curve("without features", levels, share)
     return [

@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 600, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 46
 COLORS = ("#c8553d", "#2d6a8f", "#5b8e4a", "#8a5a9e", "#b08a2e", "#444444")
 MAX_BINS = 80
+LEGEND_ROOM = 0.08
+"""Of the height, for each line of the legend."""
 Array = NDArray[np.float64]
 
 
@@ -83,7 +85,7 @@ def histogram(
     for v in values:
         counts, _ = np.histogram(np.clip(v, low, high), edges)
         heights.append(counts / max(1, len(v)) / (edges[1] - edges[0]))
-    top = max(float(h.max()) for h in heights) * 1.08 or 1.0
+    top = max(float(h.max()) for h in heights) * (1.05 + LEGEND_ROOM * len(series)) or 1.0
     x, y = _axes((float(low), float(high)), (0.0, top))
     body = _axes_lines(x, y, x_label, "density of structures")
     for index, h in enumerate(heights):
@@ -142,7 +144,8 @@ def curves(
 
 def bars(labels: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
     """Return grouped bars of fractions."""
-    top = max((max(v, default=0.0) for _, v in series), default=0.0) * 1.1 or 1.0
+    room = 1.05 + LEGEND_ROOM * len(series)
+    top = max((max(v, default=0.0) for _, v in series), default=0.0) * room or 1.0
     x, y = _axes((0.0, float(max(1, len(labels)))), (0.0, top))
     body = _axes_lines(x, y, "space group", "fraction of structures", x_ticks=False)
     width = 0.8 / len(series)

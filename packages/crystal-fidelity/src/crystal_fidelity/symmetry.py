@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
 
 SYMPREC = 0.1
@@ -62,7 +62,7 @@ class SpaceGroupResult:
                 n_reference=m,
                 protocol=f"structures without symmetry; {label}",
                 real=real,
-                uncertainty=float(np.sqrt(p1 * (1 - p1) / n)),
+                uncertainty=rate_error(p1, n),
             ),
         ]
 

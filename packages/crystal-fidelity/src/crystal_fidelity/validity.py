@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
 
 MIN_DISTANCE = 0.5
@@ -44,7 +44,7 @@ class ValidityResult:
     def scores(self) -> list[Score]:
         """Return the row of the table."""
         n = len(self.valid)
-        error = float(np.sqrt(self.rate * (1 - self.rate) / n))
+        error = rate_error(self.rate, n)
         rule = f"contacts >= {MIN_DISTANCE} Å {self.contacts}, volume >= {MIN_VOLUME} Å³"
         return [Score("validity", self.rate, n_generated=n, protocol=rule, uncertainty=error)]
 

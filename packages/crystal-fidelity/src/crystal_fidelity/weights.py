@@ -5,10 +5,10 @@ nothing else; what is kept carries the digest of its source.
 """
 
 import hashlib
+import http.client
 import io
 import json
 import pickle
-import shutil
 import urllib.request
 import zipfile
 from collections import OrderedDict
@@ -219,11 +219,33 @@ def fetch_weights(name: str, target: str | Path, *, sha256: str | None = None) -
     """
     if name not in PUBLISHED:
         raise ValueError(f"weights {name!r} are not known; choose from {', '.join(PUBLISHED)}")
-    request = urllib.request.Request(PUBLISHED[name], headers={"User-Agent": "crystal-fidelity"})
-    with urllib.request.urlopen(request, timeout=60) as answer, Path(target).open("wb") as out:
-        shutil.copyfileobj(answer, out)
-    found = file_digest(target)
-    if sha256 and found != sha256.lower():
-        Path(target).unlink()
-        raise ValueError(f"{name}: SHA-256 {found}, expected {sha256}; the file was removed")
+    part = Path(target).with_name(Path(target).name + ".part")
+    try:
+        _download(PUBLISHED[name], part)
+        found = file_digest(part)
+        if sha256 and found != sha256.lower():
+            raise ValueError(f"{name}: SHA-256 {found}, expected {sha256}; the file was removed")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     return found
+
+
+def _download(url: str, target: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "crystal-fidelity"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer, target.open("wb") as out:
+            while block := answer.read(1 << 20):
+                out.write(block)
+                if out.tell() > MAX_BYTES:
+                    raise ValueError(
+                        f"{url}: more than {MAX_BYTES} bytes, weights have about 50 MB"
+                    )
+            promised = answer.headers.get("Content-Length")
+            if promised and out.tell() != int(promised):
+                raise ValueError(f"{url}: {out.tell()} of {promised} bytes came; try again")
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(
+            f"{url} cannot be downloaded ({error}); fetch it with a browser and give the file to "
+            "`crystal-fidelity weights convert`"
+        ) from error
