@@ -15,7 +15,6 @@ from torch import Tensor
 
 from crystorus.geometry.reduction import inverse_change, reduce_lattice
 
-
 PHASES_AT_A_TIME = 2**20
 """Phases G·(r_j - r_i) held at a time: a few MiB, whatever the size of the cell."""
 
@@ -45,18 +44,36 @@ class PairFields:
     """Lattice sums between all atoms of each crystal, ready for contraction over j.
 
     Attributes:
-        scalar: l = 0, [crystals, i, widths[0], j].
-        vector: l = 1, cartesian components first: [crystals, i, 3 * widths[1], j].
-        tensor: l = 2, five components first: [crystals, i, 5 * widths[2], j].
+        joined: The sums of degree 0, 1 and 2 one after the other along the third axis.
+        widths: Number of radial functions of each degree.
     """
 
-    scalar: Float[Tensor, "crystals n k0 n"]
-    vector: Float[Tensor, "crystals n k1 n"]
-    tensor: Float[Tensor, "crystals n k2 n"]
+    joined: Float[Tensor, "crystals n k n"]
+    widths: tuple[int, int, int]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of sums of each degree: radial functions times 2l + 1."""
+        return self.widths[0], 3 * self.widths[1], 5 * self.widths[2]
+
+    @property
+    def scalar(self) -> Float[Tensor, "crystals n k0 n"]:
+        """Sums of degree 0: [crystals, i, widths[0], j]."""
+        return self.joined.split(self.sizes, 2)[0]
+
+    @property
+    def vector(self) -> Float[Tensor, "crystals n k1 n"]:
+        """Sums of degree 1, cartesian components first: [crystals, i, 3 * widths[1], j]."""
+        return self.joined.split(self.sizes, 2)[1]
+
+    @property
+    def tensor(self) -> Float[Tensor, "crystals n k2 n"]:
+        """Sums of degree 2, five components first: [crystals, i, 5 * widths[2], j]."""
+        return self.joined.split(self.sizes, 2)[2]
 
     def to(self, dtype: torch.dtype) -> "PairFields":
         """Cast all sums."""
-        return PairFields(self.scalar.to(dtype), self.vector.to(dtype), self.tensor.to(dtype))
+        return PairFields(self.joined.to(dtype), self.widths)
 
 
 def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
@@ -130,25 +147,15 @@ def lattice_sums(
     pairs = torch.triu_indices(n, n, device=mask.device)  # i ≤ j
     near = _real_sums(lattice, frac_coords, mask, pairs, config)
     far = _reciprocal_sums(lattice, frac_coords, mask, pairs, config)
-    return PairFields(
-        *(
-            _both_ways(torch.cat([a, b], -1).flatten(2), pairs, n, odd=degree == 1)
-            for degree, (a, b) in enumerate(zip(near, far, strict=True))
-        )
-    )
-
-
-def _both_ways(
-    half: Float[Tensor, "crystals pairs k"], pairs: Int[Tensor, "2 pairs"], n: int, *, odd: bool
-) -> Float[Tensor, "crystals n k n"]:
-    """Lay pairs i ≤ j out as [i, k, j]; a sum of degree l at (j, i) is (-1)^l times it."""
+    half = [torch.cat([a, b], -1).flatten(2) for a, b in zip(near, far, strict=True)]
+    # [crystals, i, j, k]: a sum of degree l at (j, i) is (-1)^l times that at (i, j).
     i, j = pairs
     where = i.new_empty(n, n)
     where[i, j] = where[j, i] = torch.arange(len(i), device=i.device)
-    full = half.index_select(1, where.flatten()).unflatten(1, (n, n))
-    if odd:
-        full *= 1 - 2 * torch.ones_like(where).tril(-1)[:, :, None]
-    return full.transpose(2, 3).contiguous()
+    full = torch.cat(half, -1).index_select(1, where.flatten()).unflatten(1, (n, n))
+    odd = full.split([h.shape[-1] for h in half], -1)[1]
+    odd *= 1 - 2 * torch.ones_like(where).tril(-1)[:, :, None]
+    return PairFields(full.transpose(2, 3).contiguous(), config.widths)
 
 
 def _real_sums(
@@ -218,7 +225,7 @@ def _reciprocal_sums(
     return tuple(
         total.unflatten(-1, (2 * degree + 1, -1))
         for degree, total in enumerate((scalar, odd, tensor))
-    )  # type: ignore[return-value]
+    )
 
 
 def _wave_sums(

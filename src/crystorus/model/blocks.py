@@ -98,7 +98,8 @@ class EdgeGraph:
     ) -> tuple[list[Tensor], ...]:
         """Apply `function(*values, chunk)` to every chunk; one list for each of its results."""
         results = [
-            function(*values, chunk) for *values, chunk in zip(*edge_values, self.chunks, strict=True)
+            function(*values, chunk)
+            for *values, chunk in zip(*edge_values, self.chunks, strict=True)
         ]
         return tuple(list(parts) for parts in zip(*results, strict=True))
 

@@ -54,10 +54,14 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
-def _contract(gate: Tensor, field: Tensor, components: int) -> Tensor:
-    """Sum a field over j with the gates of every pair: → [crystals, i, components, k × gate]."""
-    total = field @ gate.to(field.dtype)  # crystals i (components k) gate
-    return total.unflatten(2, (components, -1)).flatten(3)
+def _contract(gate: Tensor, fields: PairFields) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the fields over j with the gates of every pair: [crystals, i, 2l + 1, k × gate] each."""
+    total = fields.joined @ gate.to(fields.joined.dtype)  # crystals i (components k) gate
+    parts = total.split(fields.sizes, 2)
+    scalar, vector, tensor = (
+        part.unflatten(2, (2 * degree + 1, -1)).flatten(3) for degree, part in enumerate(parts)
+    )
+    return scalar, vector, tensor
 
 
 class _Block(nn.Module):
@@ -89,17 +93,17 @@ class _Block(nn.Module):
         scale, shift = self.time(time)[:, None].chunk(2, -1)
         h = self.normalise(state.scalar) * (1 + scale) + shift
         from_i, from_j = self.ends(h).chunk(2, -1)
-        hidden = nn.functional.silu(self.pair_in(state.pair) + from_i[:, :, None] + from_j[:, None])
+        hidden = self.pair_in(state.pair).add_(from_i[:, :, None]).add_(from_j[:, None])
+        hidden = nn.functional.silu(hidden, inplace=not torch.is_grad_enabled())
         pair = state.pair + self.pair_out(hidden)
-        gate = self.gate(hidden)
-        about = _contract(gate, fields.scalar, 1).squeeze(2)
-        vector = state.vector + self.to_vector(_contract(gate, fields.vector, 3))
-        tensor = state.tensor + self.to_tensor(_contract(gate, fields.tensor, 5))
+        about, along, across = _contract(self.gate(hidden), fields)
+        vector = state.vector + self.to_vector(along)
+        tensor = state.tensor + self.to_tensor(across)
         va, vb = self.mix_vector(vector).chunk(2, -1)
         wa, wb = self.mix_tensor(tensor).chunk(2, -1)
-        seen = torch.einsum("bijp,bj->bip", hidden, weight)
+        seen = (weight[:, None, None].to(hidden.dtype) @ hidden)[:, :, 0]
         pooled = torch.einsum("bic,bi->bc", self.pool(h), weight)[:, None].expand_as(h)
-        news = [h, pooled, self.to_scalar(about), seen, (va * vb).sum(2), (wa * wb).sum(2)]
+        news = [h, pooled, self.to_scalar(about[:, :, 0]), seen, (va * vb).sum(2), (wa * wb).sum(2)]
         scalar = state.scalar + self.update(torch.cat(news, -1))
         return _State(scalar, vector, tensor, pair)
 

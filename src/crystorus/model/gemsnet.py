@@ -30,6 +30,7 @@ ELEMENTS = 118
 TIME_BASE = 10_000.0
 """n of Eq. 8, which the paper leaves open: the usual one of positional encodings."""
 
+
 @dataclass(frozen=True)
 class GemsNetConfig:
     """Sizes and switches of the `paper` preset's network; defaults are the paper's."""

@@ -1,6 +1,7 @@
 """Invariant weights of edges and pairs of edges to vector fields: the outputs of Appendix A."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,13 +81,13 @@ def sum_of_fields(
     """
     heads = tuple(heads)
 
-    def sum_per_atom(*layers_and_chunk: Tensor | Chunk) -> tuple[Tensor, ...]:
+    def sum_in_chunk(*layers_and_chunk: Any) -> tuple[Tensor, ...]:
         *edges, chunk = layers_and_chunk
         factors = [head(m, chunk) for head, m in zip(heads, edges, strict=True)]
         joined = torch.stack([f.unflatten(1, (FIELDS, 2, -1)) for f in factors], dim=3)
         return (_sum_per_atom(joined, chunk),)
 
-    (total,) = graph.map(sum_per_atom, *layers)
+    (total,) = graph.map(sum_in_chunk, *layers)
     return torch.cat(total)
 
 
