@@ -7,7 +7,8 @@ Angles need no triplets: the scalar products of vectors and of quadrupoles built
 sums over pairs of its edges by the addition theorem.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,15 @@ from crystorus.geometry.crystals import to_dense
 from crystorus.geometry.lattice import from_coefficients
 from crystorus.geometry.lattice_sums import LatticeSumConfig, PairFields, lattice_sums
 from crystorus.model.embedding import ElementEmbedding, sinusoids
+
+SIMILAR_SIZE = 0.8
+"""Crystals with fewer atoms than this share of a group's largest are not padded to it."""
+
+GROUP_PAIRS = {"cpu": 3000}
+"""Pairs of atoms that take as long as what a pass costs besides: a few milliseconds on a CPU."""
+
+GROUP_PAIRS_ELSEWHERE = 1_000_000
+"""The same on other devices, which wait longer for their work than they do it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,26 @@ def _contract(gate: Tensor, fields: PairFields) -> tuple[Tensor, Tensor, Tensor]
         part.unflatten(2, (2 * degree + 1, -1)).flatten(3) for degree, part in enumerate(parts)
     )
     return scalar, vector, tensor
+
+
+def size_groups(n_atoms: Sequence[int], pairs: int) -> list[int]:
+    """Split crystals, largest first, where padding would outweigh a pass of its own.
+
+    Args:
+        n_atoms: Atoms of each crystal, falling.
+        pairs: Pairs of atoms, padding counted, that are worth a pass.
+
+    Returns:
+        The number of crystals in each group, in order.
+    """
+    groups = [0]
+    largest = n_atoms[0]
+    for n in n_atoms:
+        if groups[-1] * largest**2 >= pairs and n < SIMILAR_SIZE * largest:
+            groups.append(0)
+            largest = n
+        groups[-1] += 1
+    return groups
 
 
 class _Block(nn.Module):
@@ -140,6 +170,20 @@ class FieldNet(nn.Module):
         Returns:
             Cartesian displacement field in units of (V/n)^⅓ and strain, both unscaled.
         """
+        pairs = GROUP_PAIRS.get(crystals.n_atoms.device.type, GROUP_PAIRS_ELSEWHERE)
+        order = torch.argsort(crystals.n_atoms, descending=True, stable=True)
+        sizes = size_groups(crystals.n_atoms[order].tolist(), pairs)
+        if len(sizes) == 1:
+            return self._evaluate(crystals, t)
+        atoms = torch.arange(len(crystals.frac_coords), device=order.device)
+        places = replace(crystals, atomic_numbers=atoms).select(order).atomic_numbers
+        parts = [self._evaluate(crystals.select(group), t[group]) for group in order.split(sizes)]
+        displacement = torch.cat([part.displacement for part in parts])
+        strain = torch.cat([part.strain for part in parts])
+        return FieldNetOutput(displacement[places.argsort()], strain[order.argsort()])
+
+    def _evaluate(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> "FieldNetOutput":
+        """Evaluate the fields on crystals of similar size, padded to the largest."""
         frac, mask = to_dense(crystals.frac_coords, crystals.n_atoms)
         numbers, _ = to_dense(crystals.atomic_numbers, crystals.n_atoms)
         fields = lattice_sums(crystals.lattice, frac, mask, self.config.sums)
