@@ -1,17 +1,33 @@
-"""Training and sampling speed of both presets, beside the machine's own matrix-product rate.
+"""Training and sampling speed of both presets, beside the device's own matrix-product rate.
 
-    python benchmarks/speed.py --preset default --task training --batch 32 --threads 2
+    python benchmarks/speed.py --preset default,paper --task training,sampling --batch 32
+    python benchmarks/speed.py --preset paper --atoms 2,10,50,200 --batch 4 --history speed.json
+    python benchmarks/speed.py --device cuda --batch 32,128,512 --plot speed.svg
 
-Prints crystals per second, peak memory, the operations counted in one step, and the share of the
-2048³ float32 product rate measured in the same minute, so that figures from noisy machines compare.
-Crystals are those of `--data` (a store), or random ones with MP-20's spread of sizes.
+Every combination is measured in a process of its own: crystals per second, peak memory, the
+operations counted, and their share of the 2048³ float32 product rate measured in the same seconds.
+On a machine that others use, `processor_share` is the one to compare: it counts the seconds this
+process computed, not those it waited. With several sizes or batches the exponents of time per
+crystal in each are fitted. `--history` appends one JSON line per combination.
+
+Crystals are those of `--data` (a store), or random ones with MP-20's range of sizes. Sampling is
+timed in the middle of the walk: that of an untrained network ends in cells no trained one visits.
 """
 
 import argparse
+import itertools
 import json
+import math
+import platform
 import resource
 import statistics
+import subprocess
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,28 +35,70 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crystorus.config import config_from_dict
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import SamplerConfig, add_noise, training_losses
+from crystorus.diffusion.algorithms import add_noise, training_losses
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel, build_model
 
+STEPS = 100
+"""Network evaluations for one crystal, to which sampling is scaled."""
 
-def product_rate(seconds: float = 1.0) -> float:
-    """Return the rate of 2048³ float32 products in 10⁹ operations per second."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+
+@dataclass(frozen=True)
+class Case:
+    """One combination to measure."""
+
+    preset: str
+    task: str
+    batch: int
+    atoms: int
+    """Atoms of every crystal; 0 for a mixture of 1 to 20, crystals of like size together."""
+    device: str
+    threads: int
+    bf16: bool
+    count: int
+    repeats: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over repeats, in seconds, of the work and of a product of 2048³."""
+
+    wall: float
+    processor: float
+    product_wall: float
+    product_processor: float
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Return wall and processor seconds, all threads, of one call."""
+    synchronise(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    synchronise(device)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def measure(work: Callable[[], object], device: str, repeats: int) -> Timing:
+    """Time work and matrix products by turns."""
+    a, b = torch.randn(2, 2048, 2048, device=device)
     a @ b
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ b
-        count += 1
-    return count * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+    rows = [seconds(work, device) + seconds(lambda: a @ b, device) for _ in range(repeats)]
+    return Timing(*(statistics.median(column) for column in zip(*rows, strict=True)))
 
 
-def random_crystals(count: int, atoms: int | None) -> Crystals:
-    """Random positions in cubes of 18 Å³ per atom; 1 to 20 atoms unless told otherwise."""
+def random_crystals(count: int, atoms: int) -> Crystals:
+    """Random positions in cubes of 18 Å³ per atom; 1 to 20 atoms if `atoms` is 0."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 21, (count,), generator=generator)
-    if atoms is not None:
+    if atoms:
         sizes = torch.full_like(sizes, atoms)
     edge = (18.0 * sizes).pow(1 / 3)
     total = int(sizes.sum())
@@ -52,117 +110,186 @@ def random_crystals(count: int, atoms: int | None) -> Crystals:
     )
 
 
-def load_crystals(data: Path | None, count: int, atoms: int | None) -> Crystals:
+def load_batches(case: Case) -> list[Crystals]:
     """Take crystals from a store, or random ones, sorted by size as the batches are."""
-    if data is None:
-        crystals = random_crystals(count, atoms)
+    if not case.data:
+        crystals = random_crystals(max(case.count, case.batch), case.atoms)
     else:
-        store = open_store(data)
+        store = open_store(Path(case.data))
         order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0)).tolist()
-        if atoms is not None:
-            order = [n for n in order if store.n_atoms[n] == atoms]
-        crystals = store.select(order[:count])
-    return crystals.select(torch.argsort(crystals.n_atoms, stable=True))
+        if case.atoms:
+            order = [n for n in order if store.n_atoms[n] == case.atoms]
+        crystals = store.select(order[: max(case.count, case.batch)])
+    crystals = crystals.select(torch.argsort(crystals.n_atoms, stable=True)).to(case.device)
+    starts = range(0, len(crystals) - case.batch + 1, case.batch)
+    return [crystals.select(range(start, start + case.batch)) for start in starts]
 
 
-def training_step(model: CrystalModel, optimizer: torch.optim.Optimizer, batch: Crystals) -> None:
-    """Take one step of Algorithm 1."""
-    generator = torch.Generator().manual_seed(1)
-    t = torch.randint(1, model.diffusion.steps + 1, (len(batch),), generator=generator)
-    losses = training_losses(model.denoiser, model.diffusion, batch, t, generator)
-    (losses.cell.mean() + losses.torus.mean()).backward()
-    torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def time_training(model: CrystalModel, batches: list[Crystals], repeats: int) -> dict:
-    """Time training over all batches; operations by torch's counter."""
+def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[[], object]:
+    """Return one pass of Algorithm 1 over all batches."""
     model.denoiser.train()
     optimizer = torch.optim.Adam(model.denoiser.parameters(), 1e-5)
-    with FlopCounterMode(display=False) as counter:
+
+    def work() -> None:
         for batch in batches:
-            training_step(model, optimizer, batch)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for batch in batches:
-            training_step(model, optimizer, batch)
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "operations": counter.get_total_flops()}
+            generator = torch.Generator().manual_seed(1)
+            t = torch.randint(1, model.diffusion.steps + 1, (len(batch),), generator=generator)
+            t = t.to(batch.n_atoms.device)
+            losses = training_losses(model.denoiser, model.diffusion, batch, t, generator)
+            (losses.cell.mean() + losses.torus.mean()).backward()
+            torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return work
 
 
-def time_sampling(
-    model: CrystalModel, batches: list[Crystals], repeats: int, steps: int, measured: int
-) -> dict:
-    """Time `measured` network evaluations per batch from the middle of the walk, scaled to `steps`.
-
-    The middle, because the walk of an untrained network ends in cells no trained one visits.
-    """
+def sampling_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[[], object]:
+    """Return one evaluation of the network on all batches, in the middle of the walk."""
     model.denoiser.eval()
     noisy = []
     for batch in batches:
         half = torch.full_like(batch.n_atoms, model.diffusion.steps // 2)
-        atoms, cells = torch.randn_like(batch.frac_coords), torch.randn(len(batch), 6)
+        atoms = torch.randn_like(batch.frac_coords)
+        cells = torch.randn(len(batch), 6, device=batch.lattice.device)
         noisy.append((add_noise(model.diffusion, batch, half, atoms, cells)[0], half))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for crystals, t in noisy:
-            model.denoiser(crystals, t)
-    seconds = []
-    with torch.no_grad():
-        for _ in range(repeats):
-            start = time.perf_counter()
+
+    def work() -> None:
+        with torch.no_grad():
             for crystals, t in noisy:
-                for _ in range(measured):
-                    model.denoiser(crystals, t)
-            seconds.append((time.perf_counter() - start) / measured * steps)
-    return {"seconds": statistics.median(seconds), "operations": counter.get_total_flops() * steps}
+                model.denoiser(crystals, t)
+
+    return work
+
+
+def peak_memory_mib(device: str) -> float:
+    """Return the largest memory of the process, or of the device it computed on."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run(case: Case) -> dict:
+    """Measure one combination."""
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    model = build_model(config_from_dict({"preset": case.preset}), CellStatistics.neutral())
+    model.denoiser.to(case.device)
+    if case.bf16 and case.preset == "default":
+        model.denoiser.network.bf16 = True
+    batches = load_batches(case)
+    training = case.task == "training"
+    work = (training_work if training else sampling_work)(model, batches)
+    work()
+    with FlopCounterMode(display=False) as counter:
+        work()
+    timing = measure(work, case.device, case.repeats)
+    crystals = sum(len(batch) for batch in batches)
+    atoms = sum(int(batch.n_atoms.sum()) for batch in batches)
+    per_crystal = timing.wall / crystals * (1 if training else STEPS)
+    operations, product = counter.get_total_flops(), 2 * 2048**3
+    return {
+        **asdict(case),
+        "mean_atoms": atoms / crystals,
+        "crystals_per_second": 1 / per_crystal,
+        "seconds_per_crystal": per_crystal,
+        "processor_seconds_per_crystal": per_crystal * timing.processor / timing.wall,
+        "gigaoperations_per_crystal": operations / crystals / 1e9 * (1 if training else STEPS),
+        "product_gigaoperations_per_second": product / timing.product_wall / 1e9,
+        "share": operations / timing.wall / (product / timing.product_wall),
+        "processor_share": operations
+        / timing.processor
+        / (product / max(timing.product_processor, 1e-9)),
+        "peak_memory_mib": peak_memory_mib(case.device),
+        **provenance(case.device),
+    }
+
+
+def provenance(device: str) -> dict:
+    """Say when, on what and with which commit a figure was taken."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, "hardware": name, "commit": commit, "torch": torch.__version__}
+
+
+def exponent(rows: Sequence[dict], key: str) -> float | None:
+    """Fit the power of `key` in processor seconds per crystal by least squares of logarithms."""
+    points = [(math.log(r[key]), math.log(r["processor_seconds_per_crystal"])) for r in rows]
+    if len({x for x, _ in points}) < 2:
+        return None
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
+
+
+def report_exponents(rows: Sequence[dict]) -> None:
+    """Print how time per crystal grows with the atoms and with the batch."""
+    for key, fixed in (("mean_atoms", "batch"), ("batch", "atoms")):
+        groups: dict[tuple, list[dict]] = {}
+        for row in rows:
+            groups.setdefault((row["preset"], row["task"], row[fixed]), []).append(row)
+        for (preset, task, value), members in groups.items():
+            slope = exponent(members, key)
+            if slope is not None:
+                print(f"{preset} {task}, {fixed} {value}: time per crystal ~ {key}^{slope:.2f}")
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Draw crystals per second over atoms per crystal, a line per preset, task and batch."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = f"{row['preset']} {row['task']}, batch {row['batch']}, {row['device']}"
+        groups.setdefault(label, []).append((row["mean_atoms"], row["crystals_per_second"]))
+    for label, points in groups.items():
+        axes.loglog(*zip(*sorted(points), strict=True), "o-", label=label)
+    axes.set(xlabel="atoms per crystal", ylabel="crystals per second")
+    axes.legend(fontsize=7)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line; comma-separated values are all combined."""
+    words = lambda text: text.split(",")  # noqa: E731
+    numbers = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", type=words, default=["default"])
+    parser.add_argument("--task", type=words, default=["training"])
+    parser.add_argument("--batch", type=numbers, default=[32])
+    parser.add_argument("--atoms", type=numbers, default=[0], help="0 is a mixture of 1 to 20")
+    parser.add_argument("--device", type=words, default=["cpu"])
+    parser.add_argument("--threads", type=numbers, default=[2])
+    parser.add_argument("--bf16", action="store_true", help="products of the default preset")
+    parser.add_argument("--count", type=int, default=64, help="crystals, at least one batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", default="", help="a store of crystals")
+    parser.add_argument("--history", type=Path, help="file to append JSON lines to")
+    parser.add_argument("--plot", type=Path, help="picture to draw; needs matplotlib")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Run one benchmark and print its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=["default", "paper"], default="default")
-    parser.add_argument("--task", choices=["training", "sampling"], default="training")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--atoms", type=int)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bf16", action="store_true")
-    a = parser.parse_args()
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(0)
-    model = build_model(config_from_dict({"preset": a.preset}), CellStatistics.neutral())
-    if a.bf16:
-        model.denoiser.network.bf16 = True
-    crystals = load_crystals(a.data, a.count, a.atoms)
-    batches = [
-        crystals.select(range(start, min(start + a.batch, len(crystals))))
-        for start in range(0, len(crystals), a.batch)
-    ]
-    before = product_rate()
-    if a.task == "training":
-        result = time_training(model, batches, a.repeats)
-    else:
-        result = time_sampling(model, batches, a.repeats, a.steps, measured=2)
-    rate = 0.5 * (before + product_rate())
-    seconds, operations = result["seconds"], result["operations"]
-    report = {
-        **{k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()},
-        "sampler": SamplerConfig().name if a.task == "sampling" else None,
-        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
-        "mean_atoms": float(crystals.n_atoms.float().mean()),
-        "crystals_per_second": len(crystals) / seconds,
-        "seconds_per_crystal": seconds / len(crystals),
-        "gigaoperations_per_crystal": operations / len(crystals) / 1e9,
-        "product_rate_gflops": rate,
-        "share_of_product_rate": operations / seconds / 1e9 / rate,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    print(json.dumps(report, indent=2))
+    """Measure every combination and print its JSON."""
+    a = parse()
+    rows = []
+    choices = itertools.product(a.preset, a.task, a.batch, a.atoms, a.device, a.threads)
+    for choice in choices:
+        case = Case(*choice, bf16=a.bf16, count=a.count, repeats=a.repeats, data=a.data)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            row = process.submit(run, case).result()
+        print(json.dumps(row, indent=2), flush=True)
+        rows.append(row)
+        if a.history:
+            with a.history.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    report_exponents(rows)
+    if a.plot:
+        plot(rows, a.plot)
 
 
 if __name__ == "__main__":

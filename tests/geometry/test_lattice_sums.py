@@ -7,6 +7,7 @@ import pytest
 import torch
 from prototypes import all_prototypes
 
+from crystorus.geometry import lattice_sums as lattice_sums_module
 from crystorus.geometry import symmetry
 from crystorus.geometry.crystals import to_dense
 from crystorus.geometry.lattice_sums import (
@@ -88,6 +89,51 @@ def test_reciprocal_self_sum_counts_the_reciprocal_lattice():
     expected = (gaussians(g, 0.15 * top, top, count) * envelope(g / top)[:, None]).sum(0)
     expected = expected / 2 / math.sqrt(2)  # one of each ±G; divided by √n
     torch.testing.assert_close(dense_sums(crystal).scalar[0, 0, k0:, 0], expected)
+
+
+def plain_reciprocal_sums(crystal, config=CONFIG):
+    """The definition, pair by pair: Σ_G f(|G|) Ĝ^l e^{iG·r} over one of each ±G, over √n."""
+    rho, x = crystal.lattice[0], crystal.frac_coords
+    n, reach, top = len(x), 9, config.reciprocal_cutoff
+    waves = torch.tensor(list(itertools.product(range(-reach, reach + 1), repeat=3))).double()
+    g = 2 * math.pi * waves @ torch.linalg.inv(rho)
+    length = g.norm(dim=1)
+    keep = (length > 1e-9) & (length < top)
+    waves, g, length = waves[keep], g[keep], length[keep]
+    assert (waves.abs().amax(0) < reach).all()
+    unit, switch = g / length[:, None], envelope(length / top)[:, None] / n**0.5 / 2
+    angular = (torch.ones_like(unit[:, :1]), unit, quadrupole(unit))
+    sums = []
+    for degree, count in enumerate(config.reciprocal):
+        radial = gaussians(length, 0.15 * top, top, count) * switch
+        total = torch.zeros(n, 2 * degree + 1, count, n, dtype=torch.float64)
+        for i, j in itertools.product(range(n), repeat=2):
+            phase = 2 * math.pi * waves @ (x[j] - x[i])
+            wave = phase.sin() if degree == 1 else phase.cos()
+            total[i, :, :, j] = (angular[degree] * wave[:, None]).T @ radial
+        sums.append(total)
+    return sums
+
+
+@pytest.mark.parametrize("name", ["wurtzite", "rutile", "triclinic"])
+@pytest.mark.parametrize("phases", [2**20, 50])
+def test_reciprocal_sums_equal_the_definition(name, phases, monkeypatch):
+    """Both (i, j) and (j, i), whether the phases are taken at once or a few pairs at a time."""
+    monkeypatch.setattr(lattice_sums_module, "PHASES_AT_A_TIME", phases)
+    crystal = all_prototypes()[name]
+    ours, plain = dense_sums(crystal), plain_reciprocal_sums(crystal)
+    parts = (ours.scalar, ours.vector, ours.tensor)
+    for degree, (part, expected) in enumerate(zip(parts, plain, strict=True)):
+        far = part[0].unflatten(1, (2 * degree + 1, -1))[:, :, CONFIG.radial[degree] :]
+        torch.testing.assert_close(far, expected, atol=1e-10, rtol=1e-9)
+
+
+def test_sums_have_the_parity_of_their_degree():
+    sums = dense_sums(all_prototypes()["triclinic"])
+    for part, sign in ((sums.scalar, 1), (sums.vector, -1), (sums.tensor, 1)):
+        mirrored = part.transpose(1, 3)
+        torch.testing.assert_close(mirrored, sign * part, atol=1e-12, rtol=1e-9)
+        assert (mirrored + sign * part).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)

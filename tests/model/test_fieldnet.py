@@ -13,6 +13,7 @@ from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.crystals import mean_per_crystal
 from crystorus.geometry.symmetry import permute, retile, rotate, translate
 from crystorus.geometry.torus import wrap
+from crystorus.model import fieldnet
 from crystorus.model.denoiser import FieldDenoiser
 from crystorus.model.embedding import element_descriptors
 from crystorus.model.fieldnet import FieldNet, FieldNetConfig
@@ -174,7 +175,24 @@ def test_supercells_are_crystals_of_their_own(denoiser):
     assert (large.strain - base.strain).abs().max() > BROKEN
 
 
-def test_batching_and_padding_change_nothing(denoiser):
+def test_groups_hold_all_crystals_and_little_padding():
+    sizes = sorted([1, 2, 3, 5, 8, 8, 9, 14, 20, 20, 19, 17] * 8, reverse=True)
+    groups = fieldnet.size_groups(sizes, 1000)
+    assert sum(groups) == len(sizes)
+    assert len(groups) > 3
+    padded, first = 0, 0
+    for count in groups:
+        padded += count * sizes[first] ** 2
+        first += count
+    real = sum(n * n for n in sizes)
+    assert padded < 1.5 * real < len(sizes) * 20**2
+    assert fieldnet.size_groups(sizes, 10**9) == [len(sizes)]
+    assert fieldnet.size_groups([7] * 5, 0) == [5]
+
+
+@pytest.mark.parametrize("pairs", [1, 10**9])
+def test_batching_and_padding_change_nothing(denoiser, pairs, monkeypatch):
+    monkeypatch.setitem(fieldnet.GROUP_PAIRS, "cpu", pairs)
     crystals = [noisy(c) for c in CRYSTALS.values()]
     t = torch.randint(1, STEPS, (len(crystals),), generator=torch.Generator().manual_seed(0))
     together = denoiser(Crystals.concat(crystals), t)

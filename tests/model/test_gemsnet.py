@@ -10,13 +10,9 @@ from crystorus.geometry.crystals import Crystals
 from crystorus.model import blocks
 from crystorus.model.basis import GaussianBasis
 from crystorus.model.blocks import edge_graph
-from crystorus.model.gemsnet import (
-    AtomEmbedding,
-    GemsNetConfig,
-    GemsNetDenoiser,
-    LatticeHead,
-    PositionHead,
-)
+from crystorus.model.dense import Residual
+from crystorus.model.gemsnet import AtomEmbedding, GemsNetConfig, GemsNetDenoiser
+from crystorus.model.heads import LatticeHead, PositionHead, sum_of_fields
 from crystorus.model.nearest_neighbours import nearest_neighbours
 from crystorus.model.vector_fields import symmetric_matrix
 
@@ -67,7 +63,7 @@ def test_embedding_is_eq_8():
 def test_position_head_is_the_sum_of_appendix_a():
     config = SMALL
     torch.manual_seed(1)
-    head = PositionHead(config).double()
+    head = PositionHead(edge=16, num_radial=32, rbf=4).double()
     edges = nearest_neighbours(random_crystals(), neighbours=6, cutoff=6.0)
     graph = edge_graph(edges, GaussianBasis(32, cutoff=6.0, exponent=5), num_spherical=7)
     m = torch.randn(len(edges.target), config.edge).double()
@@ -75,10 +71,10 @@ def test_position_head_is_the_sum_of_appendix_a():
     expected = torch.zeros(16, 3).double()
     for edge, i in enumerate(edges.target.tolist()):
         hidden = silu(head.hidden.weight @ m[edge]) / 0.6
-        filtered = head.filter.weight @ (head.radial.weight @ graph.gaussians[edge])
+        filtered = head.filter.weight @ (head.radial.weight @ graph.chunks[0].gaussians[edge])
         w = head.weight.weight[0] @ (hidden * filtered)
         expected[i] -= w * edges.offset[edge] / edges.distance[edge]
-    torch.testing.assert_close(head(m, graph), expected)
+    torch.testing.assert_close(head([m], graph), expected)
 
 
 def field(invariant, lattice: torch.Tensor) -> torch.Tensor:
@@ -88,18 +84,20 @@ def field(invariant, lattice: torch.Tensor) -> torch.Tensor:
 
 
 def test_lattice_head_is_the_double_sum_of_appendix_a():
-    """Every pair of Γ₂ by itself, with λ from automatic differentiation."""
+    """Every pair of Γ₂ of two layers by itself, with λ from automatic differentiation."""
     torch.manual_seed(2)
-    head = LatticeHead(SMALL).double()
+    heads = [LatticeHead(edge=16, hidden=8, num_radial=32, rbf=4, rank=3).double() for _ in "ab"]
     crystals = random_crystals((3,), seed=4)
     edges = nearest_neighbours(crystals, neighbours=6, cutoff=6.0)
     graph = edge_graph(edges, GaussianBasis(32, cutoff=6.0, exponent=5), num_spherical=7)
-    m = torch.randn(len(edges.target), SMALL.edge).double()
-    filtered = head.filter(head.radial(graph.gaussians))
-    factors = head.factors(head.hidden(m)) * filtered * SMALL.field_rank**-0.25
-    factors = factors.view(len(m), 3, 2, SMALL.field_rank)
-    first = factors[:, :, 0]
-    second = factors[:, :, 1]
+    layers = [torch.randn(len(edges.target), SMALL.edge).double() for _ in heads]
+    silu, gaussians = torch.nn.functional.silu, graph.chunks[0].gaussians
+    factors = []
+    for head, m in zip(heads, layers, strict=True):
+        product = (silu(m @ head.hidden.weight.T) / 0.6) @ head.factors.weight.T
+        product = product * (gaussians @ head.radial.weight.T @ head.filter.weight.T)
+        factors.append((product * 3**-0.25).view(len(m), 3, 2, 3))
+    first, second = torch.cat(factors, -1).unbind(2)
     rho = crystals.lattice[0]
     expected = torch.zeros(3, 3, 3).double()
     for a, b in itertools.permutations(range(len(m)), 2):
@@ -118,7 +116,8 @@ def test_lattice_head_is_the_double_sum_of_appendix_a():
             + (first[a, 2] @ second[b, 2]) * field(angle, rho)
         )
         expected[edges.target[a]] += fields
-    torch.testing.assert_close(symmetric_matrix(head(m, graph)), expected, rtol=1e-6, atol=1e-9)
+    ours = sum_of_fields(heads, [[m] for m in layers], graph)
+    torch.testing.assert_close(symmetric_matrix(ours), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("decode_from", ["cubic", "noisy"])
@@ -148,16 +147,29 @@ def gradients(net: GemsNetDenoiser, crystals: Crystals) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, list(net.parameters())))
 
 
-def test_chunks_and_recomputation_leave_gradients_as_they_are(monkeypatch):
+def plain_residual(layer: Residual, x: torch.Tensor) -> torch.Tensor:
+    return (x + layer.outer(layer.inner(x))) * 2**-0.5
+
+
+def test_chunks_and_own_derivatives_leave_gradients_as_they_are(monkeypatch):
     net, crystals = denoiser(), random_crystals()
-    chunked = gradients(net, crystals)
+    ours = gradients(net, crystals)
     monkeypatch.setitem(blocks.CHUNK_EDGES, "cpu", 100)
     many = gradients(net, crystals)
     monkeypatch.setitem(blocks.CHUNK_EDGES, "cpu", 10**6)
-    monkeypatch.setattr(blocks, "_recomputed", lambda function, *inputs: function(*inputs))
+    monkeypatch.setattr(Residual, "forward", plain_residual)
     plain = gradients(net, crystals)
-    torch.testing.assert_close(chunked, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(many, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_values_with_and_without_gradients_are_equal():
+    net, crystals, t = denoiser().float(), random_crystals().to(dtype=torch.float32), [3, 40, 90]
+    kept = net(crystals, torch.tensor(t))
+    with torch.no_grad():
+        free = net(crystals, torch.tensor(t))
+    torch.testing.assert_close(free.displacement, kept.displacement, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(free.lattice, kept.lattice, rtol=1e-5, atol=1e-7)
 
 
 def test_gradient_is_that_of_finite_differences():

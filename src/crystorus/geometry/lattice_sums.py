@@ -15,6 +15,9 @@ from torch import Tensor
 
 from crystorus.geometry.reduction import inverse_change, reduce_lattice
 
+PHASES_AT_A_TIME = 2**20
+"""Phases G·(r_j - r_i) held at a time: a few MiB, whatever the size of the cell."""
+
 
 @dataclass(frozen=True)
 class LatticeSumConfig:
@@ -41,18 +44,36 @@ class PairFields:
     """Lattice sums between all atoms of each crystal, ready for contraction over j.
 
     Attributes:
-        scalar: l = 0, [crystals, i, widths[0], j].
-        vector: l = 1, cartesian components first: [crystals, i, 3 * widths[1], j].
-        tensor: l = 2, five components first: [crystals, i, 5 * widths[2], j].
+        joined: The sums of degree 0, 1 and 2 one after the other along the third axis.
+        widths: Number of radial functions of each degree.
     """
 
-    scalar: Float[Tensor, "crystals n k0 n"]
-    vector: Float[Tensor, "crystals n k1 n"]
-    tensor: Float[Tensor, "crystals n k2 n"]
+    joined: Float[Tensor, "crystals n k n"]
+    widths: tuple[int, int, int]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of sums of each degree: radial functions times 2l + 1."""
+        return self.widths[0], 3 * self.widths[1], 5 * self.widths[2]
+
+    @property
+    def scalar(self) -> Float[Tensor, "crystals n k0 n"]:
+        """Sums of degree 0: [crystals, i, widths[0], j]."""
+        return self.joined.split(self.sizes, 2)[0]
+
+    @property
+    def vector(self) -> Float[Tensor, "crystals n k1 n"]:
+        """Sums of degree 1, cartesian components first: [crystals, i, 3 * widths[1], j]."""
+        return self.joined.split(self.sizes, 2)[1]
+
+    @property
+    def tensor(self) -> Float[Tensor, "crystals n k2 n"]:
+        """Sums of degree 2, five components first: [crystals, i, 5 * widths[2], j]."""
+        return self.joined.split(self.sizes, 2)[2]
 
     def to(self, dtype: torch.dtype) -> "PairFields":
         """Cast all sums."""
-        return PairFields(self.scalar.to(dtype), self.vector.to(dtype), self.tensor.to(dtype))
+        return PairFields(self.joined.to(dtype), self.widths)
 
 
 def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
@@ -122,24 +143,26 @@ def lattice_sums(
     lattice, change = reduce_lattice(lattice)
     inverse = inverse_change(change).to(frac_coords)
     frac_coords = torch.einsum("bxy,biy->bix", inverse, frac_coords)
-    delta = frac_coords[:, None, :] - frac_coords[:, :, None]  # x_j - x_i
-    near = _real_sums(lattice, delta - torch.round(delta), mask, config)
-    far = _reciprocal_sums(lattice, frac_coords, mask, config)
-    fields = []
-    for degree, (a, b) in enumerate(zip(near, far, strict=True)):
-        joined = torch.cat([a, b], -1)  # crystals i j components k
-        size = joined.shape
-        flat = joined.reshape(*size[:3], (2 * degree + 1) * size[-1])
-        fields.append(flat.transpose(2, 3).contiguous())
-    return PairFields(*fields)
+    n = mask.shape[1]
+    pairs = torch.triu_indices(n, n, device=mask.device)  # i ≤ j
+    near = _real_sums(lattice, frac_coords, mask, pairs, config)
+    far = _reciprocal_sums(lattice, frac_coords, mask, pairs, config)
+    half = [torch.cat([a, b], -1).flatten(2) for a, b in zip(near, far, strict=True)]
+    # [crystals, i, j, k]: a sum of degree l at (j, i) is (-1)^l times that at (i, j).
+    i, j = pairs
+    where = i.new_empty(n, n)
+    where[i, j] = where[j, i] = torch.arange(len(i), device=i.device)
+    full = torch.cat(half, -1).index_select(1, where.flatten()).unflatten(1, (n, n))
+    odd = full.split([h.shape[-1] for h in half], -1)[1]
+    odd *= 1 - 2 * torch.ones_like(where).tril(-1)[:, :, None]
+    return PairFields(full.transpose(2, 3).contiguous(), config.widths)
 
 
 def _real_sums(
-    lattice: Tensor, delta: Tensor, mask: Tensor, config: LatticeSumConfig
+    lattice: Tensor, frac_coords: Tensor, mask: Tensor, pairs: Tensor, config: LatticeSumConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over images within the cutoff: each [crystals, i, j, 2l+1, k]."""
-    crystals, n = delta.shape[:2]
-    pair, offset = _edges(lattice, delta, mask, config.cutoff)
+    """Sum over images within the cutoff: each [crystals, pairs, 2l+1, k]."""
+    pair, offset = _edges(lattice, frac_coords, mask, pairs, config.cutoff)
     length = offset.norm(dim=-1)
     switch = envelope(length / config.cutoff)[:, None]
     # r/√(r² + a²) is r̂ without the kink at r = 0.
@@ -149,37 +172,38 @@ def _real_sums(
     for degree, count in enumerate(config.radial):
         radial = gaussians(length, 0.5, config.cutoff, count) * switch
         values = (angular[degree][:, :, None] * radial[:, None, :]).flatten(1)
-        total = values.new_zeros(crystals * n * n, values.shape[1]).index_add_(0, pair, values)
-        sums.append(total.view(crystals, n, n, 2 * degree + 1, count))
+        shape = (len(lattice) * pairs.shape[1], values.shape[1])
+        total = values.new_zeros(shape).index_add_(0, pair, values)
+        sums.append(total.view(len(lattice), -1, 2 * degree + 1, count))
     return tuple(sums)  # type: ignore[return-value]
 
 
 def _edges(
-    lattice: Tensor, delta: Tensor, mask: Tensor, cutoff: float
+    lattice: Tensor, frac_coords: Tensor, mask: Tensor, pairs: Tensor, cutoff: float
 ) -> tuple[Int[Tensor, " edges"], Float[Tensor, "edges 3"]]:
-    """Find all images within the cutoff: flat pair index (crystal, i, j) and offset in Å."""
-    crystals, n = delta.shape[:2]
+    """Find all images within the cutoff: flat index (crystal, pair) and offset in Å."""
+    i, j = pairs
     height = 1 / torch.linalg.inv(lattice).norm(dim=-1)
     reach = torch.floor(cutoff / height + 0.5).long()
-    cart = torch.einsum("bxy,bijy->bijx", lattice, delta)
-    real = mask[:, :, None] & mask[:, None, :]
+    delta = frac_coords[:, j] - frac_coords[:, i]
+    cart = torch.einsum("bxy,bpy->bpx", lattice, delta - torch.round(delta))
+    real = mask[:, i] & mask[:, j]
     cart = cart.masked_fill(~real[..., None], 1e6)
     crystal, shift = integer_boxes(reach)
     moved = torch.einsum("cxy,cy->cx", lattice[crystal], shift.to(lattice))
-    diameter = torch.where(real, cart.norm(dim=-1), 0).amax((1, 2))
+    diameter = torch.where(real, cart.norm(dim=-1), 0).amax(1)
     useful = moved.norm(dim=-1) <= cutoff + diameter[crystal]
     crystal, moved = crystal[useful], moved[useful]
     home = moved.square().sum(-1) == 0
-    offset = cart.view(crystals, n * n, 3)[crystal] + moved[:, None]
+    offset = cart[crystal] + moved[:, None]
     inside = offset.square().sum(-1) < cutoff**2
-    own = torch.eye(n, dtype=torch.bool, device=delta.device).view(-1)
-    inside &= ~(home[:, None] & own)
+    inside &= ~(home[:, None] & (i == j))
     box, pair = inside.nonzero(as_tuple=True)
-    return crystal[box] * (n * n) + pair, offset[box, pair]
+    return crystal[box] * len(i) + pair, offset[box, pair]
 
 
 def _reciprocal_sums(
-    lattice: Tensor, frac_coords: Tensor, mask: Tensor, config: LatticeSumConfig
+    lattice: Tensor, frac_coords: Tensor, mask: Tensor, pairs: Tensor, config: LatticeSumConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum cos and sin of G·(r_j - r_i) within the reciprocal cutoff: as `_real_sums`."""
     wave, weight = _reciprocal_vectors(lattice, config.reciprocal_cutoff)
@@ -188,23 +212,40 @@ def _reciprocal_sums(
     direction = g / length.clamp_min(1e-6)[..., None]
     atoms = mask.sum(1).to(lattice).clamp_min(1)
     switch = weight * envelope(length / config.reciprocal_cutoff) / atoms.sqrt()[:, None]
-    phase = 2 * math.pi * torch.einsum("bkx,bix->bik", wave, frac_coords)
-    cos, sin = phase.cos() * mask[..., None], phase.sin() * mask[..., None]
-    even = torch.cat([cos, sin], -1)
-    odd = torch.cat([-sin, cos], -1)
     angular = (torch.ones_like(length)[..., None], direction, quadrupole(direction))
-    sums = []
+    factors = []
     for degree, count in enumerate(config.reciprocal):
         start = 0.15 * config.reciprocal_cutoff
         radial = gaussians(length, start, config.reciprocal_cutoff, count) * switch[..., None]
-        factor = (angular[degree][..., :, None] * radial[..., None, :]).flatten(2)  # b k q
-        doubled = torch.cat([factor, factor], 1)
-        left = even if degree != 1 else odd
-        # Σ_k w (cos_i cos_j + sin_i sin_j), or for l = 1 Σ_k w sin(G·(r_j - r_i)).
-        weighted = torch.einsum("bik,bkq->biqk", left, doubled)
-        total = torch.einsum("biqk,bjk->bijq", weighted, even)
-        sums.append(total.unflatten(-1, (2 * degree + 1, count)))
-    return tuple(sums)
+        factors.append((angular[degree][..., :, None] * radial[..., None, :]).flatten(2))
+    phase = 2 * math.pi * torch.einsum("bkx,bix->bik", wave, frac_coords)
+    cos, sin = phase.cos() * mask[..., None], phase.sin() * mask[..., None]
+    even, odd = _wave_sums(cos, sin, pairs, torch.cat(factors[::2], -1), factors[1])
+    scalar, tensor = even.split([factors[0].shape[-1], factors[2].shape[-1]], -1)
+    return tuple(
+        total.unflatten(-1, (2 * degree + 1, -1))
+        for degree, total in enumerate((scalar, odd, tensor))
+    )
+
+
+def _wave_sums(
+    cos: Float[Tensor, "crystals n k"],
+    sin: Float[Tensor, "crystals n k"],
+    pairs: Int[Tensor, "2 pairs"],
+    even: Float[Tensor, "crystals k p"],
+    odd: Float[Tensor, "crystals k q"],
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_k cos(φ_kj - φ_ki) even_k and Σ_k sin(φ_kj - φ_ki) odd_k for every pair."""
+    at_a_time = max(PHASES_AT_A_TIME // max(len(cos) * cos.shape[2], 1), 1)
+    parts = []
+    for i, j in zip(pairs[0].split(at_a_time), pairs[1].split(at_a_time), strict=True):
+        cos_i, sin_i = cos.index_select(1, i), sin.index_select(1, i)
+        cos_j, sin_j = cos.index_select(1, j), sin.index_select(1, j)
+        difference = (cos_i * cos_j).addcmul_(sin_i, sin_j)
+        parts.append(
+            (difference @ even, (cos_i.mul_(sin_j)).addcmul_(sin_i, cos_j, value=-1) @ odd)
+        )
+    return torch.cat([p for p, _ in parts], 1), torch.cat([q for _, q in parts], 1)
 
 
 def _reciprocal_vectors(

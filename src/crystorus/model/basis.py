@@ -63,8 +63,8 @@ class GaussianBasis(torch.nn.Module):
         return scale * envelope[:, None] * torch.exp(-0.5 * steps.square())
 
 
-def zonal_harmonics(cosine: Tensor, *, size: int) -> Tensor:
-    """Return Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) for l = 0 … size - 1, along a new last axis.
+def zonal_harmonics(cosine: Tensor, *, size: int, dim: int = -1) -> Tensor:
+    """Return Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) for l = 0 … size - 1, along a new axis `dim`.
 
     P_l by Bonnet's recursion: l P_l = (2l - 1) c P_{l-1} - (l - 1) P_{l-2}.
     """
@@ -72,4 +72,4 @@ def zonal_harmonics(cosine: Tensor, *, size: int) -> Tensor:
     for n in range(2, size):
         legendre.append(((2 * n - 1) * cosine * legendre[-1] - (n - 1) * legendre[-2]) / n)
     scaled = [p * math.sqrt((2 * n + 1) / (4 * math.pi)) for n, p in enumerate(legendre[:size])]
-    return torch.stack(scaled, dim=-1)
+    return torch.stack(scaled, dim=dim)

@@ -3,34 +3,24 @@
 Edges are rows sorted by their target atom. The pairs of edges of an atom form a dense table, so
 that the sum over triplets is one batched matrix product. All but the exchange between an edge and
 its reverse is local to the target atom, and is done for a few dozen atoms at a time: what a
-chunk needs stays in the processor's cache, and training may compute it again in backward instead
-of keeping it.
+chunk needs stays in the processor's cache. Edge features are kept as one tensor per chunk.
 
 Deviation: in place of GemNet's fitted scaling factors, which the paper drops, sums over
-neighbours are multiplied by the constant 1/√k. A weight matrix follows each, so that the network
+neighbours are multiplied by the constant 1/k. A weight matrix follows each, so that the network
 expresses the same functions; without any factor its first blocks hear nothing of the geometry.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from crystorus.model.basis import GaussianBasis, zonal_harmonics
+from crystorus.model.dense import Dense, filtered, residuals
 from crystorus.model.nearest_neighbours import Neighbours
 from crystorus.model.vector_fields import angle_field, distance_field
-
-SILU_SCALE = 1 / 0.6
-"""GemNet divides SiLU by 0.6 to keep the variance of a standard normal input."""
-
-SQRT_HALF = math.sqrt(0.5)
-"""Sums of two terms of equal variance are multiplied by 1/√2."""
 
 CHUNK_EDGES = {"cpu": 2048}
 """Edges worked on at a time: 1 MiB per feature tensor on a CPU, whose cache it fits."""
@@ -38,31 +28,45 @@ CHUNK_EDGES = {"cpu": 2048}
 CHUNK_EDGES_ELSEWHERE = 65_536
 """Edges worked on at a time on other devices: enough to fill one, and a bound on memory."""
 
+EdgeValues = Sequence[Tensor]
+"""Values of all edges of a batch, [edges of the chunk, …] for each of its chunks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Some atoms, their edges and Γ₂ among them; what depends on geometry alone.
 
     Attributes:
+        atoms: Which atoms of the batch.
         target: Target of every edge, counted from the chunk's first atom.
         source: Source of every edge, counted from the batch's first atom.
-        n_atoms: Number of atoms.
+        reverse: Reverse of every edge, counted from the batch's first edge.
         width: Largest number of edges of an atom.
         slot: Place of every edge in the flattened [n_atoms, width] table.
+        gaussians: The radial basis of every edge.
+        direction: -e_γ / r_γ of every edge, fractional per Å.
         harmonics: Y_l0(θ_γγ'), zero for γ = γ' and where there is no edge; rows run over
             (γ, l), columns over γ'.
         distance_fields: λ_r of every edge.
         angle_fields: λ_θ of every pair (γ, γ'), zero where there is none.
     """
 
+    atoms: slice
     target: Int[Tensor, " edges"]
     source: Int[Tensor, " edges"]
-    n_atoms: int
+    reverse: Int[Tensor, " edges"]
     width: int
     slot: Int[Tensor, " edges"]
+    gaussians: Float[Tensor, "edges gaussians"]
+    direction: Float[Tensor, "edges 3"]
     harmonics: Float[Tensor, "atoms rows width"]
     distance_fields: Float[Tensor, "edges 6"]
-    angle_fields: Float[Tensor, "atoms pairs 6"]
+    angle_fields: Float[Tensor, "atoms 6 pairs"]
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.harmonics)
 
     def to_table(self, values: Float[Tensor, "edges n"]) -> Float[Tensor, "atoms width n"]:
         """Lay edge values out by atom, zeros where an atom has fewer edges."""
@@ -73,48 +77,36 @@ class Chunk:
         """Sum edge values over the edges of every target atom."""
         return values.new_zeros((self.n_atoms, values.shape[1])).index_add(0, self.target, values)
 
+    def of_sources(self, values: Float[Tensor, "batch n"]) -> Float[Tensor, "edges n"]:
+        """Give every edge the value of its source, from those of all atoms of the batch."""
+        return values.index_select(0, self.source)
+
+    def of_targets(self, values: Float[Tensor, "batch n"]) -> Float[Tensor, "edges n"]:
+        """Give every edge the value of its target, from those of all atoms of the batch."""
+        return values[self.atoms].index_select(0, self.target)
+
 
 @dataclass(frozen=True, eq=False)
 class EdgeGraph:
-    """The edges of a batch, their radial basis, and the chunks they are worked on in."""
+    """The edges of a batch and the chunks they are worked on in."""
 
     neighbours: Neighbours
-    gaussians: Float[Tensor, "edges gaussians"]
     chunks: tuple[Chunk, ...]
 
     def map(
-        self,
-        function: Callable[..., tuple[Tensor, ...]],
-        *edge_values: Tensor,
-        recompute: bool = True,
-    ) -> tuple[Tensor, ...]:
-        """Apply `function(*values, chunk=chunk)` to every chunk and join the results' rows.
-
-        With `recompute`, backward computes each chunk again from its inputs, which are all that
-        is kept; without, everything in between is kept.
-        """
-        sizes = [len(chunk.target) for chunk in self.chunks]
-        rows = zip(*(values.split(sizes) for values in edge_values), strict=True)
+        self, function: Callable[..., tuple[Tensor, ...]], *edge_values: EdgeValues
+    ) -> tuple[list[Tensor], ...]:
+        """Apply `function(*values, chunk)` to every chunk; one list for each of its results."""
         results = [
-            (_recomputed if recompute else _kept)(partial(function, chunk=chunk), *values)
-            for chunk, values in zip(self.chunks, rows, strict=True)
+            function(*values, chunk)
+            for *values, chunk in zip(*edge_values, self.chunks, strict=True)
         ]
-        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+        return tuple(list(parts) for parts in zip(*results, strict=True))
 
-
-def _recomputed(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply `function`; where gradients are wanted, keep its inputs only."""
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    result: tuple[Tensor, ...] = checkpoint(
-        function, *inputs, use_reentrant=False, preserve_rng_state=False
-    )
-    return result
-
-
-def _kept(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply `function`; where gradients are wanted, keep all that they need."""
-    return function(*inputs)
+    def of_reverse(self, values: EdgeValues) -> list[Tensor]:
+        """Give every edge the value of its reverse."""
+        joined = torch.cat(list(values))
+        return [joined.index_select(0, chunk.reverse) for chunk in self.chunks]
 
 
 @torch.no_grad()
@@ -124,134 +116,51 @@ def edge_graph(neighbours: Neighbours, radial: GaussianBasis, *, num_spherical: 
     start = torch.cumsum(neighbours.count, 0) - neighbours.count
     chunk_of_atom = torch.div(start, size, rounding_mode="floor")
     n_atoms = torch.unique_consecutive(chunk_of_atom, return_counts=True)[1].tolist()
-    n_edges = [int(count.sum()) for count in neighbours.count.split(n_atoms)]
-    edges = [
-        values.split(n_edges)
-        for values in (neighbours.target, neighbours.source, neighbours.vector, neighbours.distance)
-    ]
-    first, chunks = 0, []
-    for count, *values in zip(neighbours.count.split(n_atoms), *edges, strict=True):
-        target, source, vector, distance = values
-        chunks.append(
-            _chunk(target - first, source, vector, distance, count, num_spherical=num_spherical)
-        )
-        first += len(count)
-    return EdgeGraph(neighbours, radial(neighbours.distance), tuple(chunks))
+    first_atom, first_edge, chunks = 0, 0, []
+    for count in neighbours.count.split(n_atoms):
+        atoms = slice(first_atom, first_atom + len(count))
+        edges = slice(first_edge, first_edge + int(count.sum()))
+        chunks.append(_chunk(neighbours, atoms, edges, radial, num_spherical=num_spherical))
+        first_atom, first_edge = atoms.stop, edges.stop
+    return EdgeGraph(neighbours, tuple(chunks))
 
 
 def _chunk(
-    target: Int[Tensor, " edges"],
-    source: Int[Tensor, " edges"],
-    vector: Float[Tensor, "edges 3"],
-    distance: Float[Tensor, " edges"],
-    count: Int[Tensor, " atoms"],
+    neighbours: Neighbours,
+    atoms: slice,
+    edges: slice,
+    radial: GaussianBasis,
     *,
     num_spherical: int,
 ) -> Chunk:
-    """Tabulate the pairs of edges of some atoms."""
-    atoms, width = len(count), max(int(count.max()), 1)
+    """Tabulate the edges of some atoms and the pairs among them."""
+    count, vector = neighbours.count[atoms], neighbours.vector[edges]
+    distance = neighbours.distance[edges]
+    target = neighbours.target[edges] - atoms.start
+    n_atoms, width = len(count), max(int(count.max()), 1)
     start = torch.cumsum(count, 0) - count
     slot = target * width + torch.arange(len(target), device=target.device) - start[target]
-    unit = vector.new_zeros((atoms * width, 3)).index_copy(0, slot, vector / distance[:, None])
-    unit = unit.view(atoms, width, 3)
+    unit = vector.new_zeros((n_atoms * width, 3)).index_copy(0, slot, vector / distance[:, None])
+    unit = unit.view(n_atoms, width, 3)
     present = torch.arange(width, device=count.device) < count[:, None]
     distinct = ~torch.eye(width, dtype=torch.bool, device=count.device)
-    pair = (present[:, :, None] & present[:, None, :] & distinct)[..., None]
+    pair = present[:, :, None] & present[:, None, :] & distinct
     cosine = (unit @ unit.mT).clamp(-1, 1)
-    harmonics = (zonal_harmonics(cosine, size=num_spherical) * pair).permute(0, 1, 3, 2)
-    fields = angle_field(unit[:, :, None], unit[:, None]) * pair
+    harmonics = zonal_harmonics(cosine, size=num_spherical, dim=2) * pair[:, :, None]
+    fields = angle_field(unit[:, :, None], unit[:, None], dim=1) * pair[:, None]
     return Chunk(
-        target,
-        source,
         atoms,
+        target,
+        neighbours.source[edges],
+        neighbours.reverse[edges],
         width,
         slot,
-        harmonics.reshape(atoms, width * num_spherical, width),
+        radial(distance),
+        -neighbours.offset[edges] / distance[:, None],
+        harmonics.view(n_atoms, width * num_spherical, width),
         distance_field(vector),
-        fields.view(atoms, width * width, 6),
+        fields.view(n_atoms, 6, width * width),
     )
-
-
-def he_orthogonal_(weight: Tensor) -> Tensor:
-    """Fill a weight [out, in] with decorrelated rows of variance 1/in (GemNet's start)."""
-    with torch.no_grad():
-        torch.nn.init.orthogonal_(weight)
-        spread, mean = torch.std_mean(weight, dim=1, keepdim=True, correction=0)
-        return weight.sub_(mean).div_(spread).mul_(weight.shape[1] ** -0.5)
-
-
-class Dense(torch.nn.Module):
-    """y = σ(W x) without bias, σ the scaled SiLU or nothing."""
-
-    def __init__(self, size_in: int, size_out: int, *, activation: bool):
-        super().__init__()
-        self.activation = activation
-        self.weight = torch.nn.Parameter(he_orthogonal_(torch.empty(size_out, size_in)))
-
-    def forward(self, x: Float[Tensor, "rows size_in"]) -> Float[Tensor, "rows size_out"]:
-        """Apply the layer to every row."""
-        return scaled_silu(self.linear(x)) if self.activation else self.linear(x)
-
-    def linear(self, x: Float[Tensor, "rows size_in"]) -> Float[Tensor, "rows size_out"]:
-        """Return W x."""
-        return functional.linear(x, self.weight)
-
-
-def scaled_silu(x: Tensor) -> Tensor:
-    """Return SiLU(x) / 0.6."""
-    return functional.silu(x).mul_(SILU_SCALE)
-
-
-class Residual(torch.nn.Module):
-    """y = (x + σ(W₂ σ(W₁ x))) / √2."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.inner = Dense(size, size, activation=True)
-        self.outer = Dense(size, size, activation=True)
-
-    def forward(self, x: Float[Tensor, "rows size"]) -> Float[Tensor, "rows size"]:
-        """Apply the layer to every row."""
-        return (x + self.outer(self.inner(x))).mul_(SQRT_HALF)
-
-
-def residuals(size: int, count: int) -> torch.nn.Sequential:
-    """Chain residual layers."""
-    return torch.nn.Sequential(*(Residual(size) for _ in range(count)))
-
-
-class JoinedDense(torch.nn.Module):
-    """y = σ(W [h_j, h_i, m_γ]): atoms at both ends of an edge joined with edge features.
-
-    W is kept whole; its two atom parts are applied per atom and then gathered, which is the
-    same sum for a third of the products.
-    """
-
-    def __init__(self, size_atom: int, size_edge: int, size_out: int):
-        super().__init__()
-        self.size_atom = size_atom
-        self.weight = torch.nn.Parameter(
-            he_orthogonal_(torch.empty(size_out, 2 * size_atom + size_edge))
-        )
-
-    def per_atom(self, atoms: Float[Tensor, "atoms n"]) -> tuple[Tensor, Tensor]:
-        """Return the atoms' shares as sources and as targets."""
-        source, target, _ = self._parts()
-        return functional.linear(atoms, source), functional.linear(atoms, target)
-
-    def forward(
-        self,
-        edges: Float[Tensor, "edges size_edge"],
-        sources: Float[Tensor, "edges size_out"],
-        targets: Float[Tensor, "edges size_out"],
-    ) -> Float[Tensor, "edges size_out"]:
-        """Return new edge features from the edges and the shares of their two atoms."""
-        return scaled_silu(functional.linear(edges, self._parts()[2]) + sources + targets)
-
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        n = self.size_atom
-        source, target, edge = self.weight.split([n, n, self.weight.shape[1] - 2 * n], dim=1)
-        return source, target, edge
 
 
 class BilinearTriplets(torch.nn.Module):
@@ -312,7 +221,7 @@ class AtomUpdate(torch.nn.Module):
         self, edges: Float[Tensor, "edges edge"], radial: Float[Tensor, "edges rbf"], chunk: Chunk
     ) -> Float[Tensor, "atoms edge"]:
         """Sum the filtered edge features at every atom."""
-        return self.scale * chunk.sum_per_atom(edges * self.radial(radial))
+        return self.scale * chunk.sum_per_atom(filtered(edges, radial, self.radial))
 
     def forward(self, gathered: Float[Tensor, "atoms edge"]) -> Float[Tensor, "atoms atom"]:
         """Return new atom features."""

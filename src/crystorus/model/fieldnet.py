@@ -7,7 +7,8 @@ Angles need no triplets: the scalar products of vectors and of quadrupoles built
 sums over pairs of its edges by the addition theorem.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,15 @@ from crystorus.geometry.crystals import to_dense
 from crystorus.geometry.lattice import from_coefficients
 from crystorus.geometry.lattice_sums import LatticeSumConfig, PairFields, lattice_sums
 from crystorus.model.embedding import ElementEmbedding, sinusoids
+
+SIMILAR_SIZE = 0.8
+"""Crystals with fewer atoms than this share of a group's largest are not padded to it."""
+
+GROUP_PAIRS = {"cpu": 3000}
+"""Pairs of atoms that take as long as what a pass costs besides: a few milliseconds on a CPU."""
+
+GROUP_PAIRS_ELSEWHERE = 1_000_000
+"""The same on other devices, which wait longer for their work than they do it."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,34 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
-def _contract(gate: Tensor, field: Tensor, components: int) -> Tensor:
-    """Sum a field over j with the gates of every pair: → [crystals, i, components, k × gate]."""
-    total = field @ gate.to(field.dtype)  # crystals i (components k) gate
-    return total.unflatten(2, (components, -1)).flatten(3)
+def _contract(gate: Tensor, fields: PairFields) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the fields over j with the gates of every pair: [crystals, i, 2l + 1, k × gate] each."""
+    total = fields.joined @ gate.to(fields.joined.dtype)  # crystals i (components k) gate
+    parts = total.split(fields.sizes, 2)
+    scalar, vector, tensor = (
+        part.unflatten(2, (2 * degree + 1, -1)).flatten(3) for degree, part in enumerate(parts)
+    )
+    return scalar, vector, tensor
+
+
+def size_groups(n_atoms: Sequence[int], pairs: int) -> list[int]:
+    """Split crystals, largest first, where padding would outweigh a pass of its own.
+
+    Args:
+        n_atoms: Atoms of each crystal, falling.
+        pairs: Pairs of atoms, padding counted, that are worth a pass.
+
+    Returns:
+        The number of crystals in each group, in order.
+    """
+    groups = [0]
+    largest = n_atoms[0]
+    for n in n_atoms:
+        if groups[-1] * largest**2 >= pairs and n < SIMILAR_SIZE * largest:
+            groups.append(0)
+            largest = n
+        groups[-1] += 1
+    return groups
 
 
 class _Block(nn.Module):
@@ -89,17 +123,17 @@ class _Block(nn.Module):
         scale, shift = self.time(time)[:, None].chunk(2, -1)
         h = self.normalise(state.scalar) * (1 + scale) + shift
         from_i, from_j = self.ends(h).chunk(2, -1)
-        hidden = nn.functional.silu(self.pair_in(state.pair) + from_i[:, :, None] + from_j[:, None])
+        hidden = self.pair_in(state.pair).add_(from_i[:, :, None]).add_(from_j[:, None])
+        hidden = nn.functional.silu(hidden, inplace=not torch.is_grad_enabled())
         pair = state.pair + self.pair_out(hidden)
-        gate = self.gate(hidden)
-        about = _contract(gate, fields.scalar, 1).squeeze(2)
-        vector = state.vector + self.to_vector(_contract(gate, fields.vector, 3))
-        tensor = state.tensor + self.to_tensor(_contract(gate, fields.tensor, 5))
+        about, along, across = _contract(self.gate(hidden), fields)
+        vector = state.vector + self.to_vector(along)
+        tensor = state.tensor + self.to_tensor(across)
         va, vb = self.mix_vector(vector).chunk(2, -1)
         wa, wb = self.mix_tensor(tensor).chunk(2, -1)
-        seen = torch.einsum("bijp,bj->bip", hidden, weight)
+        seen = (weight[:, None, None].to(hidden.dtype) @ hidden)[:, :, 0]
         pooled = torch.einsum("bic,bi->bc", self.pool(h), weight)[:, None].expand_as(h)
-        news = [h, pooled, self.to_scalar(about), seen, (va * vb).sum(2), (wa * wb).sum(2)]
+        news = [h, pooled, self.to_scalar(about[:, :, 0]), seen, (va * vb).sum(2), (wa * wb).sum(2)]
         scalar = state.scalar + self.update(torch.cat(news, -1))
         return _State(scalar, vector, tensor, pair)
 
@@ -136,6 +170,20 @@ class FieldNet(nn.Module):
         Returns:
             Cartesian displacement field in units of (V/n)^⅓ and strain, both unscaled.
         """
+        pairs = GROUP_PAIRS.get(crystals.n_atoms.device.type, GROUP_PAIRS_ELSEWHERE)
+        order = torch.argsort(crystals.n_atoms, descending=True, stable=True)
+        sizes = size_groups(crystals.n_atoms[order].tolist(), pairs)
+        if len(sizes) == 1:
+            return self._evaluate(crystals, t)
+        atoms = torch.arange(len(crystals.frac_coords), device=order.device)
+        places = replace(crystals, atomic_numbers=atoms).select(order).atomic_numbers
+        parts = [self._evaluate(crystals.select(group), t[group]) for group in order.split(sizes)]
+        displacement = torch.cat([part.displacement for part in parts])
+        strain = torch.cat([part.strain for part in parts])
+        return FieldNetOutput(displacement[places.argsort()], strain[order.argsort()])
+
+    def _evaluate(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> "FieldNetOutput":
+        """Evaluate the fields on crystals of similar size, padded to the largest."""
         frac, mask = to_dense(crystals.frac_coords, crystals.n_atoms)
         numbers, _ = to_dense(crystals.atomic_numbers, crystals.n_atoms)
         fields = lattice_sums(crystals.lattice, frac, mask, self.config.sums)

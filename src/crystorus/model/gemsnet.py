@@ -1,8 +1,9 @@
 """The `paper` preset's network: GemsNet encoder and decoder (§4.1, Eqs 7 to 11, Appendix A)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -11,16 +12,15 @@ from torch import Tensor
 from crystorus.geometry.crystals import Crystals, Prediction, mean_per_crystal
 from crystorus.model.basis import GaussianBasis
 from crystorus.model.blocks import (
-    SQRT_HALF,
     AtomUpdate,
     BilinearTriplets,
     Chunk,
-    Dense,
     EdgeGraph,
-    JoinedDense,
+    EdgeValues,
     edge_graph,
-    residuals,
 )
+from crystorus.model.dense import SQRT_HALF, Dense, JoinedDense, filtered, residuals
+from crystorus.model.heads import LatticeHead, PositionHead, sum_of_fields
 from crystorus.model.nearest_neighbours import nearest_neighbours
 from crystorus.model.vector_fields import symmetric_matrix
 
@@ -29,10 +29,6 @@ ELEMENTS = 118
 
 TIME_BASE = 10_000.0
 """n of Eq. 8, which the paper leaves open: the usual one of positional encodings."""
-
-INITIAL_FIELD_GAIN = 8.0
-FIELDS = 3
-"""λ holds ∂r_γ/∂ρ, ∂r_γ'/∂ρ and ∂θ_γγ'/∂ρ (Appendix A)."""
 
 
 @dataclass(frozen=True)
@@ -112,30 +108,28 @@ class AtomEmbedding(torch.nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class RadialFilters:
-    """Distances projected once per network, for each of their uses in the blocks."""
+    """Distances projected once per network, [edges, rbf] for each of their uses in the blocks."""
 
-    triplet: Float[Tensor, "edges rbf"]
-    circular: Float[Tensor, "edges rbf"]
-    atom: Float[Tensor, "edges rbf"]
+    triplet: EdgeValues
+    circular: EdgeValues
+    atom: EdgeValues
 
 
 class InteractionBlock(torch.nn.Module):
     """GemNet-T's interaction: edges hear other edges, atoms hear edges, edges hear atoms."""
 
-    def __init__(self, config: GemsNetConfig, *, update_edges: bool, recompute: bool):
+    def __init__(self, config: GemsNetConfig, *, update_edges: bool):
         """Build the block.
 
         Args:
             config: Sizes.
             update_edges: Whether edges hear atoms at the end. Pointless, and without a gradient,
                 where only the atoms' features are read afterwards.
-            recompute: Whether training keeps little of the block and computes it twice.
         """
         super().__init__()
         # In cells of 1 Å³, where sampling starts, all neighbours look alike and their messages
         # add up coherently: the mean is bounded there, 1/√k is not.
         c, scale = config, 1 / config.neighbours
-        self.recompute = recompute
         self.direct = Dense(c.edge, c.edge, activation=True)
         self.message = Dense(c.edge, c.edge, activation=True)
         self.message_filter = Dense(c.rbf, c.edge, activation=False)
@@ -161,56 +155,45 @@ class InteractionBlock(torch.nn.Module):
     def forward(
         self,
         atoms: Float[Tensor, "atoms atom"],
-        edges: Float[Tensor, "edges edge"],
+        edges: EdgeValues,
         radial: RadialFilters,
         graph: EdgeGraph,
-    ) -> tuple[Float[Tensor, "atoms atom"], Float[Tensor, "edges edge"]]:
+    ) -> tuple[Float[Tensor, "atoms atom"], EdgeValues]:
         """Return new features of atoms and edges."""
         (heard,) = graph.map(self._hear_edges, edges, radial.triplet, radial.circular)
-        of_reverse = heard.index_select(0, graph.neighbours.reverse)
         edges, gathered = graph.map(
-            self._update_edges,
-            edges,
-            heard,
-            of_reverse,
-            radial.atom,
-            recompute=self.recompute,
+            self._update_edges, edges, heard, graph.of_reverse(heard), radial.atom
         )
-        atoms = (atoms + self.atom_update(gathered)).mul_(SQRT_HALF)
+        atoms = (atoms + self.atom_update(torch.cat(gathered))).mul_(SQRT_HALF)
         if self.join is None:
             return atoms, edges
         sources, targets = self.join.per_atom(atoms)
-        (edges,) = graph.map(
-            partial(self._hear_atoms, sources=sources, targets=targets),
-            edges,
-            graph.neighbours.target,
-            recompute=self.recompute,
-        )
+        (edges,) = graph.map(partial(self._hear_atoms, sources, targets), edges)
         return atoms, edges
 
     def _hear_edges(
-        self, edges: Tensor, triplet: Tensor, circular: Tensor, *, chunk: Chunk
+        self, edges: Tensor, triplet: Tensor, circular: Tensor, chunk: Chunk
     ) -> tuple[Tensor, ...]:
         """Sum messages over the other edges at every edge's target."""
-        message = self.down(self.message(edges) * self.message_filter(triplet))
+        message = self.down(filtered(self.message(edges), triplet, self.message_filter))
         return (self.triplets(message, circular, chunk),)
 
     def _update_edges(
-        self, edges: Tensor, heard: Tensor, of_reverse: Tensor, radial: Tensor, *, chunk: Chunk
+        self, edges: Tensor, heard: Tensor, of_reverse: Tensor, radial: Tensor, chunk: Chunk
     ) -> tuple[Tensor, ...]:
         """Return new edges, and their sums for the atoms."""
-        message = (self.up(heard) + self.up_reverse(of_reverse)).mul_(SQRT_HALF)
-        update = self.before_skip((self.direct(edges) + message).mul_(SQRT_HALF))
+        message = self.up(heard).add_(self.up_reverse(of_reverse)).mul_(SQRT_HALF)
+        update = self.before_skip(message.add_(self.direct(edges)).mul_(SQRT_HALF))
         edges = self.after_skip((edges + update).mul_(SQRT_HALF))
         return edges, self.atom_update.gather(edges, radial, chunk)
 
     def _hear_atoms(
-        self, edges: Tensor, target: Tensor, *, sources: Tensor, targets: Tensor, chunk: Chunk
+        self, sources: Tensor, targets: Tensor, edges: Tensor, chunk: Chunk
     ) -> tuple[Tensor, ...]:
         """Update edges by their two atoms."""
         assert self.join is not None
         assert self.after_join is not None
-        joined = self.join(edges, sources[chunk.source], targets[target])
+        joined = self.join(edges, chunk.of_sources(sources), chunk.of_targets(targets))
         return ((edges + self.after_join(joined)).mul_(SQRT_HALF),)
 
 
@@ -222,116 +205,36 @@ class GemsNet(torch.nn.Module):
 
         Args:
             config: Sizes.
-            edge_output: Whether edge features are read, not only y^z. Where they are not, training
-                computes the blocks twice: half of the two networks' memory is enough for speed.
+            edge_output: Whether edge features are read, not only y^z.
         """
         super().__init__()
         self.radial = Dense(config.num_radial, 3 * config.rbf, activation=False)
         self.edge_embedding = JoinedDense(config.atom, config.num_radial, config.edge)
         last = config.blocks - 1
         self.blocks = torch.nn.ModuleList(
-            InteractionBlock(
-                config, update_edges=edge_output or b < last, recompute=not edge_output
-            )
+            InteractionBlock(config, update_edges=edge_output or b < last)
             for b in range(config.blocks)
         )
 
     def forward(
         self, atoms: Float[Tensor, "atoms atom"], graph: EdgeGraph
-    ) -> tuple[Float[Tensor, "atoms atom"], list[Float[Tensor, "edges edge"]]]:
+    ) -> tuple[Float[Tensor, "atoms atom"], list[EdgeValues]]:
         """Return y^z and the edge features after every block."""
-        radial = RadialFilters(*self.radial(graph.gaussians).chunk(3, dim=1))
         sources, targets = self.edge_embedding.per_atom(atoms)
-        (edges,) = graph.map(
-            partial(self._embed, sources=sources, targets=targets),
-            graph.gaussians,
-            graph.neighbours.target,
-        )
+        edges: EdgeValues
+        edges, *filters = graph.map(partial(self._embed, sources, targets))
+        radial = RadialFilters(*filters)
         layers = []
         for block in self.blocks:
             atoms, edges = block(atoms, edges, radial, graph)
             layers.append(edges)
         return atoms, layers
 
-    def _embed(
-        self, gaussians: Tensor, target: Tensor, *, sources: Tensor, targets: Tensor, chunk: Chunk
-    ) -> tuple[Tensor, ...]:
-        """Return the first edge features."""
-        return (self.edge_embedding(gaussians, sources[chunk.source], targets[target]),)
-
-
-class PositionHead(torch.nn.Module):
-    """y^x_i = Σ_γ∈N(i) w_γ (-e_γ / r_γ): a displacement from invariant weights of edges.
-
-    Source: Appendix A.
-    """
-
-    def __init__(self, config: GemsNetConfig):
-        super().__init__()
-        self.hidden = Dense(config.edge, config.edge, activation=True)
-        self.radial = Dense(config.num_radial, config.rbf, activation=False)
-        self.filter = Dense(config.rbf, config.edge, activation=False)
-        self.weight = Dense(config.edge, 1, activation=False)
-
-    def forward(
-        self, edges: Float[Tensor, "edges edge"], graph: EdgeGraph
-    ) -> Float[Tensor, "atoms 3"]:
-        """Return y^x, fractional."""
-        direction = -graph.neighbours.offset / graph.neighbours.distance[:, None]
-        (displacement,) = graph.map(self._sum, edges, graph.gaussians, direction)
-        return displacement
-
-    def _sum(
-        self, edges: Tensor, gaussians: Tensor, direction: Tensor, *, chunk: Chunk
-    ) -> tuple[Tensor, ...]:
-        """Sum the weighted directions at every atom."""
-        weight = self.weight(self.hidden(edges) * self.filter(self.radial(gaussians)))
-        return (chunk.sum_per_atom(weight * direction),)
-
-
-class LatticeHead(torch.nn.Module):
-    """Σ_γ' w_γγ' λ_γγ' of one layer l, summed over the pairs of every atom.
-
-    w^f_γγ' = Σ_k a^f_k(m_γ) b^f_k(m_γ') for each of the three fields f of λ. The fields of the
-    distances depend on one edge of the pair only, and their sum over pairs is a sum over edges.
-
-    Source: Appendix A.
-    """
-
-    def __init__(self, config: GemsNetConfig):
-        super().__init__()
-        self.rank = config.field_rank
-        size = 2 * FIELDS * self.rank
-        self.hidden = Dense(config.edge, config.bilinear, activation=True)
-        self.factors = Dense(config.bilinear, size, activation=False)
-        self.radial = Dense(config.num_radial, config.rbf, activation=False)
-        self.filter = Dense(config.rbf, size, activation=False)
-        # The mean over Γ₂ of incoherent fields starts near 1e-3, and ρ' has to grow from I₃ to
-        # cells of several Å: the weights that make the field start larger.
-        with torch.no_grad():
-            self.filter.weight.mul_(INITIAL_FIELD_GAIN)
-
-    def forward(
-        self, edges: Float[Tensor, "edges edge"], graph: EdgeGraph
-    ) -> Float[Tensor, "atoms 6"]:
-        """Return the sum for every atom, six components of a symmetric matrix."""
-        (total,) = graph.map(self._sum, edges, graph.gaussians)
-        return total
-
-    def _sum(self, edges: Tensor, gaussians: Tensor, *, chunk: Chunk) -> tuple[Tensor, ...]:
-        """Sum w λ over the pairs of every atom."""
-        factors = self.factors(self.hidden(edges)) * self.filter(self.radial(gaussians))
-        first, second, angle = (factors * self.rank**-0.25).chunk(FIELDS, dim=1)
-        weight = self._others(first, chunk) + self._others(second, chunk)
-        total = chunk.sum_per_atom(weight[:, None] * chunk.distance_fields)
-        a, b = chunk.to_table(angle).chunk(2, dim=2)
-        weights = (a @ b.mT).view(len(a), 1, -1)
-        return (total + torch.bmm(weights, chunk.angle_fields)[:, 0],)
-
-    def _others(self, factors: Float[Tensor, "edges n"], chunk: Chunk) -> Tensor:
-        """Return Σ_γ'≠γ a(γ)·b(γ') for every edge γ."""
-        a, b = factors.chunk(2, dim=1)
-        return (a * (chunk.sum_per_atom(b)[chunk.target] - b)).sum(1)
+    def _embed(self, sources: Tensor, targets: Tensor, chunk: Chunk) -> tuple[Tensor, ...]:
+        """Return the first edge features and the projected distances."""
+        shares = chunk.of_sources(sources), chunk.of_targets(targets)
+        edges = self.edge_embedding(chunk.gaussians, *shares)
+        return edges, *self.radial(chunk.gaussians).chunk(3, dim=1)
 
 
 class GemsNetDenoiser(torch.nn.Module):
@@ -354,8 +257,19 @@ class GemsNetDenoiser(torch.nn.Module):
         self.encoder = GemsNet(config, edge_output=False) if config.encoder else None
         self.join = Dense(2 * config.atom, config.atom, activation=True) if config.encoder else None
         self.decoder = GemsNet(config, edge_output=True)
-        self.position_head = PositionHead(config)
-        self.lattice_heads = torch.nn.ModuleList(LatticeHead(config) for _ in range(config.blocks))
+        self.position_head = PositionHead(
+            edge=config.edge, num_radial=config.num_radial, rbf=config.rbf
+        )
+        self.lattice_heads = torch.nn.ModuleList(
+            LatticeHead(
+                edge=config.edge,
+                hidden=config.bilinear,
+                num_radial=config.num_radial,
+                rbf=config.rbf,
+                rank=config.field_rank,
+            )
+            for _ in range(config.blocks)
+        )
 
     def forward(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> Prediction:
         """Predict (y^ρ, y^x) and apply y^ρ.
@@ -389,12 +303,11 @@ class GemsNetDenoiser(torch.nn.Module):
         return self.join(torch.cat([encoded, mean], dim=1))
 
     def _lattice_action(
-        self, layers: list[Float[Tensor, "edges edge"]], crystals: Crystals, graph: EdgeGraph
+        self, layers: list[EdgeValues], crystals: Crystals, graph: EdgeGraph
     ) -> Float[Tensor, "crystals 3 3"]:
         """Return y^ρ = I₃ + 1/|Γ₂| Σ_l Σ_γγ' w^l_γγ' λ_γγ' (Appendix A)."""
-        per_atom = torch.stack(
-            [head(edges, graph) for head, edges in zip(self.lattice_heads, layers, strict=True)]
-        ).sum(0)
+        heads = cast(Iterable[LatticeHead], self.lattice_heads)
+        per_atom = sum_of_fields(heads, layers, graph)
         count = graph.neighbours.count.to(per_atom.dtype)
         size = mean_per_crystal(count * (count - 1), crystals).clamp_min(1)
         mean = mean_per_crystal(per_atom, crystals) / size[:, None]

@@ -29,8 +29,8 @@ def distance_field(vector: Float[Tensor, "*edges 3"]) -> Float[Tensor, "*edges 6
 
 
 def angle_field(
-    first: Float[Tensor, "*#pairs 3"], second: Float[Tensor, "*#pairs 3"]
-) -> Float[Tensor, "*all_pairs 6"]:
+    first: Float[Tensor, "*#pairs 3"], second: Float[Tensor, "*#pairs 3"], *, dim: int = -1
+) -> Tensor:
     """Return λ_θ = (∂θ/∂ρ) ρᵀ = sin θ (q̂q̂ᵀ - p̂p̂ᵀ), dimensionless, traceless.
 
     With unit vectors û, v̂ at the angle θ, p = û + v̂ and q = û - v̂ are orthogonal and
@@ -40,16 +40,21 @@ def angle_field(
     Args:
         first: û, [… 3].
         second: v̂, [… 3].
+        dim: Where the axis of the six components goes.
 
     Returns:
-        [… 6].
+        [… 6] unless `dim` puts the 6 elsewhere.
 
     Source: Appendix A, ∂θ_γγ'/∂ρ.
     """
+    # One contiguous table per component: axes of length 3 and 6 would be strided loops.
+    first, second = first.movedim(-1, 0), second.movedim(-1, 0)
     p, q = first + second, first - second
-    length_p, length_q = p.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
-    along_q = _outer(q) * (length_p / length_q.clamp_min(ZERO_LENGTH))
-    return 0.5 * (along_q - _outer(p) * (length_q / length_p.clamp_min(ZERO_LENGTH)))
+    square_p, square_q = p.square().sum(0), q.square().sum(0)
+    ratio = (square_p.clamp_min(ZERO_LENGTH**2) / square_q.clamp_min(ZERO_LENGTH**2)).sqrt()
+    along_p, along_q = 0.5 / ratio, 0.5 * ratio
+    components = [q[i] * q[j] * along_q - p[i] * p[j] * along_p for i, j in SYMMETRIC_PAIRS]
+    return torch.stack(components, dim=dim)
 
 
 def symmetric_matrix(components: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 3 3"]:
