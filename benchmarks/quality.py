@@ -28,7 +28,7 @@ from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel
 
 if __package__ in (None, ""):
-    from templates import substitute
+    from nearest_template import substitute
 
 
 def to_fidelity(crystals: Crystals) -> list[Crystal]:

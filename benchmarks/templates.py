@@ -1,64 +1,223 @@
-"""The substitution baseline: put a composition's elements into the nearest known crystal.
+"""Score starts from templates on validation: substitution alone and template-guided walks.
 
-For every wanted composition, the training crystal with the same number of atoms and the same
-multiset of element counts whose elements are nearest by descriptor distance; its volume is
-rescaled to the composition's expected one.
+    python benchmarks/templates.py --library train.templates --data val.store -n 9047 --out t.json
+
+For every composition the best candidate of the library is taken, substituted, and walked with the
+model; `--best-of K` scores the best of the first K candidates too. Rows: the nearest template by
+elemental properties (the plain baseline), the candidate with most votes as substituted, the same
+after the walk. Figures as in `quality.py`, split by atoms, by whether the composition is in the
+library, by the votes' share, and by whether any candidate has the prototype of the truth.
 """
 
-from collections import Counter, defaultdict
+import argparse
+import json
+import time
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
+from nearest_template import substitute as nearest
+from quality import to_fidelity
 
-from crystorus.data.store import CrystalStore
-from crystorus.diffusion.strain_process import fit_cell_statistics
+from crystal_fidelity.distances import density_emd
+from crystal_fidelity.matching import MatchResult, match_rate, match_rate_best_of
+from crystal_fidelity.validity import structural_validity
+from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.data.compositions import Composition
+from crystorus.data.store import CrystalStore, open_store
+from crystorus.diffusion.algorithms import SamplerConfig, Start
+from crystorus.generation.guiding import GUIDED_LEVEL, GUIDED_SAMPLER
 from crystorus.geometry import Crystals
-from crystorus.model.embedding import element_descriptors
+from crystorus.system import CrystalModel
+from crystorus.templates.library import TemplateLibrary, open_library
+from crystorus.templates.prototypes import aflow_prototypes
+from crystorus.templates.retrieval import Candidate, find_templates, substitute
+from crystorus.templates.surroundings import difference, surroundings
+
+ATOMS = ((1, 5), (6, 10), (11, 15), (16, 20))
+SAME = 0.12
 
 
-def pattern(numbers: list[int]) -> tuple[int, ...]:
-    """Return the multiset of element counts: Fe2O3 and Al2S3 share one."""
-    return tuple(sorted(Counter(numbers).values()))
-
-
-def assign(wanted: list[int], template: list[int], distance: np.ndarray) -> tuple[float, dict]:
-    """Map the template's elements to the wanted ones of equal count at the least distance."""
-    want, have = Counter(wanted), Counter(template)
-    a, b = sorted(want), sorted(have)
-    cost = np.array([[distance[x, y] if want[x] == have[y] else 1e6 for y in b] for x in a])
-    rows, columns = linear_sum_assignment(cost)
-    total = sum(cost[r, c] * want[a[r]] for r, c in zip(rows, columns, strict=True))
-    return total / len(wanted), {b[c]: a[r] for r, c in zip(rows, columns, strict=True)}
-
-
-def substitute(wanted: Crystals, library: CrystalStore) -> list[Crystals | None]:
-    """Return the substituted template of every composition, None where no pattern fits."""
-    descriptors = element_descriptors().numpy()
-    distance = np.linalg.norm(descriptors[:, None] - descriptors[None], axis=-1)
-    known = library.select(range(len(library)), dtype=torch.float64)
-    statistics = fit_cell_statistics(known)
-    index: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
-    start = 0
-    numbers = known.atomic_numbers.tolist()
-    for n, size in enumerate(known.n_atoms.tolist()):
-        row = numbers[start : start + size]
-        index[pattern(row)].append((n, row))
-        start += size
-    found: list[Crystals | None] = []
-    for crystal in wanted.split():
-        want = crystal.atomic_numbers.tolist()
-        options = [(*assign(want, row, distance), n) for n, row in index[pattern(want)]]
-        if not options:
-            found.append(None)
-            continue
-        _, change, n = min(options, key=lambda option: option[0])
-        template = known.select([n])
-        new = torch.tensor([change[z] for z in template.atomic_numbers.tolist()])
-        result = Crystals(template.lattice, template.frac_coords, new, template.n_atoms)
-        expected = statistics.expected_log_volume(result).exp() * len(want)
-        scale = (expected / result.volume) ** (1 / 3)
-        found.append(
-            result.with_geometry(result.lattice * scale[:, None, None], result.frac_coords)
+def walk(
+    model: CrystalModel,
+    starts: list[Crystals],
+    level: float,
+    sampler: SamplerConfig,
+    *,
+    noised: bool,
+) -> list[Crystals]:
+    """Walk from every start, in batches of similar size, in the order given."""
+    order = sorted(range(len(starts)), key=lambda n: int(starts[n].n_atoms[0]))
+    done: list[Crystals | None] = [None] * len(starts)
+    for first in range(0, len(order), 64):
+        chosen = order[first : first + 64]
+        batch = Crystals.concat([starts[n] for n in chosen])
+        steps = torch.full((len(chosen),), round(level * model.diffusion.steps))
+        found = model.sample(
+            batch.atomic_numbers,
+            batch.n_atoms,
+            seeds=chosen,
+            sampler=sampler,
+            start=Start(batch, steps, noised=noised),
         )
-    return found
+        for n, crystal in zip(chosen, found.split(), strict=True):
+            done[n] = crystal
+    return [crystal for crystal in done if crystal is not None]
+
+
+def prototype_known(wanted: Crystals, found: list[Candidate]) -> bool:
+    """Tell whether a candidate has the surroundings of the truth."""
+    truth = surroundings(
+        wanted.lattice[0].double().numpy(),
+        wanted.frac_coords.double().numpy(),
+        wanted.atomic_numbers.numpy(),
+    )
+    apart = [float(difference(c.distances, truth.distances)) for c in found]
+    return bool(apart) and min(apart) < SAME
+
+
+def splits(wanted: list[Crystals], found: list[list[Candidate]]) -> dict[str, np.ndarray]:
+    """Return the groups of compositions that figures are split by."""
+    atoms = np.array([int(c.n_atoms[0]) for c in wanted])
+    groups = {f"{low} to {high} atoms": (atoms >= low) & (atoms <= high) for low, high in ATOMS}
+    same = np.array([any(c.same_composition for c in f) for f in found])
+    groups |= {"composition in library": same, "composition not in library": ~same}
+    share = np.array([f[0].share if f else 0.0 for f in found])
+    groups |= {"share of votes above 0.9": share > 0.9, "share of votes below 0.5": share < 0.5}
+    known = np.array([prototype_known(w, f) for w, f in zip(wanted, found, strict=True)])
+    return groups | {"prototype among candidates": known, "prototype not among them": ~known}
+
+
+def figures(crystals: list[Crystals], reference: list, match: MatchResult, total: int) -> dict:
+    """Return the figures of one row; compositions without a template count as not matched."""
+    made = to_fidelity(Crystals.concat(crystals))
+    rms = match.rms[match.matched]
+    return {
+        "n": total,
+        "match_percent": 100 * float(match.matched.sum()) / total,
+        "rmse": float(rms.mean()),
+        "valid_percent": 100 * structural_validity(made).rate,
+        "density_emd": density_emd(made, reference).value,
+        "collisions": match.collisions,
+    }
+
+
+def split_figures(match: MatchResult, places: list[int], groups: dict[str, np.ndarray]) -> dict:
+    """Return match rate, RMSE and size of every group."""
+    total = len(next(iter(groups.values())))
+    matched, rms = np.zeros(total, dtype=bool), np.full(total, np.nan)
+    matched[places], rms[places] = match.matched, match.rms
+    return {
+        name: {
+            "n": int(chosen.sum()),
+            "match_percent": 100 * float(matched[chosen].mean()) if chosen.any() else None,
+            "rmse": float(rms[chosen & matched].mean()) if (chosen & matched).any() else None,
+        }
+        for name, chosen in groups.items()
+    }
+
+
+def retrieve(
+    library: TemplateLibrary, wanted: list[Crystals], limit: int
+) -> tuple[list[list[Candidate]], float]:
+    """Return the candidates of every composition and the CPU milliseconds of a look-up."""
+    began = time.process_time()
+    found = [
+        find_templates(library, Composition.of(c.atomic_numbers.tolist()), limit=limit)
+        for c in wanted
+    ]
+    return found, 1e3 * (time.process_time() - began) / len(wanted)
+
+
+def main() -> None:
+    """Run the benchmark and print its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--library", type=Path, help="without it, the AFLOW prototypes")
+    parser.add_argument("--train", type=Path, help="training store, for the plain baseline")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--choice", type=int, default=2)
+    parser.add_argument("--level", type=float, default=GUIDED_LEVEL)
+    parser.add_argument("--steps", type=int, default=GUIDED_SAMPLER.steps)
+    parser.add_argument("--sampler", default=GUIDED_SAMPLER.name)
+    parser.add_argument("--anti-annealing", type=float, default=GUIDED_SAMPLER.anti_annealing)
+    parser.add_argument("--noised", action="store_true")
+    parser.add_argument("--best-of", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    library = open_library(a.library) if a.library else aflow_prototypes()
+    store = open_store(a.data)
+    wanted = store.select(np.random.default_rng(a.choice).permutation(len(store))[: a.n]).split()
+    model = load_checkpoint(a.checkpoint)
+    found, milliseconds = retrieve(library, wanted, max(20, a.best_of))
+    groups = splits(wanted, found)
+    report = {"checkpoint": model.digest, "library": len(library), "lookup_ms": milliseconds}
+    sampler = SamplerConfig(a.sampler, a.steps, a.anti_annealing)
+    report |= {"level": a.level, "sampler": vars(sampler), "noised": a.noised}
+    places = [n for n, f in enumerate(found) if f]
+    reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
+    rows: dict[str, list[Crystals]] = {}
+    rows["substituted"] = [
+        substitute(library, found[n][0], model.statistics).to(dtype=torch.float32) for n in places
+    ]
+    began = time.process_time()
+    rows["guided"] = walk(model, rows["substituted"], a.level, sampler, noised=a.noised)
+    report["walk_cpu_seconds_per_crystal"] = (time.process_time() - began) / len(places)
+    for name, crystals in rows.items():
+        match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=a.workers)
+        row = figures(crystals, reference, match, len(wanted))
+        report[name] = row | {"splits": split_figures(match, places, groups)}
+    if a.train is not None:
+        report["nearest"] = plain_baseline(wanted, open_store(a.train), a.workers)
+    if a.best_of > 1:
+        report[f"best of {a.best_of}"] = best_of(model, library, wanted, found, a, sampler)
+    text = json.dumps(report, indent=2, default=float)
+    print(text)
+    if a.out is not None:
+        a.out.write_text(text + "\n")
+
+
+def plain_baseline(wanted: list[Crystals], train: CrystalStore, workers: int) -> dict:
+    """Score the nearest template by elemental properties."""
+    plain = nearest(Crystals.concat(wanted), train)
+    hits = [n for n, crystal in enumerate(plain) if crystal is not None]
+    crystals = [crystal for crystal in plain if crystal is not None]
+    reference = to_fidelity(Crystals.concat([wanted[n] for n in hits]))
+    match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=workers)
+    return figures(crystals, reference, match, len(wanted))
+
+
+def best_of(
+    model: CrystalModel,
+    library: TemplateLibrary,
+    wanted: list[Crystals],
+    found: list[list[Candidate]],
+    a: argparse.Namespace,
+    sampler: SamplerConfig,
+) -> dict:
+    """Score the best of the first K candidates, the last repeated where there are fewer."""
+    places = [n for n, f in enumerate(found) if f]
+    rounds = []
+    for k in range(a.best_of):
+        starts = [
+            substitute(library, found[n][min(k, len(found[n]) - 1)], model.statistics).to(
+                dtype=torch.float32
+            )
+            for n in places
+        ]
+        made = walk(model, starts, a.level, sampler, noised=a.noised)
+        rounds.append(to_fidelity(Crystals.concat(made)))
+    reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
+    match = match_rate_best_of(rounds, reference, workers=a.workers)
+    return {
+        "n": len(wanted),
+        "match_percent": 100 * float(match.matched.sum()) / len(wanted),
+        "rmse": float(match.rms[match.matched].mean()),
+        "candidates": float(np.mean([min(len(f), a.best_of) for f in found])),
+    }
+
+
+if __name__ == "__main__":
+    main()
