@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from crystorus import cli_hull
+
 app = typer.Typer(
     name="crystorus",
     help="Crystals from a composition.",
@@ -258,6 +260,12 @@ def data_build(
     with counter("reading") as progress:
         built = build_store(source, store, n_workers=workers, progress=progress)
     show_store(store, len(built), built.skipped)
+
+
+for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank):
+    app.command()(
+        _command("interrupted; finished work is kept, the same command goes on from it")(_stage)
+    )
 
 
 if __name__ == "__main__":
