@@ -9,6 +9,7 @@ from typing import Any
 from crystorus.data.compositions import symbol_of
 from crystorus.data.files import write_whole
 from crystorus.generation.disk import disk_errors
+from crystorus.generation.folder import TRAJECTORIES
 from crystorus.generation.run import program_versions
 from crystorus.hull.assessing import Ranking, assess, candidate_elements
 from crystorus.hull.calculators import energy_level, load_calculator
@@ -201,9 +202,32 @@ def _finish(
     write_table(campaign.path, ranking)
     write_phases(campaign.path, ranking.phases, order.symprec)
     _note(campaign, ranking)
+    if order.report:
+        _picture(campaign, ranking, order)
     show_ranking(ranking.phases, ranking.counts)
-    say("done", f"{campaign.path / TABLE}")
+    say("done", f"{campaign.path / (REPORT if order.report else TABLE)}")
     return ranking
+
+
+def _picture(campaign: Campaign, ranking: Ranking, order: RankOrder) -> None:
+    from crystorus.hull.plots import plot_hull
+    from crystorus.hull.report import write_report
+
+    plot_hull(ranking, campaign.path / PLOT)
+    ranked_with = {
+        "references": list(order.references or ("MP-20 train",)),
+        "held_out": list(order.held_out),
+        "mix_energy_levels": order.mix_energy_levels,
+        "symprec": order.symprec,
+    }
+    write_report(
+        campaign.path / REPORT,
+        ranking,
+        settings=campaign.settings | {"ranking": ranked_with},
+        versions=campaign.versions,
+        trajectories=campaign.path / FOLDER / TRAJECTORIES,
+        animate=order.animate,
+    )
 
 
 def _sources(order: RankOrder, elements: list[str], folder: Path) -> list[Source]:

@@ -5,6 +5,7 @@ energy that is no number and whatever a calculator throws are outcomes, and are 
 """
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -148,6 +149,13 @@ def relax(job: RelaxJob) -> RelaxOutcome:
     Raises:
         CalculatorError: If there is no such calculator here.
     """
+    with warnings.catch_warnings():
+        # A potential's remarks on every call say nothing of one structure among hundreds.
+        warnings.simplefilter("ignore")
+        return _relax(job)
+
+
+def _relax(job: RelaxJob) -> RelaxOutcome:
     began = time.monotonic()
     inner = load_calculator(job.settings.calculator)
     atoms = Atoms(job.atoms.numbers, job.atoms.positions, cell=job.atoms.cell, pbc=True)
