@@ -9,7 +9,7 @@ from pathlib import Path
 import ase.io
 from ase import Atoms
 
-from crystorus.data.arrays import CrystalArrays, ReadingError
+from crystorus.data.arrays import CrystalArrays, ReadingError, niggli_reduce
 from crystorus.data.preparing import crystal_of
 from crystorus.data.reading import clean_name, read_records
 from crystorus.generation.folder import CRYSTALS, TABLE
@@ -49,6 +49,8 @@ def structures_of(
 ) -> Iterator[Original]:
     """Yield the structures of a file or folder; what cannot be read is yielded as invalid.
 
+    Cells come reduced: the graph of a strongly skewed one needs images without end.
+
     Args:
         path: The file or folder.
         kind: "generated" or "reference".
@@ -70,7 +72,7 @@ def structures_of(
             name = f"{name}-again{taken[name] - 1}"
         details = {"id": record.name}
         try:
-            crystal = crystal_of(record)
+            crystal = niggli_reduce(crystal_of(record))
         except ReadingError as error:
             yield Original(name, kind, Atoms(), INVALID, source, str(error), details=details)
         else:
