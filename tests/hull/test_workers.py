@@ -7,30 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from jobs import die_on_three, die_the_first_time, square
 
 from crystorus.hull.errors import WorkersError
 from crystorus.hull.workers import Lost, Workers, run_jobs
 
 HERE = Path(__file__).parent
-
-
-def square(number):
-    time.sleep(0.05)
-    return number * number, os.getpid()
-
-
-def die_on_three(number):
-    if number == 3:
-        os._exit(9)
-    return number
-
-
-def die_the_first_time(job):
-    number, marker = job
-    if number == 2 and not Path(marker).exists():
-        Path(marker).touch()
-        os._exit(9)
-    return number
 
 
 def results(function, jobs, workers):
@@ -62,8 +44,8 @@ def test_workers_die_with_the_process_that_started_them(tmp_path):
     program = (
         "import sys, time; from crystorus.hull.workers import Workers, run_jobs\n"
         "if __name__ == '__main__':\n"
-        "    import test_workers\n"
-        f"    list(run_jobs(test_workers.leave_pid, [{str(tmp_path)!r}] * 2, Workers(2)))\n"
+        "    import jobs\n"
+        f"    list(run_jobs(jobs.leave_pid, [{str(tmp_path)!r}] * 2, Workers(2)))\n"
     )
     (tmp_path / "program.py").write_text(program)
     environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parents[1] / 'src'}"}
@@ -72,11 +54,6 @@ def test_workers_die_with_the_process_that_started_them(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert wait_for(lambda: not any(alive(pid) for pid in pids), 20)
-
-
-def leave_pid(folder):
-    (Path(folder) / str(os.getpid())).touch()
-    time.sleep(60)
 
 
 def alive(pid):

@@ -163,7 +163,8 @@ def _collect(client: "Client", flying: dict[Any, int]) -> Iterator[tuple[int, An
     from distributed.scheduler import KilledWorker
 
     try:
-        done = wait_for(list(flying), timeout=2, return_when="FIRST_COMPLETED").done
+        with client.as_current():
+            done = wait_for(list(flying), timeout=2, return_when="FIRST_COMPLETED").done
     except TimeoutError:
         if client.status != "running":
             raise OSError("the scheduler is gone") from None
