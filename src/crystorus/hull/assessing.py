@@ -243,7 +243,7 @@ def _count(
         f"within {METASTABLE:g} eV/atom of the hull": sum(h <= METASTABLE for h in heights),
         "on or below the hull": sum(h <= 1e-8 for h in heights),
         **{verdict: verdicts[verdict] for verdict in sorted(verdicts)},
-        "known phases on the hull or above": len(references),
+        "known phases": len(references),
         "held-out phases": len(held_out),
         "held-out phases found": len(held),
     }

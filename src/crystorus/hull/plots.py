@@ -1,5 +1,6 @@
 """Hull plots for files: a curve for two elements, a triangle for three, a tetrahedron for four."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pymatgen.core import Composition, Element
 from crystorus.generation.disk import disk_errors
 from crystorus.hull.assessing import RankedPhase, Ranking
 from crystorus.hull.errors import CampaignError
+from crystorus.hull.novelty import reduced_formula_of
 from crystorus.hull.ranking import Hull, Phase
 
 SHOWN_EV = 0.5  # eV/atom above hull; higher candidates are left out of triangles and tetrahedra
@@ -75,7 +77,7 @@ def _draw_curve(axes: Any, ranking: Ranking) -> None:
     axes.set_ylim(low - 0.08 * (SHOWN_EV - low), min(SHOWN_EV, max(0.1, *heights)) * 1.08)
     for phase in (p for p in hull.phases if p.name in hull.stable):
         spot = (phase.composition.get_atomic_fraction(second), hull.formation_energy(phase))
-        _label(axes, spot, phase.composition.reduced_formula)
+        _label(axes, spot, reduced_formula_of(phase.composition))
     axes.set_xlabel(f"fraction of {second.symbol}")
     axes.set_ylabel("formation energy / eV per atom")
     axes.legend(loc="upper right", frameon=False)
@@ -92,7 +94,7 @@ def _draw_simplex(axes: Any, ranking: Ranking) -> None:
         axes.plot(*ends.T, color="#555", lw=0.9, zorder=1)
     stable = [p for p in hull.phases if p.name in hull.stable]
     spots = [place(p.composition, elements) for p in stable]
-    axes.scatter(*zip(*spots, strict=True), s=40, c="#222", marker="s", zorder=2, label="known")
+    axes.scatter(*zip(*spots, strict=True), s=80, c="#222", marker="s", zorder=2, label="known")
     ranked = [
         p
         for p in reversed(ranking.phases)
@@ -103,7 +105,8 @@ def _draw_simplex(axes: Any, ranking: Ranking) -> None:
         shown = axes.scatter(*zip(*points, strict=True), **_colours(ranked), zorder=3)
         _colour_bar(axes, shown)
     for phase, spot in zip(stable, spots, strict=True):
-        _label(axes, spot, phase.composition.reduced_formula)
+        _label(axes, spot, reduced_formula_of(phase.composition))
+    axes.legend(loc="upper left", frameon=False)
     axes.set_aspect("equal")
     axes.axis("off")
     axes.margins(0.08)
@@ -128,7 +131,7 @@ _DRAWERS: dict[int, Callable[[Any, Ranking], None]] = {
 def _colours(ranked: Sequence[RankedPhase]) -> dict[str, Any]:
     heights = [max(0.0, p.e_above_hull or 0.0) for p in ranked]
     return {
-        "c": heights, "cmap": "viridis_r", "vmin": 0.0, "vmax": FULL_COLOUR, "s": 46,
+        "c": heights, "cmap": "viridis_r", "vmin": 0.0, "vmax": FULL_COLOUR, "s": 40,
         "edgecolors": "white", "linewidths": 0.6, "label": "candidates",
     }  # fmt: skip
 
@@ -139,9 +142,9 @@ def _colour_bar(axes: Any, shown: Any) -> None:
 
 
 def _label(axes: Any, spot: tuple[float, float], formula: str) -> None:
-    text = "".join(f"$_{{{c}}}$" if c.isdigit() else c for c in formula)
+    text = re.sub(r"(\d+)", r"$_{\1}$", formula)
     axes.annotate(
-        text, spot, xytext=(5, 5), textcoords="offset points", fontsize=9, zorder=4,
+        text, spot, xytext=(5, 5), textcoords="offset points", fontsize=9, zorder=1.5,
         bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
     )  # fmt: skip
 
