@@ -16,7 +16,7 @@ byId("ramp").style.background = `linear-gradient(90deg, ${stops.map((c) => `rgb(
 function element(name, attributes = {}, text = "") {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const key in attributes) made.setAttribute(key, attributes[key]);
-  if (text) made.textContent = text;
+  made.textContent = String(text);
   return made;
 }
 const noted = (phase) => [phase.novelty, phase.known_id, phase.held_out && `held-out ${phase.held_out}`].filter(Boolean).join(" ");

@@ -187,7 +187,7 @@ def _connect(address: str) -> "Client":
             f"--scheduler needs Dask ({error}): pip install 'crystorus[hull]'"
         ) from error
     try:
-        client = Client(address, timeout=20, set_as_default=False)
+        client = Client(address, timeout=10, set_as_default=False)
     except (OSError, TimeoutError, ValueError, KeyError) as error:
         raise WorkersError(
             f"no Dask scheduler answers at {address}: start one with `dask scheduler`, or leave "
