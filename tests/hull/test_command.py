@@ -354,6 +354,18 @@ def test_ranking_nothing_is_refused(tmp_path, alloys):
     one_sentence(crystorus("relax", alloys), "--out is missing")
 
 
+def test_a_campaign_of_which_nothing_comes_through_says_so(tmp_path, alloys):
+    squeezed = l12()
+    squeezed.set_cell(squeezed.cell * 0.3, scale_atoms=True)
+    (tmp_path / "bad").mkdir()
+    squeezed.write(tmp_path / "bad" / "a.cif")
+    done = crystorus("relax", tmp_path / "bad", "--out", tmp_path / "run", *ENERGY)
+    one_sentence(done, "no structure of", "is fit to be relaxed")
+    ranked = crystorus("rank", tmp_path / "run", "--system", "Cu-Au", "--references", alloys,
+                       "--workers", "0")  # fmt: skip
+    one_sentence(ranked, "none of 1 candidates came through (invalid)")
+
+
 def test_two_writers_are_refused(tmp_path, alloys):
     crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
     with state.Campaign.reopen(tmp_path / "run"):

@@ -37,6 +37,7 @@ from crystorus.hull.state import (
     DATABASE,
     GENERATED,
     REFERENCE,
+    VALID,
     Campaign,
     remove_campaign,
 )
@@ -47,7 +48,7 @@ COMPOSITIONS = "compositions.csv"
 REFERENCES = "references"
 PLOT, REPORT = "hull", "report.html"
 FILES = (
-    DATABASE, f"{DATABASE}-journal", FOLDER, COMPOSITIONS, REFERENCES, TABLE, SUMMARY, PHASES,
+    DATABASE, f"{DATABASE}-journal", FOLDER, COMPOSITIONS, TABLE, SUMMARY, PHASES,
     SYMMETRISED, f"{PLOT}.svg", f"{PLOT}.png", REPORT,
 )  # fmt: skip
 _PROGRAMS = ("pymatgen", "chgnet", "spglib", "matplotlib", "distributed")
@@ -200,6 +201,8 @@ def _finish(
         symprec=order.symprec,
     )
     write_table(campaign.path, ranking)
+    if not any(phase.e_above_hull is not None for phase in ranking.phases):
+        raise CampaignError(_nothing_ranked(campaign, ranking))
     write_phases(campaign.path, ranking.phases, order.symprec)
     _note(campaign, ranking)
     if order.report:
@@ -207,6 +210,16 @@ def _finish(
     show_ranking(ranking.phases, ranking.counts)
     say("done", f"{campaign.path / (REPORT if order.report else TABLE)}")
     return ranking
+
+
+def _nothing_ranked(campaign: Campaign, ranking: Ranking) -> str:
+    fates = {row.status for row in campaign.originals(GENERATED)} - {VALID}
+    fates |= {phase.status for phase in ranking.phases}
+    return (
+        f"none of {ranking.counts['generated']} candidates came through "
+        f"({', '.join(sorted(fates))}): `ase db {campaign.database} -c name,status,reason` says "
+        "why; raise --budget in another --out, or try another --calculator"
+    )
 
 
 def _picture(campaign: Campaign, ranking: Ranking, order: RankOrder) -> None:
