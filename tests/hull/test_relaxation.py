@@ -145,10 +145,10 @@ def test_levels_name_package_and_version():
 
 
 @pytest.mark.slow
-def test_chgnet_puts_iron_oxides_where_they_are_measured():
-    """Rocksalt FeO: 4.33 Å in experiment; CHGNet follows PBE+U within 2 %."""
-    stretched = bulk("FeO", "rocksalt", a=4.6)
+@pytest.mark.parametrize(("formula", "measured"), [("FeO", 4.33), ("MgO", 4.21), ("CaO", 4.81)])
+def test_chgnet_relaxes_stretched_rocksalts_to_the_measured_cell(formula, measured):
+    """Lattice parameters of experiment in Å; DFT, which CHGNet follows, is within 2 % of them."""
+    stretched = bulk(formula, "rocksalt", a=1.06 * measured)
     outcome = relax(RelaxJob(1, stretched, RelaxSettings()))
     assert outcome.status == "relaxed"
-    assert (4 * outcome.atoms.get_volume()) ** (1 / 3) == pytest.approx(4.33, rel=0.02)
-    assert outcome.energy / 2 == pytest.approx(-6.8, abs=0.5)
+    assert (4 * outcome.atoms.get_volume()) ** (1 / 3) == pytest.approx(measured, rel=0.02)
