@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from crystorus import cli_hull
+
 app = typer.Typer(
     name="crystorus",
     help="Crystals from a composition.",
@@ -370,6 +372,12 @@ def templates_build(
     with counter("reading") as progress:
         built = build_library(source, library, n_workers=workers, progress=progress)
     show_store(library, len(built), built.skipped)
+
+
+for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank):
+    app.command()(
+        _command("interrupted; finished work is kept, the same command goes on from it")(_stage)
+    )
 
 
 if __name__ == "__main__":

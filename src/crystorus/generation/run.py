@@ -126,9 +126,10 @@ def _start(request: Request) -> tuple[str, float, bool] | tuple[()]:
     return () if known is None else (known.name, known.level, known.noised)
 
 
-def program_versions() -> dict[str, str]:
-    """Return the versions of what makes and writes the crystals."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PROGRAMS}
+def program_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of what makes and writes the crystals, and of `more` packages."""
+    names = (*_PROGRAMS, *more)
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
 
 
 def _version(name: str) -> str:

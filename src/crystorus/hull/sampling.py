@@ -1,0 +1,105 @@
+"""The sampling stage: crystals of the chosen compositions, in a folder of `crystorus sample`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.data.compositions import Composition
+from crystorus.generation.command import SampleOrder, check_device, sampler_of
+from crystorus.generation.folder import RunFolder
+from crystorus.generation.plan import Request, check_requests, make_requests
+from crystorus.generation.run import (
+    Job,
+    Model,
+    Progress,
+    program_versions,
+    run_settings,
+    sample_to_folder,
+)
+from crystorus.hull.errors import SpaceError
+
+FOLDER = "generated"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many crystals are made, and how."""
+
+    n: int = 2
+    """Crystals per composition."""
+    budget: int = 200
+    """Crystals of the campaign, at most."""
+    seed: int = 0
+    """Same seed, same crystals."""
+    steps: int | None = None
+    """Denoising steps; the checkpoint's own where None."""
+    checkpoint: Path | None = None
+    """A checkpoint folder; the shipped one where None."""
+    device: str = "cpu"
+    """Where the network runs."""
+    batch_atoms: int = 1024
+    """Atoms per batch."""
+    keep_trajectories: bool = True
+    """Whether every denoising step is written, for the report to show."""
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingRun:
+    """A loaded model and what it is to make."""
+
+    model: Model
+    job: Job
+    settings: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> SamplingRun:
+    """Load the model and settle which crystals it makes.
+
+    Raises:
+        SpaceError: If the budget holds no crystal.
+        RequestError: If the request makes no sense, or does not fit the model.
+    """
+    requests = choose_requests(sampling, compositions)
+    check_device(sampling.device)
+    model = load_checkpoint(sampling.checkpoint or SHIPPED, device=sampling.device)
+    order = SampleOrder(out=Path(), steps=sampling.steps)
+    job = Job(requests, sampler_of(order, model), keep_trajectory=sampling.keep_trajectories)
+    warnings = check_requests(
+        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+    )
+    settings = run_settings(job, seed=sampling.seed, checkpoint=model.digest)
+    return SamplingRun(model, job, settings, tuple(warnings))
+
+
+def choose_requests(sampling: Sampling, compositions: Sequence[Composition]) -> tuple[Request, ...]:
+    """Return the crystals that the budget allows, in the order of the compositions.
+
+    Raises:
+        SpaceError: If the budget holds no crystal.
+    """
+    if sampling.budget < 1:
+        raise SpaceError(f"--budget {sampling.budget}: give the campaign 1 crystal or more")
+    reached = -(-sampling.budget // max(sampling.n, 1))
+    requests = make_requests(compositions[:reached], n=sampling.n, seed=sampling.seed)
+    return requests[: sampling.budget]
+
+
+def sample(
+    run: SamplingRun, sampling: Sampling, folder: Path, on_progress: Callable[[Progress], None]
+) -> None:
+    """Make what is still missing of the crystals.
+
+    Raises:
+        OutputError: If the folder holds other crystals, or the disk is full.
+    """
+    with RunFolder(folder, run.settings, versions=program_versions()) as opened:
+        sample_to_folder(
+            run.model,
+            run.job,
+            opened,
+            batch_atoms=sampling.batch_atoms,
+            on_progress=on_progress,
+        )

@@ -1,0 +1,384 @@
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.db
+import ase.io
+import pytest
+from alloys import EMT_PATH, l10, l12, rows_of, write_alloys
+from ase.build import bulk
+from typer.testing import CliRunner
+
+from crystorus import cli
+from crystorus.hull import relaxing, state
+
+HERE = Path(__file__).parent
+ENERGY = ("--calculator", EMT_PATH, "--workers", "0", "--relax-steps", "8")
+
+
+def crystorus(*words):
+    done = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert not isinstance(done.exception, Exception) or done.exit_code, done.exception
+    return done
+
+
+def hull_words(folder, references, *more):
+    return ("hull", "Cu-Au", "--max-atoms", 4, "--n", 2, "--budget", 8, "--out", folder,
+            "--references", references, *ENERGY, *more)  # fmt: skip
+
+
+def table(folder):
+    with (folder / "table.csv").open() as text:
+        return list(csv.DictReader(text))
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """One finished campaign; tests that change it take a copy."""
+    from fake_model import FakeModel
+
+    from crystorus.hull import sampling
+
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "load_checkpoint", lambda path, device="cpu": FakeModel())
+        references = write_alloys(folder / "alloys.extxyz")
+        done = crystorus(*hull_words(folder / "run", references))
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(made_once, tmp_path, fake_model):
+    return Path(shutil.copytree(made_once, tmp_path / "run"))
+
+
+def test_a_campaign_leaves_what_it_promises(finished):
+    rows = table(finished)
+    for name in ("campaign.db", "compositions.csv", "summary.json", "hull.svg", "hull.png",
+                 "report.html"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0
+    counts = json.loads((finished / "summary.json").read_text())
+    assert counts["generated"] == 8
+    originals = ase.db.connect(finished / "campaign.db")
+    assert originals.count("kind=generated,stage=original") == 8
+    assert originals.count("kind=reference,stage=relaxed,status=relaxed") == 3
+    assert counts["valid"] == 8 - originals.count("kind=generated,status=invalid")
+    ranked = [row for row in rows if row["energy_per_atom"]]
+    heights = [float(row["e_above_hull"]) for row in ranked]
+    assert heights == sorted(heights)
+    assert rows[: len(ranked)] == ranked  # failures are last
+    for row in ranked:
+        assert (finished / row["file"]).is_file()
+        assert ase.io.read(finished / row["file"]).get_chemical_formula(empirical=True)
+        assert row["file"].split("/")[1] == row["formula"]
+
+
+def test_the_energies_of_the_table_are_those_of_the_calculator(finished):
+    """A CIF of the table, computed anew."""
+    from alloys import SlowEMT
+
+    for row in [row for row in table(finished) if row["energy_per_atom"]][:5]:
+        atoms = ase.io.read(finished / row["file"])
+        atoms.calc = SlowEMT()
+        energy = atoms.get_potential_energy() / len(atoms)
+        assert energy == pytest.approx(float(row["energy_per_atom"]), abs=1e-4)
+
+
+def test_the_database_opens_with_ase_and_can_be_sorted(finished):
+    shown = subprocess.run(
+        [sys.executable, "-m", "ase", "db", finished / "campaign.db", "stage=relaxed,rank<3",
+         "-c", "name,rank,e_above_hull,novelty", "-s", "rank"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert table(finished)[0]["name"] in shown
+
+
+def test_running_again_changes_nothing_and_relaxes_nothing(finished, alloys, monkeypatch):
+    before, first = rows_of(finished / "campaign.db"), (finished / "table.csv").read_bytes()
+    monkeypatch.setattr(relaxing, "relax", lambda job: pytest.fail("relaxed again"))
+    done = crystorus(*hull_words(finished, alloys))
+    assert done.exit_code == 0, done.output
+    assert rows_of(finished / "campaign.db") == before
+    assert (finished / "table.csv").read_bytes() == first
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing between here and the top may handle it."""
+
+
+@pytest.mark.parametrize("point", [0, 2, 5])
+def test_an_interruption_before_any_commit_ends_in_the_same_database(
+    finished, tmp_path, alloys, fake_model, monkeypatch, point
+):
+    """Broken off at its n-th transaction, inside it, and begun again."""
+    other, commits = tmp_path / "other", []
+    for name in ("add", "set_aside", "record", "note"):
+        original = getattr(state.Campaign, name)
+
+        def breaking(self, *arguments, original=original):
+            commits.append(original)
+            if len(commits) == point + 1:
+                with self._writing(), self._db:
+                    original_write = type(self._db).write
+                    original_write(self._db, l12(), name="half-written", kind="generated")
+                    raise Killed
+            return original(self, *arguments)
+
+        monkeypatch.setattr(state.Campaign, name, breaking)
+    with pytest.raises(Killed):
+        CliRunner().invoke(
+            cli.app,
+            [str(w) for w in hull_words(other, alloys, "--no-report")],
+            catch_exceptions=False,
+        )
+    done = crystorus(*hull_words(other, alloys, "--no-report"))
+    assert done.exit_code == 0, done.output
+    assert rows_of(other / "campaign.db") == rows_of(finished / "campaign.db")
+    assert (other / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+
+
+def start(words, **environment):
+    paths = f"{HERE}:{HERE.parents[1] / 'src'}"
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(
+        [sys.executable, HERE / "alloys.py", *map(str, words)], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(tmp_path, alloys):
+    words = ("hull", "Cu-Au", "--max-atoms", 6, "--n", 2, "--budget", 24, "--references", alloys,
+             "--calculator", EMT_PATH, "--workers", "2", "--relax-steps", "15",
+             "--no-report")  # fmt: skip
+    slow = {"EMT_SLEEP_S": "0.05", "FAKE_STEP_S": "0.1"}
+    began = time.monotonic()
+    whole = start((*words, "--out", tmp_path / "whole"), **slow)
+    assert whole.wait() == 0, whole.stdout.read()
+    took, chance, kills = time.monotonic() - began, random.Random(0), 0
+    while kills < 10:
+        broken = start((*words, "--out", tmp_path / "broken"), **slow)
+        try:
+            broken.wait(timeout=chance.uniform(0.2, 0.7) * took)
+        except subprocess.TimeoutExpired:
+            broken.send_signal(signal.SIGKILL)
+            broken.wait()
+            kills += 1
+            continue
+        assert broken.returncode == 0, broken.stdout.read()
+        shutil.rmtree(tmp_path / "broken")  # finished between kills: begin another
+    last = start((*words, "--out", tmp_path / "broken"), **slow)
+    assert last.wait() == 0, last.stdout.read()
+    assert rows_of(tmp_path / "broken/campaign.db") == rows_of(tmp_path / "whole/campaign.db")
+    for name in ("table.csv", "summary.json", "generated/crystals.extxyz"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_relax_and_rank_alone_give_what_one_command_gives(tmp_path, alloys):
+    frames = [l10(), bulk("Cu", "bcc", a=2.9), l12()]
+    ase.io.write(tmp_path / "mine.extxyz", frames, format="extxyz")
+    relaxed = crystorus("relax", tmp_path / "mine.extxyz", "--out", tmp_path / "mine", *ENERGY)
+    assert relaxed.exit_code == 0, relaxed.output
+    assert "3 relaxed" in relaxed.output
+    ranked = crystorus("rank", tmp_path / "mine", "--references", alloys, "--workers", "0",
+                       "--held-out", alloys)  # fmt: skip
+    assert ranked.exit_code == 0, ranked.output
+    verdicts = {row["formula"]: (row["novelty"], row["known_id"], row["held_out_id"])
+                for row in table(tmp_path / "mine")}  # fmt: skip
+    assert verdicts["Cu3Au"] == ("rediscovered", "L1_2", "L1_2")
+    assert verdicts["CuAu"] == ("new composition", "", "")
+
+
+def test_near_duplicates_are_relaxed_once_unless_asked_for(tmp_path):
+    ase.io.write(tmp_path / "two.extxyz", [l12(), l12(), l12().repeat((2, 1, 1))], format="extxyz")
+    once = crystorus("relax", tmp_path / "two.extxyz", "--out", tmp_path / "a", *ENERGY)
+    all_of_them = crystorus(
+        "relax", tmp_path / "two.extxyz", "--out", tmp_path / "b", "--keep-duplicates", *ENERGY
+    )
+    assert "1 relaxed" in once.output
+    assert "3 relaxed" in all_of_them.output
+
+
+def test_a_structure_that_kills_its_worker_is_recorded_and_ranked_last(tmp_path, alloys):
+    frames = [l12(), bulk("Cu").repeat((3, 1, 1)), l10()]
+    ase.io.write(tmp_path / "mine.extxyz", frames, format="extxyz")
+    words = ("--calculator", "alloys:DeadlyEMT", "--workers", "2")
+    done = crystorus("relax", tmp_path / "mine.extxyz", "--out", tmp_path / "mine", *words)
+    assert done.exit_code == 0, done.output
+    assert "1 lost worker, 2 relaxed" in done.output
+    done = crystorus("rank", tmp_path / "mine", "--references", alloys, "--no-report")
+    assert done.exit_code == 0, done.output
+    assert table(tmp_path / "mine")[-1]["status"] == "lost worker"
+
+
+def one_sentence(done, *words):
+    assert done.exit_code == 1, done.output
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.output
+    assert "unexpected" not in lines[0]
+    for word in words:
+        assert str(word) in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("system", "more", "words"),
+    [
+        ("Cu-Xx", (), ["no element is called 'Xx'"]),
+        ("Cu-Au-Cu", (), ["names Cu more than once"]),
+        ("Cu", (), ["1 element: a hull takes 2 to 6"]),
+        ("Cu-Au-Ag-Ni-Pd-Pt-Al-H", (), ["8 elements"]),
+        ("Cu-Au", ("--max-atoms", 1), ["raise --max-atoms"]),
+        ("Cu-Au", ("--max-atoms", 0), ["at most 0 atoms"]),
+        ("Cu-Ni", (), ["no elemental phase of Ni", "--references"]),
+        ("Cu-Au", ("--calculator", "no_such:EMT"), ["no_such:EMT cannot be had"]),
+        ("Cu-Au", ("--fmax", "0"), ["--fmax 0 eV/Å"]),
+        ("Cu-Au", ("--budget", "0"), ["--budget 0"]),
+        ("Cu-Au", ("--scheduler", "tcp://127.0.0.1:9"), ["no Dask scheduler answers"]),
+        ("Cu-Au", ("--animate", "99999-CuAu"), ["holds no trajectory of it"]),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path, alloys, fake_model, system, more, words):
+    done = crystorus("hull", system, "--budget", 2, "--n", 1, "--out", tmp_path / "run",
+                     "--references", alloys, *ENERGY, *more)  # fmt: skip
+    one_sentence(done, *words)
+
+
+def test_a_calculator_that_throws_on_everything_records_nothing(tmp_path, alloys, fake_model):
+    """So that the same campaign goes on once it is mended."""
+    folder = tmp_path / "run"
+    done = crystorus("relax", alloys, "--out", folder, "--workers", 0,
+                     "--calculator", "alloys:ThrowingEMT")  # fmt: skip
+    one_sentence(done, "failed on all of the first 3 structures", "the licence server is down")
+    assert ase.db.connect(folder / "campaign.db").count("status=waiting") == 3
+
+
+def test_another_campaign_is_refused_and_overwritten_only_when_asked(finished, alloys):
+    before = rows_of(finished / "campaign.db")
+    one_sentence(crystorus(*hull_words(finished, alloys, "--fmax", 0.01)),
+                 "holds another campaign", '"fmax": 0.05', '"fmax": 0.01')  # fmt: skip
+    one_sentence(crystorus(*hull_words(finished, alloys, "--seed", 1)), "sampling", "--overwrite")
+    assert rows_of(finished / "campaign.db") == before
+    done = crystorus(*hull_words(finished, alloys, "--seed", 1, "--overwrite", "--no-report"))
+    assert done.exit_code == 0, done.output
+    assert rows_of(finished / "campaign.db") != before
+
+
+def test_a_database_of_another_version_or_origin_is_refused(tmp_path, alloys):
+    made = crystorus("relax", alloys, "--out", tmp_path / "a", *ENERGY)
+    assert made.exit_code == 0, made.output
+    database = ase.db.connect(tmp_path / "a/campaign.db")
+    marked = database.metadata
+    marked["crystorus"]["format"] = 99
+    with database:
+        database.metadata = marked
+    again = crystorus("relax", alloys, "--out", tmp_path / "a", *ENERGY)
+    one_sentence(again, "format 99", "reads format 1")
+    (tmp_path / "b").mkdir()
+    ase.db.connect(tmp_path / "b/campaign.db").write(bulk("Cu"))
+    one_sentence(crystorus("relax", alloys, "--out", tmp_path / "b", *ENERGY), "not made by")
+    assert ase.db.connect(tmp_path / "b/campaign.db").count() == 1
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/campaign.db").write_text("not a database at all, and long enough to be read")
+    one_sentence(crystorus("relax", alloys, "--out", tmp_path / "c", *ENERGY), "no ASE database")
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path, alloys, monkeypatch):
+    recorded = []
+    record = state.Campaign.record
+
+    def filling(self, outcomes, level):
+        if recorded:
+            with self._writing():
+                raise sqlite3.OperationalError("database or disk is full")
+        recorded.append(1)
+        record(self, outcomes, level)
+
+    monkeypatch.setattr(state.Campaign, "record", filling)
+    full = crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    one_sentence(full, "no space left", "finished work is kept")
+    assert ase.db.connect(tmp_path / "run/campaign.db").count("status=relaxed") == 1
+    monkeypatch.undo()
+    done = crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    assert "3 relaxed" in done.output
+
+
+@pytest.mark.slow
+def test_a_limit_on_file_size_is_a_full_disk(tmp_path, alloys):
+    """The kernel refuses to let the database grow, as a full disk does."""
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (110_000, 110_000))\n"
+        "from crystorus import cli; sys.argv[0] = 'crystorus'; cli.main()\n"
+    )
+    frames = [bulk("Cu", a=3.4 + 0.01 * i).repeat((2, 2, 2)) for i in range(40)]
+    ase.io.write(tmp_path / "many.extxyz", frames, format="extxyz")
+    paths = f"{HERE}:{HERE.parents[1] / 'src'}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "relax", tmp_path / "many.extxyz", "--out",
+         tmp_path / "run", "--keep-duplicates", *ENERGY],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: no space left for" in done.stderr
+
+
+def test_entries_and_relaxed_energies_meet_only_when_asked(tmp_path, alloys):
+    entries = [{"@class": "ComputedEntry", "energy": e, "composition": c, "entry_id": n}
+               for n, c, e in (("cu", {"Cu": 1}, 0.0), ("au", {"Au": 1}, 0.0))]  # fmt: skip
+    (tmp_path / "e.json").write_text(json.dumps(entries))
+    crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    words = ("rank", tmp_path / "run", "--references", tmp_path / "e.json", "--no-report")
+    one_sentence(crystorus(*words), "energies of 2 levels", "--mix-energy-levels")
+    mixed = crystorus(*words, "--mix-energy-levels")
+    assert mixed.exit_code == 0, mixed.output
+    assert {row["novelty"] for row in table(tmp_path / "run")} == {
+        "known composition", "new composition"
+    }  # fmt: skip
+
+
+def test_ranking_nothing_is_refused(tmp_path, alloys):
+    one_sentence(crystorus("rank", tmp_path, "--references", alloys), "holds no campaign")
+    one_sentence(crystorus("rank", tmp_path / "none", "--references", alloys), "is no folder")
+    one_sentence(crystorus("relax", tmp_path / "none.csv", "--out", tmp_path), "does not exist")
+    one_sentence(crystorus("relax", alloys), "--out is missing")
+
+
+def test_a_campaign_of_which_nothing_comes_through_says_so(tmp_path, alloys):
+    squeezed = l12()
+    squeezed.set_cell(squeezed.cell * 0.3, scale_atoms=True)
+    (tmp_path / "bad").mkdir()
+    squeezed.write(tmp_path / "bad" / "a.cif")
+    done = crystorus("relax", tmp_path / "bad", "--out", tmp_path / "run", *ENERGY)
+    one_sentence(done, "no structure of", "is fit to be relaxed")
+    ranked = crystorus("rank", tmp_path / "run", "--system", "Cu-Au", "--references", alloys,
+                       "--workers", "0")  # fmt: skip
+    one_sentence(ranked, "none of 1 candidates came through (invalid)")
+
+
+def test_two_writers_are_refused(tmp_path, alloys):
+    crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    with state.Campaign.reopen(tmp_path / "run"):
+        second = crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    one_sentence(second, "is being written by another run")
+
+
+def test_references_can_be_changed_without_relaxing_candidates_again(finished, tmp_path, alloys):
+    fewer = write_alloys(tmp_path / "fewer.extxyz", without="L1_2")
+    before = {row["name"]: row["energy_per_atom"] for row in table(finished)}
+    done = crystorus("rank", finished, "--references", fewer, "--workers", "0", "--no-report")
+    assert done.exit_code == 0, done.output
+    after = {row["name"]: row["energy_per_atom"] for row in table(finished)}
+    assert after == before
+    relaxed = ase.db.connect(finished / "campaign.db").count("kind=reference,stage=relaxed")
+    assert relaxed == 5

@@ -1,0 +1,221 @@
+import gzip
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from alloys import l12
+from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.entries.computed_entries import (
+    ComputedEntry,
+    ComputedStructureEntry,
+    ConstantEnergyAdjustment,
+)
+
+from crystorus.hull.errors import ReferencesError
+from crystorus.hull.matching import to_structure
+from crystorus.hull.novelty import KnownPhases, reduced_formula_of
+from crystorus.hull.references import (
+    check_levels,
+    check_span,
+    default_sources,
+    read_entries,
+    read_sources,
+)
+
+KEY = "k" * 32
+
+
+def save(path, entries):
+    text = json.dumps([e if isinstance(e, dict) else e.as_dict() for e in entries])
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["entries.json", "entries.json.gz"])
+def test_entries_have_the_energies_that_pymatgen_gives_them(tmp_path, name):
+    structure = Structure(Lattice.cubic(4.2), ["Li", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    entries = [
+        ComputedEntry("Li4O2", -28.5, entry_id="plain"),
+        ComputedEntry("LiO2", -12.0, correction=-0.7, entry_id="corrected"),
+        ComputedEntry(
+            "FeO", -13.0, entry_id="adjusted",
+            energy_adjustments=[ConstantEnergyAdjustment(-1.25), ConstantEnergyAdjustment(0.5)],
+        ),
+        ComputedStructureEntry(structure, -9.0, entry_id="with-structure"),
+    ]  # fmt: skip
+    found = read_entries(save(tmp_path / name, entries))
+    assert [f.name for f in found] == [e.entry_id for e in entries]
+    for one, entry in zip(found, entries, strict=True):
+        assert one.energy_per_atom == pytest.approx(entry.energy_per_atom, abs=1e-12)
+    assert [f.atoms is not None for f in found] == [False, False, False, True]
+    assert found[3].atoms.get_volume() == pytest.approx(4.2**3)
+
+
+def test_a_file_of_entries_cannot_name_a_module_to_import(tmp_path):
+    wicked = {"@module": "os", "@class": "system", "command": "true"}
+    with pytest.raises(ReferencesError, match="entry 2 is system: only ComputedEntry"):
+        read_entries(save(tmp_path / "e.json", [ComputedEntry("Li", -1.0), wicked]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"[]", "no list"), (b"{", "no JSON"), (b"[3]", "entry 1 is int"),
+     (b'[{"@class": "ComputedEntry", "energy": null, "composition": {"Li": 1}}]', "cannot be read"),
+     (b'[{"@class": "ComputedEntry", "energy": 1, "composition": {}}]', "no atoms")],
+)  # fmt: skip
+def test_broken_files_of_entries_are_named(tmp_path, content, words):
+    (tmp_path / "e.json").write_bytes(content)
+    with pytest.raises(ReferencesError, match=words):
+        read_entries(tmp_path / "e.json")
+
+
+def test_cut_and_missing_files_are_named(tmp_path):
+    whole = save(tmp_path / "e.json.gz", [ComputedEntry("Li", -1.0)]).read_bytes()
+    (tmp_path / "e.json.gz").write_bytes(whole[:-12])
+    with pytest.raises(ReferencesError, match="cut short"):
+        read_entries(tmp_path / "e.json.gz")
+    for name in ("none.json", "none.csv"):
+        with pytest.raises(ReferencesError, match="does not exist"):
+            read_sources([str(tmp_path / name)], ["Li"], tmp_path)
+
+
+def test_only_phases_within_the_system_are_taken(tmp_path, alloys):
+    (source,) = read_sources([str(alloys)], ["Cu", "O"], tmp_path)
+    assert [p.name for p in source.phases] == ["fcc-Cu"]
+
+
+def test_the_missing_element_is_named():
+    known = [Composition("Li"), Composition("O2"), Composition("LiFeO2")]
+    check_span(known, ["Li", "O"], "they")
+    with pytest.raises(ReferencesError, match=r"no elemental phase of Fe\. Add one"):
+        check_span(known, ["Li", "Fe", "O"], "they")
+
+
+def test_levels_are_mixed_only_when_asked():
+    check_levels(["a", "a"], mix=False)
+    check_levels(["a", "b"], mix=True)
+    with pytest.raises(ReferencesError, match="2 levels would meet on one hull: a; b"):
+        check_levels(["a", "b"], mix=False)
+
+
+def test_without_references_the_command_to_get_them_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ReferencesError, match="crystorus data get mp-20"):
+        default_sources()
+
+
+def test_novelty_has_its_four_answers():
+    known = KnownPhases(
+        [("mp-1", Composition("Cu3Au"), l12()), ("mp-2", Composition("Cu2Au"), None)]
+    )
+    stretched = l12()
+    stretched.set_cell(stretched.cell * 1.03, scale_atoms=True)
+    found = known.judge(stretched)
+    assert (found.verdict, found.id) == ("rediscovered", "mp-1")
+    assert found.rms == pytest.approx(0.0, abs=1e-6)
+    other = l12()
+    other.set_cell([5.7, 3.75, 2.5], scale_atoms=True)
+    assert known.judge(other).verdict == "new polymorph"
+    assert known.judge(l12()[[0, 1, 2]]).verdict == "known composition"
+    assert known.judge(l12()[[0, 1]]).verdict == "new composition"
+
+
+def test_formulas_of_pymatgen_and_of_crystals_are_spelled_alike():
+    assert reduced_formula_of(Composition("O8Fe4Li2")) == "LiFe2O4"
+    assert reduced_formula_of(Composition("Fe0.95O")) == "Fe0.95O1"
+
+
+class Recorded(BaseHTTPRequestHandler):
+    """Answers as the summary endpoint does, in the shape of its documentation."""
+
+    def do_GET(self):
+        server = self.server
+        query = parse_qs(urlsplit(self.path).query)
+        server.asked.append((urlsplit(self.path).path, query, self.headers.get("x-api-key")))
+        if self.headers.get("x-api-key") != KEY:
+            self.send_response(401)
+            self.end_headers()
+            return
+        page, size = int(query["_page"][0]), int(query["_per_page"][0])
+        systems = query["chemsys"][0].split(",")
+        data = [d for d in server.documents if d["chemsys"] in systems]
+        body = {"data": data[(page - 1) * size : page * size], "meta": {"total_doc": len(data)}}
+        text = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def document(name, structure, *, chemsys, energy=-3.0, deprecated=False):
+    return {
+        "material_id": name, "chemsys": chemsys, "formula_pretty": structure.reduced_formula,
+        "energy_per_atom": energy, "structure": structure.as_dict(), "deprecated": deprecated,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def materials_project(monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Recorded)
+    copper = Structure(Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])
+    server.documents = [
+        document("mp-30", copper, chemsys="Cu"),
+        document("mp-81", Structure(Lattice.cubic(4.1), ["Au"], [[0, 0, 0]]), chemsys="Au"),
+        document("mp-2258", to_structure(l12()), chemsys="Au-Cu"),
+        document("mp-9", copper, chemsys="Cu", deprecated=True),
+        document("mp-150", Structure(Lattice.cubic(3), ["Fe"], [[0, 0, 0]]), chemsys="Fe"),
+    ]
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MP_API_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MP_API_KEY", KEY)
+    monkeypatch.delenv("PMG_MAPI_KEY", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_materials_project_is_asked_for_all_subsystems_and_once(tmp_path, materials_project):
+    (source,) = read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert [p.name for p in source.phases] == ["mp-30", "mp-81", "mp-2258"]
+    assert source.phases[2].composition == Composition("Cu3Au")
+    assert source.phases[2].energy_per_atom == -3.0
+    assert len(source.phases[2].atoms) == 4
+    ((path, query, key),) = materials_project.asked
+    assert path == "/materials/summary/"
+    assert query["chemsys"] == ["Au,Cu,Au-Cu"]
+    assert key == KEY
+    (again,) = read_sources(["materials-project"], ["Au", "Cu"], tmp_path)
+    assert len(materials_project.asked) == 1
+    assert again.label == source.label
+
+
+def test_more_documents_than_a_page_holds_all_come(tmp_path, materials_project):
+    copper = materials_project.documents[0]
+    materials_project.documents = [copper | {"material_id": f"mp-{i}"} for i in range(1203)]
+    (source,) = read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert len({p.name for p in source.phases}) == 1203
+    assert len(materials_project.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("", "MP_API_KEY is not set"), ("short", "has 5 characters"), ("x" * 32, "refuses the key")],
+)
+def test_trouble_with_the_key_is_named(tmp_path, materials_project, monkeypatch, key, words):
+    monkeypatch.setenv("MP_API_KEY", key)
+    with pytest.raises(ReferencesError, match=words) as refused:
+        read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert "x" * 32 not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path, materials_project, monkeypatch):
+    monkeypatch.setenv("MP_API_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ReferencesError, match="did not answer"):
+        read_sources(["materials-project"], ["Cu", "Au"], tmp_path)

@@ -1,0 +1,103 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from PIL import Image
+from pymatgen.core import Composition, Element
+
+from crystorus.hull.assessing import RankedPhase, Ranking
+from crystorus.hull.errors import CampaignError
+from crystorus.hull.novelty import Novelty
+from crystorus.hull.plots import place, plot_hull
+from crystorus.hull.ranking import Hull, Phase
+from crystorus.hull.report import render, write_report
+
+
+def ranking(elements):
+    """Known elements, and a candidate of everything at once."""
+    known = [Phase(s, Composition(s), -1.0) for s in elements]
+    hull = Hull(known, elements)
+    atoms = bulk(elements[0]).repeat((len(elements), 1, 1))
+    atoms.set_chemical_symbols(list(elements))
+    phase = RankedPhase(
+        "00000-x", 1, "x", atoms, "relaxed", "", -1.2, -0.2, -0.2, 0.0, 0.01, ("P1", 1),
+        Novelty("new composition"),
+    )  # fmt: skip
+    failed = RankedPhase("00001-</script><b>", 2, "y", atoms, "runaway", "it & ran <away>")
+    return Ranking((phase, failed), hull, hull, {}, {elements[0]: bulk(elements[0])}, {"made": 2})
+
+
+class Loads(HTMLParser):
+    """Every attribute that makes a browser fetch something, and the text of scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.scripts, self.inside = [], [], None
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.fetched += [v for k, v in attributes.items() if k in ("src", "href", "srcset")]
+        self.inside = attributes.get("id") or tag if tag == "script" else None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts.append((self.inside, data))
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+
+def test_the_report_loads_nothing_and_its_data_survive_html(tmp_path):
+    write_report(tmp_path / "r.html", ranking(["Cu", "Au"]), settings={"a": "</script>"},
+                 versions={}, trajectories=tmp_path)  # fmt: skip
+    text = (tmp_path / "r.html").read_text()
+    page = Loads()
+    page.feed(text)
+    assert page.fetched == ["data:,"]
+    assert "@import" not in text
+    assert "url(" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    data = json.loads(dict(page.scripts)["data"])
+    assert data["settings"]["a"] == "</script>"
+    assert data["phases"][1]["name"] == "00001-</script><b>"
+    assert data["phases"][1]["e"] is None
+    assert data["phases"][0]["parts"] == {"Cu": 0.5, "Au": 0.5}
+    structure = data["structures"]["00000-x"]
+    rebuilt = np.array(structure["frac"]) @ np.array(structure["cell"])
+    assert rebuilt.shape == (2, 3)
+    assert {s["name"] for s in data["known"]} == {"Cu", "Au"}
+
+
+def test_what_is_not_finite_never_reaches_the_page():
+    with pytest.raises(ValueError):
+        render("x", {"e": float("nan")})
+
+
+def test_a_film_of_a_candidate_without_trajectory_is_refused(tmp_path):
+    with pytest.raises(CampaignError, match="holds no trajectory of it"):
+        write_report(tmp_path / "r.html", ranking(["Cu", "Au"]), settings={}, versions={},
+                     trajectories=tmp_path, animate=["00000-x"])  # fmt: skip
+
+
+@pytest.mark.parametrize("elements", [["Cu", "Au"], ["Cu", "Au", "Ag"], ["Cu", "Au", "Ag", "Ni"],
+                                      ["Cu", "Au", "Ag", "Ni", "Pd"]])  # fmt: skip
+def test_plots_are_drawn_without_a_display(tmp_path, monkeypatch, elements):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    plot_hull(ranking(elements), tmp_path / "hull")
+    pixels = np.asarray(Image.open(tmp_path / "hull.png").convert("L"))
+    assert 0.002 < (pixels < 128).mean() < 0.5
+    svg = (tmp_path / "hull.svg").read_text()
+    assert svg.count("<path") > 5
+
+
+def test_the_triangle_puts_pure_phases_in_corners_and_averages_between():
+    system = ["Li", "Fe", "O"]
+    corners = {s: np.array(place(Composition(s), system)) for s in system}
+    assert np.linalg.norm(corners["Li"] - corners["Fe"]) == pytest.approx(1.0)
+    assert np.linalg.norm(corners["Li"] - corners["O"]) == pytest.approx(1.0)
+    parts = Composition("LiFeO2")
+    expected = sum(parts.get_atomic_fraction(Element(s)) * corners[s] for s in system)
+    assert place(parts, system) == pytest.approx(tuple(expected))
+    assert place(parts, system) != pytest.approx(place(Composition("Li2FeO2"), system))
