@@ -10,6 +10,7 @@ import torch
 from prototypes import perovskite, rocksalt, zincblende
 from typer.testing import CliRunner
 
+import crystorus
 from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import load_config
@@ -124,6 +125,24 @@ def test_options_that_make_no_sense_are_refused(files, tmp_path, arguments, mess
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_python_takes_a_library_too(files):
+    model = crystorus.load(files / "model")
+    made = crystorus.generate(
+        ["LiO", "Fe2O3"],
+        n=2,
+        model=model,
+        library=files / "known.templates",
+        sampler=crystorus.SamplerConfig(steps=10),
+        keep_trajectory=True,
+    )
+    names = [None if r.known is None else r.known.name for r in made.requests]
+    assert set(names[:2]) == {"salt", "blende"}
+    assert names[2:] == [None, None]
+    films = made.trajectory_to_ase()
+    assert [len(film) for film in films] == [10] * 4
+    assert films[0][7] == films[0][9] != films[0][0]
 
 
 def test_refining_holds_what_it_is_told_to(files, tmp_path):

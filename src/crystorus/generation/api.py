@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, overload
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.guiding import GUIDED_SAMPLER, Guidance, give_templates
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
 from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, OnStep, sample_batch
 from crystorus.generation.wanted import of_formulas
 from crystorus.geometry.crystals import Crystals
 from crystorus.system import CrystalModel
+from crystorus.templates.library import TemplateLibrary, open_library
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -100,6 +102,7 @@ def generate(
     seed: int = 0,
     model: Model | None = None,
     sampler: SamplerConfig | None = None,
+    library: TemplateLibrary | Path | str | None = None,
     keep_trajectory: bool = False,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
 ) -> GeneratedCrystals:
@@ -112,10 +115,13 @@ def generate(
         seed: Seed of the whole call.
         model: A loaded checkpoint; the shipped one by default.
         sampler: How the noise is removed; the checkpoint's own way by default.
+        library: Known crystals to start from, or the file of `crystorus templates build`; the
+            samples that no template fits, and all without a library, start at noise.
         keep_trajectory: Keep every step.
         batch_atoms: Atoms per batch; halved where memory runs out.
 
     Raises:
+        ReadingError: If the library cannot be opened.
         RequestError: If a formula does not fit the model.
         GenerationError: If one crystal alone does not fit in memory.
     """
@@ -128,6 +134,9 @@ def generate(
     )
     for warning in unseen:
         warnings.warn(warning, stacklevel=2)
+    if library is not None:
+        known = library if isinstance(library, TemplateLibrary) else open_library(Path(library))
+        requests = give_templates(requests, known, model.statistics, Guidance())
     return _sample_all(
         model,
         requests,
@@ -153,7 +162,12 @@ def _sample_all(
         steps.append(crystals.to(device="cpu"))
 
     on_step: OnStep | None = keep if keep_trajectory else None
-    batches = FittingBatches(lambda batch: sample_batch(model, batch, sampler, on_step))
+
+    def make(batch: Sequence[Request]) -> Crystals:
+        guided = batch[0].known is not None
+        return sample_batch(model, batch, GUIDED_SAMPLER if guided else sampler, on_step)
+
+    batches = FittingBatches(make)
     parts: list[GeneratedCrystals] = []
     for batch in plan_batches(requests, batch_atoms=batch_atoms):
         for part, crystals in batches.run(batch):
@@ -162,12 +176,20 @@ def _sample_all(
 
 
 def _in_order(parts: Sequence[GeneratedCrystals]) -> GeneratedCrystals:
-    """Join batches into one and bring its crystals into the order of their indices."""
+    """Join batches into one and bring its crystals into the order of their indices.
+
+    Walks from templates are shorter than those from noise: their last step is repeated.
+    """
+    longest = max(len(part.trajectory) for part in parts)
+    trajectories = [
+        (*part.trajectory, *part.trajectory[-1:] * (longest - len(part.trajectory)))
+        for part in parts
+    ]
     requests = [request for part in parts for request in part.requests]
     joined = GeneratedCrystals(
         Crystals.concat([part.crystals for part in parts]),
         tuple(requests),
-        tuple(map(Crystals.concat, zip(*(p.trajectory for p in parts), strict=True))),
+        tuple(map(Crystals.concat, zip(*trajectories, strict=True))),
     )
     order = sorted(range(len(requests)), key=lambda i: requests[i].index)
     return GeneratedCrystals(
