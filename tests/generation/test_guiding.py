@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -14,11 +15,12 @@ import crystorus
 from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import load_config
+from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.spacegroups import symmetry
 from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.generation.guiding import still_holds
-from crystorus.generation.plan import Known
+from crystorus.generation.guiding import GUIDED_SAMPLER, start_of, still_holds
+from crystorus.generation.plan import Known, make_requests
 from crystorus.geometry import Crystals
 from crystorus.system import build_model
 from crystorus.templates.library import build_library
@@ -118,6 +120,9 @@ def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path)
         (("--start", "noise", "--library", "x.templates"), "--library says nothing"),
         (("--start", "templates", "--level", 1.5), "--level is 1.5: give a share"),
         (("--library", "none.templates"), "does not exist"),
+        (("--library", "."), "is a folder"),
+        (("--start", "templates", "--level", 0, "--noised"), "--level 0 is substitution alone"),
+        (("--start", "templates", "--sampler", "bridge"), "adds noise"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(files, tmp_path, arguments, message):
@@ -134,15 +139,15 @@ def test_python_takes_a_library_too(files):
         n=2,
         model=model,
         library=files / "known.templates",
-        sampler=crystorus.SamplerConfig(steps=10),
         keep_trajectory=True,
     )
     names = [None if r.known is None else r.known.name for r in made.requests]
     assert set(names[:2]) == {"salt", "blende"}
     assert names[2:] == [None, None]
     films = made.trajectory_to_ase()
-    assert [len(film) for film in films] == [10] * 4
-    assert films[0][7] == films[0][9] != films[0][0]
+    steps = model.config.sampling.steps
+    assert [len(film) for film in films] == [steps] * 4
+    assert films[0][GUIDED_SAMPLER.steps - 1] == films[0][steps - 1] != films[0][0]
 
 
 def test_refining_holds_what_it_is_told_to(files, tmp_path):
@@ -169,10 +174,44 @@ def test_refining_refuses_what_is_not_there(files, tmp_path):
         (("--hold", "7"), "atoms 0 to 1"),
         (("--n", "2"), "add --noised"),
         (("--level", "0"), "--level is 0"),
+        (("--hold", ","), "--hold is empty"),
+        (("--hold", "Na,Cl", "--hold-cell"), "nothing of a is left to move"),
+        (("--symprec", "-1"), "--symprec is -1"),
     ):
         result = run("refine", tmp_path / "a.cif", "--out", tmp_path / "o", *arguments)
         assert result.exit_code == 1
         assert message in result.output
+
+
+def test_cells_unlike_any_crystal_are_refused_by_name(files, tmp_path):
+    thin, wide = crystals_to_atoms(Crystals.concat([rocksalt(), rocksalt()]))
+    thin.set_cell(thin.cell.array * [[1], [1], [0.2]], scale_atoms=True)
+    wide.set_cell(wide.cell.array * 20, scale_atoms=True)
+    for frame, message in ((thin, "limit"), (wide, "Å³ per atom")):
+        ase.io.write(tmp_path / "odd.cif", frame)
+        result = run("refine", tmp_path / "odd.cif", "--out", tmp_path / "o")
+        assert result.exit_code == 1
+        assert message in result.output
+        assert "odd" in result.output
+
+
+def test_a_changed_request_is_another_run(files, tmp_path):
+    ase.io.write(tmp_path / "a.cif", crystals_to_atoms(rocksalt()))
+    common = (tmp_path / "a.cif", "--checkpoint", files / "model", "--out", tmp_path / "o")
+    assert run("refine", *common).exit_code == 0
+    assert "already holds" in run("refine", *common).output
+    for change in (("--hold", "Na"), ("--hold-cell",), ("--level", 0.3)):
+        assert "holds another run" in run("refine", *common, *change).output
+    ase.io.write(tmp_path / "a.cif", crystals_to_atoms(zincblende()))
+    assert "holds another run" in run("refine", *common).output
+
+
+def test_the_smallest_level_is_a_step():
+    known = Known("salt", rocksalt().to(dtype=torch.float32), 1e-6)
+    request = make_requests([Composition.of([11, 17])])[0]
+    start = start_of([replace(request, known=known)], 1000)
+    assert start is not None
+    assert start.level.tolist() == [1]
 
 
 def test_whether_a_structure_still_is_what_it_was():

@@ -250,3 +250,25 @@ def test_descriptors_cover_the_periodic_table():
     assert torch.isfinite(table).all()
     assert len(torch.unique(table[1:], dim=0)) == 118
     assert table[1:95].mean(0).abs().max() < 0.1
+
+
+def test_a_cell_that_breaks_the_network_leaves_its_batch_alone(denoiser):
+    class Sick(torch.nn.Module):
+        def forward(self, crystals: Crystals, t: torch.Tensor) -> fieldnet.FieldNetOutput:
+            out = denoiser.network(crystals, t)
+            strain = out.strain.clone()
+            strain[0] = float("nan")
+            return fieldnet.FieldNetOutput(out.displacement, strain)
+
+    batch = Crystals.concat([noisy(CRYSTALS["rocksalt"]), noisy(CRYSTALS["perovskite"])])
+    t = torch.tensor([600, 600])
+    healthy = denoiser(batch, t)
+    sick = FieldDenoiser(
+        denoiser.network,
+        displacement_rms=denoiser.displacement_rms,
+        strain_sigma=denoiser.strain_sigma,
+    )
+    sick.network = Sick()
+    found = sick.double().eval()(batch, t)
+    assert torch.isfinite(found.lattice).all()
+    torch.testing.assert_close(found.lattice[1], healthy.lattice[1])

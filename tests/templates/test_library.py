@@ -64,6 +64,15 @@ def test_a_store_is_no_library(source, tmp_path):
         open_library(tmp_path / "known.store")
 
 
+def test_a_source_is_never_overwritten(source, tmp_path):
+    copy = tmp_path / "known.extxyz"
+    copy.write_bytes(source.read_bytes())
+    for build in (build_library, build_store):
+        with pytest.raises(ReadingError, match="overwrite its own source"):
+            build(copy, copy)
+    assert copy.read_bytes() == source.read_bytes()
+
+
 def test_an_empty_library_is_not_written(tmp_path):
     (tmp_path / "none.csv").write_text("material_id,cif\n")
     with pytest.raises(ReadingError, match=r"no usable structure|empty"):

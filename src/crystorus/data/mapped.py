@@ -128,6 +128,8 @@ def _padded(array: np.ndarray) -> bytes:
 
 
 def _read_header(path: Path, kind: FileKind) -> tuple[dict[str, Any], int]:
+    if path.is_dir():
+        raise ReadingError(f"{path} is a folder, not a {kind.name}: name the file")
     if not path.is_file():
         raise ReadingError(f"{path} does not exist: {kind.remedy}")
     version = kind.magic.decode()[-1]

@@ -138,9 +138,8 @@ def build_store(
             folder.
         OSError: If the file cannot be written; nothing is left behind.
     """
-    if out.is_dir():
-        raise ReadingError(f"{out} is a folder: name a file to write, such as {out / 'x.store'}")
     sources = [source] if isinstance(source, Path) else list(source)
+    check_target(out, sources)
     records: Iterator[Record] = (r for path in sources for r in read_records(path))
     prepared = prepare_all(
         records, n_workers=n_workers, min_distance=min_distance, progress=progress
@@ -161,6 +160,20 @@ def build_store(
     }
     write_mapped(out, STORE, arrays, about)
     return open_store(out, verify=False)
+
+
+def check_target(out: Path, sources: Sequence[Path]) -> None:
+    """Refuse to write where a source is.
+
+    Raises:
+        ReadingError: If `out` is a folder, one of the sources, or inside one of them.
+    """
+    if out.is_dir():
+        raise ReadingError(f"{out} is a folder: name a file to write, such as {out / 'x.store'}")
+    place = out.resolve()
+    for source in sources:
+        if place == source.resolve() or (out.exists() and source.resolve() in place.parents):
+            raise ReadingError(f"{out} would overwrite its own source: name another file")
 
 
 def store_of(prepared: Prepared, path: Path) -> CrystalStore:

@@ -167,6 +167,8 @@ def sample(
         level = torch.full_like(n_atoms, diffusion.steps)
     else:
         crystals, level = _noised(diffusion, start, noise), start.level
+        if not bool(level.any()):
+            return crystals
     shares = [n / diffusion.steps for n in sampling_times(sampler.steps, diffusion.steps)]
     for done, (now, then) in enumerate(itertools.pairwise(shares), start=1):
         t, s = (level * now).round().long(), (level * then).round().long()

@@ -103,6 +103,7 @@ def generate(
     model: Model | None = None,
     sampler: SamplerConfig | None = None,
     library: TemplateLibrary | Path | str | None = None,
+    guidance: Guidance | None = None,
     keep_trajectory: bool = False,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
 ) -> GeneratedCrystals:
@@ -114,9 +115,11 @@ def generate(
         z: Formula units per cell, one number or several.
         seed: Seed of the whole call.
         model: A loaded checkpoint; the shipped one by default.
-        sampler: How the noise is removed; the checkpoint's own way by default.
+        sampler: How the noise is removed; by default the checkpoint's own way, and from templates
+            a short deterministic walk.
         library: Known crystals to start from, or the file of `crystorus templates build`; the
             samples that no template fits, and all without a library, start at noise.
+        guidance: How templates are used; the command line's defaults without it.
         keep_trajectory: Keep every step.
         batch_atoms: Atoms per batch; halved where memory runs out.
 
@@ -136,11 +139,12 @@ def generate(
         warnings.warn(warning, stacklevel=2)
     if library is not None:
         known = library if isinstance(library, TemplateLibrary) else open_library(Path(library))
-        requests = give_templates(requests, known, model.statistics, Guidance())
+        requests = give_templates(requests, known, model.statistics, guidance or Guidance())
     return _sample_all(
         model,
         requests,
         sampler or model.config.sampling,
+        GUIDED_SAMPLER if sampler is None else sampler,
         keep_trajectory=keep_trajectory,
         batch_atoms=batch_atoms,
     )
@@ -150,6 +154,7 @@ def _sample_all(
     model: Model,
     requests: Sequence[Request],
     sampler: SamplerConfig,
+    guided_sampler: SamplerConfig,
     *,
     keep_trajectory: bool,
     batch_atoms: int,
@@ -165,7 +170,7 @@ def _sample_all(
 
     def make(batch: Sequence[Request]) -> Crystals:
         guided = batch[0].known is not None
-        return sample_batch(model, batch, GUIDED_SAMPLER if guided else sampler, on_step)
+        return sample_batch(model, batch, guided_sampler if guided else sampler, on_step)
 
     batches = FittingBatches(make)
     parts: list[GeneratedCrystals] = []

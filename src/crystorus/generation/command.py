@@ -32,7 +32,7 @@ from crystorus.generation.run import (
 from crystorus.generation.wanted import of_formulas, of_structures, of_system
 from crystorus.templates.library import open_library
 from crystorus.templates.prototypes import aflow_prototypes
-from crystorus.terminal import crystal_progress, say, show_summary
+from crystorus.terminal import counter, crystal_progress, say, show_summary
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def carry_out(order: SampleOrder) -> Summary:
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
+    check_requests(requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements)
     requests, guided = with_templates(order, requests, model)
     job = Job(requests, sampler_of(order, model), guided, order.symprec, order.keep_trajectory)
     return _make(order, model, job)
@@ -133,6 +134,7 @@ def refine(order: RefineOrder) -> Summary:
     """
     if not 0 < order.level <= 1:
         raise RequestError(f"--level is {order.level:g}: give a share of the noise, above 0 to 1")
+    check_numbers(order)
     requests = structure_requests(order)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
@@ -193,11 +195,17 @@ def with_templates(
     level = GUIDED_LEVEL if order.level is None else order.level
     if not 0 <= level <= 1:
         raise RequestError(f"--level is {level:g}: give a share of the noise, 0 to 1")
+    if level == 0 and (order.noised or _names_a_walk(order)):
+        raise RequestError(
+            "--level 0 is substitution alone, without a walk: leave out --noised, --sampler, "
+            "--steps and --anti-annealing, or give a higher level"
+        )
     library = open_library(order.library) if order.library else aflow_prototypes()
     guidance = Guidance(start, level, order.noised)
-    guided = give_templates(requests, library, model.statistics, guidance)
+    with counter("templates") as progress:
+        guided = give_templates(requests, library, model.statistics, guidance, on_done=progress)
     lacking = [request for request in guided if request.known is None]
-    say("plan", f"{len(guided) - len(lacking)} crystals start at {len(library)} known ones")
+    say("plan", f"{len(guided) - len(lacking)} crystals start at templates, of {len(library)}")
     if start == "templates" and lacking:
         names = list(dict.fromkeys(request.composition.formula for request in lacking))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -210,11 +218,23 @@ def with_templates(
     return guided, sampler
 
 
+def _names_a_walk(order: SampleOrder) -> bool:
+    return any(given is not None for given in (order.sampler, order.steps, order.anti_annealing))
+
+
 def guided_sampler(order: SampleOrder, model: Model) -> SamplerConfig:
-    """Return the walk from a template that is not noised, changed where the order says so."""
-    named = order.sampler or order.steps or order.anti_annealing is not None
-    if not named:
+    """Return the walk from a template that is not noised, changed where the order says so.
+
+    Raises:
+        RequestError: If the sampler named adds noise.
+    """
+    if not _names_a_walk(order):
         return GUIDED_SAMPLER
+    if order.sampler not in (None, GUIDED_SAMPLER.name):
+        raise RequestError(
+            f"--sampler {order.sampler} adds noise, which breaks the symmetry of templates: add "
+            f"--noised if that is wanted, or take --sampler {GUIDED_SAMPLER.name}"
+        )
     own = replace(
         order,
         sampler=order.sampler or GUIDED_SAMPLER.name,
@@ -246,7 +266,7 @@ def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:
     return sampler
 
 
-def check_numbers(order: SampleOrder) -> None:
+def check_numbers(order: SampleOrder | RefineOrder) -> None:
     """Refuse numbers that make no sense before anything is loaded.
 
     Raises:

@@ -114,7 +114,7 @@ def start_of(batch: Sequence[Request], levels: int) -> Start | None:
     cells = torch.tensor([one.held_cell for one in known])
     return Start(
         Crystals.concat([one.crystal for one in known]),
-        torch.tensor([round(one.level * levels) for one in known]),
+        torch.tensor([max(round(one.level * levels), int(one.level > 0)) for one in known]),
         held_atoms=held if bool(held.any()) else None,
         held_cells=cells if bool(cells.any()) else None,
         noised=known[0].noised,

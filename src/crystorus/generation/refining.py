@@ -1,5 +1,6 @@
 """Given structures as requests: repaired or perturbed by the model, with parts held fixed."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from crystorus.generation.guiding import GUIDED_LEVEL
 from crystorus.generation.plan import Known, Request, crystal_seed
 from crystorus.generation.run import DEFAULT_BATCH_ATOMS
 from crystorus.geometry import Crystals
+from crystorus.geometry.reduction import reduce_lattice
+
+MIN_VOLUME, MAX_VOLUME = 2.0, 300.0  # Å³ per atom; MP-20 has 3 to 190
+MIN_LENGTH = 1.5  # Å, of a lattice vector; MP-20 has 2.2 and more
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,18 @@ def structure_requests(order: RefineOrder) -> tuple[Request, ...]:
             f"--n {order.n} without noise gives the same crystal {order.n} times: add --noised"
         )
     requests: list[Request] = []
+    taken: Counter[Composition] = Counter()
     for path in order.files:
         for name, crystal in read_crystals(path):
             if isinstance(crystal, ValueError):
                 raise RequestError(f"{path}, {name}: {crystal}; correct it or take it out")
             known = known_of(name, crystal, order)
             composition = Composition.of(crystal.atomic_numbers.tolist())
-            for sample in range(order.n):
-                seed = crystal_seed(order.seed + len(requests), composition, sample)
+            for _ in range(order.n):
+                sample = taken[composition]
+                seed = crystal_seed(order.seed, composition, sample)
                 requests.append(Request(len(requests), sample, seed, composition, known))
+                taken[composition] += 1
     if not requests:
         raise RequestError(f"{', '.join(map(str, order.files))}: no structures; give at least one")
     return tuple(requests)
@@ -81,12 +89,16 @@ def known_of(name: str, crystal: Crystals, order: RefineOrder) -> Known:
     """Return a structure as a start, its atoms in the order of its composition.
 
     Raises:
-        RequestError: If what is to be held is not in it.
+        RequestError: If its cell is none that the network can look at, what is to be held is not
+            in it, or nothing is left to move.
     """
+    _check_cell(name, crystal)
     numbers = crystal.atomic_numbers.tolist()
     rank = {z: place for place, (z, _) in enumerate(Composition.of(numbers).counts)}
     places = sorted(range(len(numbers)), key=lambda atom: rank[numbers[atom]])
     held = _held(order.hold, numbers, name)
+    if order.hold_cell and len(held) == len(numbers):
+        raise RequestError(f"--hold {order.hold} --hold-cell: nothing of {name} is left to move")
     ordered = Crystals(
         crystal.lattice,
         crystal.frac_coords[places],
@@ -104,9 +116,27 @@ def known_of(name: str, crystal: Crystals, order: RefineOrder) -> Known:
     )
 
 
+def _check_cell(name: str, crystal: Crystals) -> None:
+    """Refuse cells far from those of any crystal."""
+    per_atom = float(crystal.volume[0]) / int(crystal.n_atoms[0])
+    if not MIN_VOLUME <= per_atom <= MAX_VOLUME:
+        raise RequestError(
+            f"{name} has {per_atom:.3g} Å³ per atom, limits {MIN_VOLUME:g} to {MAX_VOLUME:g}: "
+            "correct its cell or take it out"
+        )
+    shortest = float(reduce_lattice(crystal.lattice)[0].norm(dim=1).min())
+    if shortest < MIN_LENGTH:
+        raise RequestError(
+            f"{name} repeats every {shortest:.3g} Å, limit {MIN_LENGTH:g}: correct its cell or "
+            "take it out"
+        )
+
+
 def _held(text: str | None, numbers: list[int], name: str) -> set[int]:
     """Read what is to be held: symbols and places, as places in the file."""
     held: set[int] = set()
+    if text is not None and not text.replace(",", "").strip():
+        raise RequestError("--hold is empty: name elements or places of atoms, or leave it out")
     symbols = [symbol_of(z) for z in numbers]
     for part in [part.strip() for part in (text or "").split(",") if part.strip()]:
         if part.isdecimal() and int(part) < len(numbers):

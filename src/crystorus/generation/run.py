@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -121,9 +122,17 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _start(request: Request) -> tuple[str, float, bool] | tuple[()]:
+def _start(request: Request) -> tuple[object, ...]:
+    """Return what decides a crystal's start, nothing for noise."""
     known = request.known
-    return () if known is None else (known.name, known.level, known.noised)
+    if known is None:
+        return ()
+    parts = (known.crystal.lattice, known.crystal.frac_coords, known.crystal.atomic_numbers)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.round(part.double().numpy(), 3).tobytes())
+    held = list(known.held_atoms)
+    return known.name, known.level, known.noised, held, known.held_cell, digest.hexdigest()
 
 
 def program_versions(more: Sequence[str] = ()) -> dict[str, str]:

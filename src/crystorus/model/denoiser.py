@@ -9,6 +9,9 @@ from crystorus.geometry.lattice import from_coefficients, symmetric_exp, to_coef
 from crystorus.geometry.torus import centre
 from crystorus.model.fieldnet import FieldNet
 
+MAX_STRAIN = 3.0
+"""Largest coefficient of a predicted strain in sampling, six times the widest noise."""
+
 
 class FieldDenoiser(nn.Module):
     """The default f_θ: (ρ_t, x_t, z, t) → displacement of the atoms and strain of the cell.
@@ -44,6 +47,9 @@ class FieldDenoiser(nn.Module):
         cartesian = fields.displacement.to(dtype) * length[atom, None]
         displacement = torch.einsum("aij,aj->ai", inverse[atom], cartesian)
         scale = self.strain_sigma[t].to(dtype)
-        strain = from_coefficients(scale * to_coefficients(fields.strain.to(dtype)))
+        coefficients = scale * to_coefficients(fields.strain.to(dtype))
+        if not self.training:  # a cell unlike any crystal's must not stop the others of its batch
+            coefficients = coefficients.nan_to_num(0.0, 0.0, 0.0).clamp(-MAX_STRAIN, MAX_STRAIN)
+        strain = from_coefficients(coefficients)
         lattice = symmetric_exp(-strain.detach()) @ crystals.lattice
         return Prediction(lattice, centre(displacement, crystals), strain)

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from crystorus.data.arrays import ReadingError
 from crystorus.data.mapped import FileKind, contradiction, map_file, write_mapped
-from crystorus.data.store import STORE, CrystalStore, build_store, open_store
+from crystorus.data.store import STORE, CrystalStore, build_store, check_target, open_store
 from crystorus.geometry import Crystals
 from crystorus.templates.exchange import ENOUGH_PAIRS, ExchangeCounts, count_exchanges, mp20_counts
 from crystorus.templates.surroundings import NEIGHBOURS, Surroundings, surroundings
@@ -115,10 +114,7 @@ def build_library(
         ReadingError: If a source is broken or holds nothing usable.
         OSError: If the file cannot be written; nothing is left behind.
     """
-    if out.is_dir():
-        raise ReadingError(
-            f"{out} is a folder: name a file to write, such as {out / 'x.templates'}"
-        )
+    check_target(out, [source] if isinstance(source, Path) else list(source))
     if isinstance(source, Path) and _is_store(source):
         _write_library(open_store(source), out)
     else:

@@ -30,7 +30,7 @@ SAME_COMPOSITION_VOTE = 0.3
 DISTINCT = 0.08
 """Difference of surroundings from which two candidates count as two prototypes; half of the pairs
 that differ so much still match (StructureMatcher, stol 0.5)."""
-_ASSIGNMENTS = 720
+_ASSIGNMENTS = 5040  # seven elements of equal count; of more, that many orders are tried
 
 
 @dataclass(frozen=True, eq=False)
