@@ -137,6 +137,13 @@ def _group_cells(members: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     return str(len(members)), str(valid), spread, named + (f" +{more}" if more > 0 else "")
 
 
+def tell_of_versions(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warn of programs that are not those a run or a campaign was begun with."""
+    for name, version in before.items():
+        if now.get(name) != version:
+            say("warning", f"the {what} was begun with {name} {version}, now it is {now.get(name)}")
+
+
 @contextmanager
 def counter(what: str) -> Iterator[Callable[[int], None]]:
     """Show a growing count on stderr; yields the way to set it."""

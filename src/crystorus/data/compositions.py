@@ -106,6 +106,11 @@ class Composition:
         order = first + sorted(s for s in counts if s not in first)
         return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in order)
 
+    def order(self, atomic_numbers: Sequence[int]) -> list[int]:
+        """Return the places of a cell's atoms in the order of the formula, stable within one."""
+        rank = {z: place for place, (z, _) in enumerate(self.counts)}
+        return sorted(range(len(atomic_numbers)), key=lambda atom: rank[atomic_numbers[atom]])
+
     def __mul__(self, units: int) -> "Composition":
         if units < 1:
             raise FormulaError(f"{units} formula units of {self.formula}: use 1 or more")

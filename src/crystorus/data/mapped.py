@@ -101,6 +101,14 @@ def map_file(
         raise contradiction(path, kind, error) from error
 
 
+def is_kind(path: Path, kind: FileKind) -> bool:
+    """Tell whether a path is a file that begins as this kind does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(kind.magic)) == kind.magic
+
+
 def contradiction(path: Path, kind: FileKind, error: Exception) -> ReadingError:
     """Return the error for a file whose arrays are not what its header says."""
     return ReadingError(f"{path} contradicts its header ({error}): {kind.remedy}")

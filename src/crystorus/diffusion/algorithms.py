@@ -237,11 +237,11 @@ def _step(
     noise: CrystalNoise,
 ) -> Crystals:
     """Take one step from levels t to levels s ≤ t."""
-    prediction = denoiser(crystals, t.clamp_min(1))
+    t = t.clamp_min(1)  # what is at 0 is held where it is
+    prediction = denoiser(crystals, t)
     drift = 1 + sampler.anti_annealing * (1 - t.to(crystals.lattice) / diffusion.steps)
     of_cells, of_atoms = drift[:, None], drift[crystals.crystal_of_atom, None]
     x, displacement, lattice = crystals, prediction.displacement, crystals.lattice
-    t = t.clamp_min(1)
     if sampler.name == "ode":
         frac = diffusion.torus.flow(x, displacement, t, s, drift=of_atoms)
         cell = diffusion.cell.flow(lattice, prediction, t, s, drift=of_cells)

@@ -1,7 +1,8 @@
 """`crystorus sample` from its options to its files."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from crystorus.generation.run import (
 from crystorus.generation.wanted import of_formulas, of_structures, of_system
 from crystorus.templates.library import open_library
 from crystorus.templates.prototypes import aflow_prototypes
-from crystorus.terminal import counter, crystal_progress, say, show_summary
+from crystorus.terminal import counter, crystal_progress, say, show_summary, tell_of_versions
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,23 @@ def carry_out(order: SampleOrder) -> Summary:
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
-    check_requests(requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements)
+    _check(requests, model)
     requests, guided = with_templates(order, requests, model)
-    job = Job(requests, sampler_of(order, model), guided, order.symprec, order.keep_trajectory)
+    sampler = sampler_of(order, model, model.config.sampling)
+    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory)
     return _make(order, model, job)
 
 
-def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
-    requests = job.requests
+def _check(requests: Sequence[Request], model: Model) -> None:
+    """Refuse what the model cannot hold, warn of what it never saw."""
     for warning in check_requests(
         requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
     ):
         say("warning", warning)
+
+
+def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
+    requests = job.requests
     compositions = len({request.composition for request in requests})
     say("plan", f"{len(requests)} crystals of {compositions} compositions into {order.out}")
     settings = run_settings(job, seed=order.seed, checkpoint=model.digest)
@@ -138,6 +144,7 @@ def refine(order: RefineOrder) -> Summary:
     requests = structure_requests(order)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
+    _check(requests, model)
     sampler = model.config.sampling if order.noised else GUIDED_SAMPLER
     return _make(order, model, Job(requests, sampler, sampler, order.symprec))
 
@@ -214,8 +221,9 @@ def with_templates(
             f"no further template fits {', '.join(names[:3])}{more}: {len(lacking)} crystals start "
             "at noise",
         )
-    sampler = sampler_of(order, model) if order.noised else guided_sampler(order, model)
-    return guided, sampler
+    if order.noised:
+        return guided, sampler_of(order, model, model.config.sampling)
+    return guided, guided_sampler(order, model)
 
 
 def _names_a_walk(order: SampleOrder) -> bool:
@@ -228,29 +236,20 @@ def guided_sampler(order: SampleOrder, model: Model) -> SamplerConfig:
     Raises:
         RequestError: If the sampler named adds noise.
     """
-    if not _names_a_walk(order):
-        return GUIDED_SAMPLER
     if order.sampler not in (None, GUIDED_SAMPLER.name):
         raise RequestError(
             f"--sampler {order.sampler} adds noise, which breaks the symmetry of templates: add "
             f"--noised if that is wanted, or take --sampler {GUIDED_SAMPLER.name}"
         )
-    own = replace(
-        order,
-        sampler=order.sampler or GUIDED_SAMPLER.name,
-        steps=GUIDED_SAMPLER.steps if order.steps is None else order.steps,
-        anti_annealing=order.anti_annealing or GUIDED_SAMPLER.anti_annealing,
-    )
-    return sampler_of(own, model)
+    return sampler_of(order, model, GUIDED_SAMPLER)
 
 
-def sampler_of(order: SampleOrder, model: Model) -> SamplerConfig:
-    """Return the sampler an order names, the checkpoint's own where it is silent.
+def sampler_of(order: SampleOrder, model: Model, own: SamplerConfig) -> SamplerConfig:
+    """Return the sampler an order names, `own` where it is silent.
 
     Raises:
         RequestError: If there are no steps or more than the model has noise levels.
     """
-    own = model.config.sampling
     sampler = SamplerConfig(
         order.sampler or own.name,
         own.steps if order.steps is None else order.steps,
@@ -296,7 +295,4 @@ def _tell_of_earlier(folder: RunFolder, total: int) -> None:
         say("note", f"{folder.path} already holds all {total} crystals of this run")
     elif folder.done:
         say("note", f"going on from {len(folder.done)} finished crystals in {folder.path}")
-    now = program_versions()
-    for name, before in folder.versions.items():
-        if now.get(name) != before:
-            say("warning", f"the run was begun with {name} {before}, now it is {now.get(name)}")
+    tell_of_versions("run", folder.versions, program_versions())

@@ -89,7 +89,6 @@ def _known(
         substitute(library, candidate, statistics).to(dtype=torch.float32),
         guidance.level,
         guidance.noised,
-        cost=candidate.cost,
         share=candidate.share,
         same_composition=candidate.same_composition,
     )

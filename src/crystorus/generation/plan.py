@@ -29,7 +29,6 @@ class Known:
         noised: Whether noise is added; see `Start`.
         held_atoms: Atoms that stay, by place; none by default.
         held_cell: Whether the cell stays.
-        cost: -log of the probability that the exchange of elements keeps the prototype.
         share: Of all votes, those for this prototype.
         same_composition: Whether it is a known crystal of this very composition.
     """
@@ -40,7 +39,6 @@ class Known:
     noised: bool = False
     held_atoms: tuple[int, ...] = ()
     held_cell: bool = False
-    cost: float = 0.0
     share: float = 1.0
     same_composition: bool = False
 

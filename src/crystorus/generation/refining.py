@@ -15,8 +15,8 @@ from crystorus.generation.run import DEFAULT_BATCH_ATOMS
 from crystorus.geometry import Crystals
 from crystorus.geometry.reduction import reduce_lattice
 
-MIN_VOLUME, MAX_VOLUME = 2.0, 300.0  # Å³ per atom; MP-20 has 3 to 190
-MIN_LENGTH = 1.5  # Å, of a lattice vector; MP-20 has 2.2 and more
+MIN_VOLUME, MAX_VOLUME = 2.0, 300.0  # Å³ per atom; MP-20 has 5.8 to 202
+MIN_LENGTH = 1.5  # Å, of a lattice vector; MP-20 has 2.26 and more
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def known_of(name: str, crystal: Crystals, order: RefineOrder) -> Known:
     """
     _check_cell(name, crystal)
     numbers = crystal.atomic_numbers.tolist()
-    rank = {z: place for place, (z, _) in enumerate(Composition.of(numbers).counts)}
-    places = sorted(range(len(numbers)), key=lambda atom: rank[numbers[atom]])
+    places = Composition.of(numbers).order(numbers)
     held = _held(order.hold, numbers, name)
     if order.hold_cell and len(held) == len(numbers):
         raise RequestError(f"--hold {order.hold} --hold-cell: nothing of {name} is left to move")

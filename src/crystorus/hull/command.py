@@ -4,7 +4,6 @@ import csv
 import io
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from crystorus.data.compositions import symbol_of
 from crystorus.data.files import write_whole
@@ -42,7 +41,7 @@ from crystorus.hull.state import (
     remove_campaign,
 )
 from crystorus.hull.workers import Workers
-from crystorus.terminal import say
+from crystorus.terminal import say, tell_of_versions
 
 COMPOSITIONS = "compositions.csv"
 REFERENCES = "references"
@@ -83,7 +82,7 @@ def hull(order: HullOrder) -> Ranking:
     if order.overwrite:
         remove_campaign(order.out, FILES)
     with Campaign(order.out, settings, _versions()) as campaign:
-        _tell_versions(campaign)
+        tell_of_versions("campaign", campaign.versions, _versions())
         _write_compositions(order.out, choice)
         say("plan", f"{len(run.job.requests)} crystals of {space.system}, {_of(choice)}")
         with stage_progress("sample") as move:
@@ -124,7 +123,7 @@ def relax_structures(order: RelaxOrder) -> None:
     _check_calculator(order.relaxation, order.workers)
     settings = {
         "kind": "relax",
-        "source": _digest_of(order.source),
+        "source": {"label": label_of(order.source)},
         "keep_duplicates": order.keep_duplicates,
         "relaxation": asdict(order.relaxation),
         "level": energy_level(order.relaxation.calculator),
@@ -132,7 +131,7 @@ def relax_structures(order: RelaxOrder) -> None:
     if order.overwrite:
         remove_campaign(order.out, FILES)
     with Campaign(order.out, settings, _versions()) as campaign:
-        _tell_versions(campaign)
+        tell_of_versions("campaign", campaign.versions, _versions())
         with stage_progress("screen") as move:
             import_originals(
                 campaign,
@@ -351,18 +350,5 @@ def _of(choice: Choice) -> str:
     return text + (f" ({choice.n_charged} are not neutral)" if choice.n_charged else "")
 
 
-def _digest_of(source: Path) -> dict[str, Any]:
-    return {"label": label_of(source)}
-
-
 def _versions() -> dict[str, str]:
     return program_versions(_PROGRAMS)
-
-
-def _tell_versions(campaign: Campaign) -> None:
-    now = _versions()
-    for name, before in campaign.versions.items():
-        if now.get(name) != before:
-            say(
-                "warning", f"the campaign was begun with {name} {before}, now it is {now.get(name)}"
-            )

@@ -66,7 +66,8 @@ def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> Sa
     check_device(sampling.device)
     model = load_checkpoint(sampling.checkpoint or SHIPPED, device=sampling.device)
     order = SampleOrder(out=Path(), steps=sampling.steps)
-    job = Job(requests, sampler_of(order, model), keep_trajectory=sampling.keep_trajectories)
+    sampler = sampler_of(order, model, model.config.sampling)
+    job = Job(requests, sampler, keep_trajectory=sampling.keep_trajectories)
     warnings = check_requests(
         requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
     )

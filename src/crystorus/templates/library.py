@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from crystorus.data.mapped import FileKind, contradiction, map_file, write_mapped
+from crystorus.data.mapped import FileKind, contradiction, is_kind, map_file, write_mapped
 from crystorus.data.store import STORE, CrystalStore, build_store, check_target, open_store
 from crystorus.geometry import Crystals
 from crystorus.templates.exchange import ENOUGH_PAIRS, ExchangeCounts, count_exchanges, mp20_counts
@@ -115,7 +115,7 @@ def build_library(
         OSError: If the file cannot be written; nothing is left behind.
     """
     check_target(out, [source] if isinstance(source, Path) else list(source))
-    if isinstance(source, Path) and _is_store(source):
+    if isinstance(source, Path) and is_kind(source, STORE):
         _write_library(open_store(source), out)
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -157,13 +157,6 @@ def open_library(path: Path, *, verify: bool = True) -> TemplateLibrary:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise contradiction(path, LIBRARY, error) from error
-
-
-def _is_store(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(STORE.magic)) == STORE.magic
 
 
 def _geometries(store: CrystalStore) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -107,9 +107,7 @@ def substitute(
     )
     volume = float(statistics.expected_log_volume(crystal).exp() * crystal.n_atoms)
     scale = (volume / float(crystal.volume[0])) ** (1 / 3)
-    rank = {z: n for n, (z, _) in enumerate(Composition.of(renamed).counts)}
-    numbers = crystal.atomic_numbers.tolist()
-    order = sorted(range(len(numbers)), key=lambda atom: rank[numbers[atom]])
+    order = Composition.of(renamed).order(crystal.atomic_numbers.tolist())
     return Crystals(
         crystal.lattice * scale,
         crystal.frac_coords[order],

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.data.files import write_whole
+from crystorus.data.mapped import is_kind
 from crystorus.data.store import STORE, CrystalStore, build_store, open_store
 from crystorus.train.errors import TrainingError
 
@@ -137,10 +138,8 @@ def _wait_for(folder: Path) -> None:
 
 
 def _open_one(source: Path, cache: Path, setting: str) -> CrystalStore:
-    if source.is_file():
-        with source.open("rb") as stream:
-            if stream.read(len(STORE.magic)) == STORE.magic:
-                return open_store(source)
+    if is_kind(source, STORE):
+        return open_store(source)
     if cache.is_file():
         return open_store(cache)
     if not source.exists():
