@@ -35,10 +35,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crystorus.config import config_from_dict
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import add_noise, training_losses
+from crystorus.diffusion.algorithms import add_noise
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel, build_model
+from crystorus.train.pieces import loss_by_pieces
+
+PAPER_CPU_ATOMS = 320
+"""`training.cpu_atoms` of configs/paper.toml."""
 
 STEPS = 100
 """Network evaluations for one crystal, to which sampling is scaled."""
@@ -126,7 +130,9 @@ def load_batches(case: Case) -> list[Crystals]:
 
 
 def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[[], object]:
-    """Return one pass of Algorithm 1 over all batches."""
+    """Return one pass of Algorithm 1 over all batches, in the pieces of configs/paper.toml."""
+    on_cpu = batches[0].lattice.device.type == "cpu"
+    pieces = PAPER_CPU_ATOMS if on_cpu and model.config.preset == "paper" else 0
     model.denoiser.train()
     optimizer = torch.optim.Adam(model.denoiser.parameters(), 1e-5)
 
@@ -135,8 +141,15 @@ def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[
             generator = torch.Generator().manual_seed(1)
             t = torch.randint(1, model.diffusion.steps + 1, (len(batch),), generator=generator)
             t = t.to(batch.n_atoms.device)
-            losses = training_losses(model.denoiser, model.diffusion, batch, t, generator)
-            (losses.cell.mean() + losses.torus.mean()).backward()
+            loss_by_pieces(
+                model.denoiser,
+                model.diffusion,
+                batch,
+                t,
+                generator,
+                objective=lambda losses: losses.cell.sum() + losses.torus.sum(),
+                piece_atoms=pieces,
+            )[0].backward()
             torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -87,6 +87,9 @@ class TrainingConfig:
     """Crystals per batch; 0 leaves it to `batch_pairs`."""
     batch_pairs: int = 0
     """Pairs of atoms per batch of equal-sized crystals; 0 means batches of `batch_size`."""
+    cpu_atoms: int = 0
+    """Atoms a CPU works on at a time: a larger batch goes through in pieces whose gradients are
+    added up, so that memory does not grow with the batch. 0 means all at once."""
     optimizer: Literal["adam", "muon"] = "adam"
     """"muon" orthogonalises the updates of the hidden matrices and uses Adam for the rest."""
     learning_rate: float = 1e-3

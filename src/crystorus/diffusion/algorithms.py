@@ -125,10 +125,30 @@ def training_losses(
         t: Step of each crystal, 1 … T.
         generator: Source of the noise, on the CPU.
     """
+    atoms, cells = draw_normals(crystals, generator)
+    return losses_at_noise(denoiser, diffusion, crystals, t, atoms, cells)
+
+
+def draw_normals(
+    crystals: Crystals, generator: torch.Generator
+) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "crystals 6"]]:
+    """Draw the noise of Algorithm 1, line 3, on the CPU: the same numbers for any device."""
     device, dtype = crystals.lattice.device, crystals.lattice.dtype
     atoms = torch.randn(crystals.frac_coords.shape, generator=generator).to(device, dtype)
     cells = torch.randn(len(crystals), 6, generator=generator).to(device, dtype)
-    noisy, strain = add_noise(diffusion, crystals, t, atoms, cells)
+    return atoms, cells
+
+
+def losses_at_noise(
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    crystals: Crystals,
+    t: Int[Tensor, " crystals"],
+    normal_atoms: Float[Tensor, "atoms 3"],
+    normal_cells: Float[Tensor, "crystals 6"],
+) -> Losses:
+    """Evaluate both losses with given noise: Algorithm 1, lines 4 to 6."""
+    noisy, strain = add_noise(diffusion, crystals, t, normal_atoms, normal_cells)
     prediction = denoiser(noisy, t)
     cell = diffusion.cell.loss(prediction, crystals, noisy, t, strain)
     return Losses(cell, diffusion.torus.loss(prediction.displacement, crystals, noisy, t))

@@ -19,6 +19,7 @@ from crystorus.model.fieldnet import FieldNet
 from crystorus.system import CrystalModel
 from crystorus.train.errors import TrainingError
 from crystorus.train.optimizers import build_optimizer
+from crystorus.train.pieces import loss_by_pieces
 from crystorus.train.schedule import draw_steps, rate_factor, step_generator
 
 FIFTHS = 5
@@ -120,11 +121,23 @@ class TrainingModule(pl.LightningModule):
             generator=generator,
         ).to(self.device)
         self._use_bf16(self.settings.precision == "bf16")
-        losses = training_losses(self.denoiser, self.model.diffusion, batch, t, generator)
+        total, losses = loss_by_pieces(
+            self.denoiser,
+            self.model.diffusion,
+            batch,
+            t,
+            generator,
+            objective=self._objective,
+            piece_atoms=self.settings.cpu_atoms if self.device.type == "cpu" else 0,
+        )
         self._use_bf16(False)
         self._present = batch, t, losses
+        return total
+
+    def _objective(self, losses: Losses) -> Tensor:
+        """Return the sum over crystals of what is minimised."""
         cell, torus = losses.cell.clamp(max=self.limit), losses.torus.clamp(max=self.limit)
-        return torus.mean() + self.settings.cell_weight * cell.mean()
+        return torus.sum() + self.settings.cell_weight * cell.sum()
 
     def _use_bf16(self, wanted: bool) -> None:
         network = getattr(self.denoiser, "network", None)
