@@ -10,6 +10,7 @@ from scipy.stats import wasserstein_distance
 
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, as_entries, density
+from crystal_fidelity.uncertainty import part_error
 from crystal_fidelity.validity import structural_validity
 
 EmdProtocol = Literal["all", "cdvae"]
@@ -26,11 +27,15 @@ class EmdResult:
     value: float
     generated: NDArray[np.float64]
     """The values that entered, for plots."""
+    per_structure: NDArray[np.float64]
+    """One value per generated structure, NaN or infinity where it has none."""
     reference: NDArray[np.float64]
     protocol: str
     floor: float
     """Mean distance of two disjoint random parts of the reference, each of size `floor_n`."""
     floor_n: int
+    uncertainty: float | None
+    """Standard error from disjoint parts of the generated values."""
     excluded: int
     """Generated structures without a finite value."""
 
@@ -45,6 +50,8 @@ class EmdResult:
                 n_reference=len(self.reference),
                 protocol=self.protocol,
                 real=self.floor,
+                uncertainty=self.uncertainty,
+                better="lower",
                 details={"excluded": self.excluded, "n of real against real": self.floor_n},
             )
         ]
@@ -81,10 +88,14 @@ def earth_movers_distance(
         unit=unit,
         value=float(wasserstein_distance(kept, known)),
         generated=kept,
+        per_structure=np.asarray(generated, dtype=np.float64),
         reference=known,
         protocol=protocol,
         floor=floor,
         floor_n=floor_n,
+        uncertainty=part_error(
+            len(kept), lambda part: wasserstein_distance(kept[part], known), seed=seed
+        ),
         excluded=len(generated) - len(kept),
     )
 

@@ -23,6 +23,7 @@ from crystal_fidelity.structures import (
     element_symbol,
     to_atoms,
 )
+from crystal_fidelity.files import whole_file
 
 RIDGE = 1e-6
 SHIPPED_REFERENCES = "chgnet_references.json"
@@ -57,7 +58,8 @@ class References:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
 
 
 def load_references(path: str | Path | None = None) -> References:
