@@ -143,6 +143,8 @@ def test_cdvae_filters_predictions_and_diffcsp_references_too():
     for protocol in ("cdvae", "diffcsp"):
         result = match_rate([unbalanced], [unbalanced], protocol=protocol)
         assert result.outcomes[0].status == "filtered"
+    best = match_rate_best_of([[rock_salt()]] * 2, [unbalanced], protocol="diffcsp")
+    assert best.outcomes[0].status == "composition"  # DiffCSP's batch code looks at candidates only
     close = Crystal(np.eye(3) * 3, np.array([[0, 0, 0], [0.1, 0, 0]]), np.array([11, 17]), "bad")
     good = rattled(rock_salt(), 0.0, 0)
     assert match_rate([good], [close], protocol="cdvae").outcomes[0].status != "filtered"

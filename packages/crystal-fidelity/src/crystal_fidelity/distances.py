@@ -11,7 +11,6 @@ from scipy.stats import wasserstein_distance
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, as_entries, density
 from crystal_fidelity.uncertainty import part_error
-from crystal_fidelity.validity import structural_validity
 
 EmdProtocol = Literal["all", "cdvae"]
 CDVAE_SAMPLES = 1000
@@ -129,13 +128,15 @@ def density_emd(
 ) -> EmdResult:
     """Return the earth mover's distance of mass densities in g/cm³.
 
-    "all" is the paper's protocol (every sample, unfiltered); "cdvae" takes 1 000 random valid
-    samples, chosen by `seed`.
+    "all" is the paper's protocol (every sample, unfiltered); "cdvae" takes 1 000 random samples,
+    chosen by `seed`, of those valid in structure and composition.
     """
     values = densities(generated)
     label = "all samples, unfiltered"
     if protocol == "cdvae":
-        chosen = cdvae_sample(structural_validity(generated).valid, seed)
+        from crystal_fidelity.matching import peer_validity
+
+        chosen = cdvae_sample(peer_validity(as_entries(generated)), seed)
         values, label = values[chosen], f"CDVAE: {len(chosen)} random valid samples"
     return earth_movers_distance(
         values, densities(reference), name="density EMD", unit="g/cm³", protocol=label, seed=seed

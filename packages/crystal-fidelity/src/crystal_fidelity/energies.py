@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.distances import EmdResult, earth_movers_distance
 from crystal_fidelity.featurizers import Identity
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
     Crystal,
@@ -23,7 +24,6 @@ from crystal_fidelity.structures import (
     element_symbol,
     to_atoms,
 )
-from crystal_fidelity.files import whole_file
 
 RIDGE = 1e-6
 SHIPPED_REFERENCES = "chgnet_references.json"

@@ -15,9 +15,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.screening import Limits, screen
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure, as_entries, digest
-from crystal_fidelity.files import whole_file
 
 FLUSH_EVERY = 512
 """Structures between two writes of the cache."""

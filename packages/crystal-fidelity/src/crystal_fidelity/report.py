@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Entry, ReadFailure
-from crystal_fidelity.files import whole_file
 
 MAX_DECIMALS = 6
 MAX_NAMED = 10
