@@ -38,14 +38,14 @@ def test_the_same_crystals_moved_all_match_with_no_displacement():
 
 def test_rates_and_rms_are_pymatgens():
     truth = [random_crystal(i, 4, (8, 22)) for i in range(30)]
-    guesses = [rattled(c, 0.05 * (i % 8), i) for i, c in enumerate(truth)]
+    guesses = [rattled(c, 0.12 * (i % 8), i) for i, c in enumerate(truth)]
     result = match_rate(guesses, truth)
     expected = [
         matcher().get_rms_dist(to_pymatgen(g), to_pymatgen(t))
         for g, t in zip(guesses, truth, strict=True)
     ]
     assert result.matched.tolist() == [e is not None for e in expected]
-    assert result.rate > 0
+    assert 0.3 < np.nanmax(result.rms) < 0.5  # a tighter tolerance would lose some
     for rms, e in zip(result.rms, expected, strict=True):
         assert e is None or rms == pytest.approx(e[0], abs=1e-12)
 
