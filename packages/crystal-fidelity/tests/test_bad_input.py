@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 
 import ase.io
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from prototypes import everything, rock_salt, simple_cubic
 
+from crystal_fidelity import composition
 from crystal_fidelity.cif import format_cif
 from crystal_fidelity.cli import main
 from crystal_fidelity.compare import Settings, compare
 from crystal_fidelity.featurizers import FeatureSet, Identity, save_features
 from crystal_fidelity.frechet import frechet
-from crystal_fidelity.reading import read_structures
+from crystal_fidelity.matching import match_rate, unsearchable
+from crystal_fidelity.reading import map_in_order, read_structures
 from crystal_fidelity.scores import rate_error
 from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms
 
@@ -80,6 +83,96 @@ def test_absurd_numbers_of_atoms_are_named(tmp_path, count):
     (entry,) = read_structures(tmp_path / "a.extxyz")
     assert isinstance(entry, ReadFailure)
     assert "number of atoms" in entry.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('Lattice="1 0 0 2 0 0 0 0 1"', "one plane"),
+        ('Lattice="9000 0 0 0 9 0 0 0 9"', "9000 Å > 1000 Å"),
+        ('Lattice="1e308 0 0 0 1e308 0 0 0 1e308"', "inf Å > 1000 Å"),
+        ('Lattice="nan 0 0 0 1 0 0 0 1"', "NaN"),
+        ('Lattice="4 0 0 0 4"', "9-long"),
+    ],
+)
+def test_one_broken_frame_is_named_and_the_rest_read(tmp_path, line, reason):
+    good = '1\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\n'
+    bad = f"1\n{line} Properties=species:S:1:pos:R:3\nNa 0 0 0\n"
+    (tmp_path / "a.extxyz").write_text(good + bad + good)
+    first, middle, last = read_structures(tmp_path / "a.extxyz")
+    assert isinstance(middle, ReadFailure)
+    assert reason in middle.reason
+    assert isinstance(first, Crystal)
+    assert isinstance(last, Crystal)
+
+
+@pytest.mark.parametrize("energy", ["abc", '"1 2 3"', "T"])
+def test_an_energy_that_is_no_number_is_missing(tmp_path, energy):
+    head = f'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 energy={energy}'
+    (tmp_path / "a.extxyz").write_text(f"1\n{head}\nNa 0 0 0\n")
+    (entry,) = read_structures(tmp_path / "a.extxyz")
+    assert "energy" not in entry.properties
+
+
+DEGENERATE = {
+    "tiny": np.eye(3) * 1e-3,
+    "needle": np.diag([0.05, 0.05, 900.0]),
+    "pancake": np.diag([900.0, 900.0, 1e-4]),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_cells_do_not_take_all_memory(name):
+    """StructureMatcher alone asks for more than 6 GiB for the first two."""
+    salt = rock_salt()
+    bad = Crystal(DEGENERATE[name], salt.frac_coords, salt.atomic_numbers, name)
+    sparse = Crystal(np.diag([900.0, 4, 4]), salt.frac_coords, salt.atomic_numbers, "sparse")
+    metrics = ("validity", "match", "metre", "uniqueness", "novelty", "spacegroups")
+    result = compare([bad, salt], [salt, salt], Settings(metrics=metrics))
+    assert result.match.outcomes[0].status in ("failed", "undecided")
+    assert result.match.outcomes[1].status == "matched"
+    assert not result.validity.valid[0]
+    assert result.unique.all()
+    assert result.novel.tolist() == [True, False]
+    assert unsearchable(salt) is None
+    assert unsearchable(sparse).status == "undecided"
+
+
+def test_a_long_way_to_write_a_small_cell_can_be_searched():
+    salt = rock_salt()
+    skew = np.array([[1, 0, 0], [60, 1, 0], [0, 60, 1]], dtype=float)
+    frac = salt.frac_coords @ np.linalg.inv(skew)
+    skewed = Crystal(skew @ salt.lattice, frac, salt.atomic_numbers)
+    assert match_rate([skewed], [salt]).mean_rms == pytest.approx(0, abs=1e-5)
+
+
+def test_a_missing_extra_costs_its_metric_not_the_run(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "smact", None)
+    uncached = composition._is_charge_balanced.__wrapped__
+    monkeypatch.setattr(composition, "_is_charge_balanced", uncached)
+    made = write(tmp_path / "made.extxyz", [rock_salt()])
+    arguments = ("compare", made, made, "--workers", 1, "--metrics")
+    status, out, error = run(*arguments, "validity,composition")
+    assert status == 3
+    assert "not computed: composition: composition validity needs smact: pip install" in error
+    assert "validity" in out
+    status, _, error = run(*arguments, "composition")
+    assert status == 2
+    assert "needs smact" in error
+
+
+@pytest.mark.parametrize("option", ["--known", "--weights", "--references", "--coverage-scale"])
+def test_files_that_are_not_there_are_found_before_any_work(run, tmp_path, option):
+    made = write(tmp_path / "made.extxyz", everything())
+    status, out, error = run("compare", made, made, "--workers", 1, option, tmp_path / "no.x")
+    assert status == 2
+    assert f"it was given as {option}" in error
+    assert out == ""
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    with pytest.raises(ChildProcessError, match="one of 2 worker processes died"):
+        list(map_in_order(os._exit, [1] * 200, 2))
 
 
 def test_a_torn_download_is_an_error_not_a_smaller_set(run, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from prototypes import diamond, everything, moved, perovskite, rutile, simple_cubic
 from scipy.spatial.distance import cdist
 
+from crystal_fidelity.compare import Settings
 from crystal_fidelity.coverage import (
     COMPOSITION_WIDTH,
     STRUCTURE_WIDTH,
@@ -16,6 +17,8 @@ from crystal_fidelity.coverage import (
     nearest,
     scale_of,
 )
+from crystal_fidelity.reading import read_structures
+from crystal_fidelity.table import formula_text
 
 
 def reference(left, right):
@@ -106,6 +109,34 @@ def test_a_scale_of_ones_own_is_used_and_named(tmp_path):
             load_scale(path)
 
 
+def test_shipped_constants_are_cdvaes_and_the_default():
+    scale = load_scale("cdvae")
+    assert scale.mean[0] == 21.194441759304013  # smallest atomic number, averaged
+    assert scale.spread[-1] == 85.980205895116
+    low, high, width, middle = (scale.mean[k::6] for k in range(4))
+    np.testing.assert_allclose(width, high - low, rtol=1e-9)  # minimum, maximum, range, mean
+    assert ((low < middle) & (middle < high)).all()
+    assert load_scale("reference") is None
+    assert Settings().coverage_scale == "cdvae"
+
+
+@pytest.mark.slow
+def test_shipped_constants_are_in_the_order_of_our_magpie_columns(validation_csv):
+    """They were taken on a set like MP-20: each is near the mean of ours, in its own units."""
+    pytest.importorskip("matminer")
+    from matminer.featurizers.composition.composite import ElementProperty
+    from pymatgen.core import Composition
+
+    preset = ElementProperty.from_preset("magpie", impute_nan=False)
+    crystals = read_structures(validation_csv)[::12]
+    found = np.array([preset.featurize(Composition(formula_text(c))) for c in crystals])
+    scale = load_scale("cdvae")
+    apart = (np.nanmean(found, axis=0) - scale.mean) / scale.spread
+    assert np.abs(apart).max() < 0.35
+    shuffled = (np.nanmean(found, axis=0) - np.roll(scale.mean, 1)) / np.roll(scale.spread, 1)
+    assert np.abs(shuffled).max() > 10
+
+
 def test_a_cell_too_dense_to_search_has_no_fingerprint(tmp_path):
     pytest.importorskip("matminer")
     found = fingerprints([simple_cubic(0.4), simple_cubic(3.4)], tmp_path)
@@ -119,4 +150,5 @@ def test_prototypes_cover_themselves(tmp_path):
     from crystal_fidelity.coverage import coverage
 
     result = coverage(everything(), everything(), cache_folder=tmp_path)
+    assert "CDVAE's constants" in result.scores()[0].protocol
     assert result.recall == result.precision == 1.0

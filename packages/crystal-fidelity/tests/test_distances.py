@@ -68,12 +68,30 @@ def test_floor_shrinks_with_n_and_is_what_disjoint_halves_give():
     assert np.isnan(earth_movers_distance(reference, reference[:1], name="x", unit="").floor)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_error_is_the_spread_of_repeats(shift):
+    generator = np.random.default_rng(3)
+    reference = generator.normal(size=2000)
+    runs = [
+        earth_movers_distance(generator.normal(size=200) + shift, reference, name="x", unit="")
+        for _ in range(40)
+    ]
+    spread = np.std([r.value for r in runs], ddof=1)
+    errors = np.sqrt(np.mean([r.uncertainty**2 for r in runs]))
+    assert 0.7 < errors / spread < 1.6
+    assert earth_movers_distance(np.ones(7), reference, name="x", unit="").uncertainty is None
+
+
 def test_cdvae_protocol_takes_a_thousand_valid_samples():
     valid = np.arange(3000) % 2 == 0
     chosen = cdvae_sample(valid, seed=0)
     assert len(set(chosen.tolist())) == 1000
     assert valid[chosen].all()
-    result = density_emd([simple_cubic(0.4), rock_salt()], [rock_salt()], protocol="cdvae")
+    pytest.importorskip("smact")
+    unbalanced = rock_salt(5.0, "Ne", "Na")  # CDVAE's valid asks for charge balance too
+    result = density_emd(
+        [simple_cubic(0.4), unbalanced, rock_salt()], [rock_salt()], protocol="cdvae"
+    )
     assert len(result.generated) == 1
     assert "1 random valid" in result.protocol
 

@@ -38,14 +38,14 @@ def test_the_same_crystals_moved_all_match_with_no_displacement():
 
 def test_rates_and_rms_are_pymatgens():
     truth = [random_crystal(i, 4, (8, 22)) for i in range(30)]
-    guesses = [rattled(c, 0.05 * (i % 8), i) for i, c in enumerate(truth)]
+    guesses = [rattled(c, 0.12 * (i % 8), i) for i, c in enumerate(truth)]
     result = match_rate(guesses, truth)
     expected = [
         matcher().get_rms_dist(to_pymatgen(g), to_pymatgen(t))
         for g, t in zip(guesses, truth, strict=True)
     ]
     assert result.matched.tolist() == [e is not None for e in expected]
-    assert result.rate > 0
+    assert 0.3 < np.nanmax(result.rms) < 0.5  # a tighter tolerance would lose some
     for rms, e in zip(result.rms, expected, strict=True):
         assert e is None or rms == pytest.approx(e[0], abs=1e-12)
 
@@ -143,6 +143,8 @@ def test_cdvae_filters_predictions_and_diffcsp_references_too():
     for protocol in ("cdvae", "diffcsp"):
         result = match_rate([unbalanced], [unbalanced], protocol=protocol)
         assert result.outcomes[0].status == "filtered"
+    best = match_rate_best_of([[rock_salt()]] * 2, [unbalanced], protocol="diffcsp")
+    assert best.outcomes[0].status == "composition"  # DiffCSP's batch code looks at candidates only
     close = Crystal(np.eye(3) * 3, np.array([[0, 0, 0], [0.1, 0, 0]]), np.array([11, 17]), "bad")
     good = rattled(rock_salt(), 0.0, 0)
     assert match_rate([good], [close], protocol="cdvae").outcomes[0].status != "filtered"

@@ -9,10 +9,12 @@ import pytest
 from prototypes import everything, rattled, simple_cubic
 
 from crystal_fidelity.compare import METRICS, Settings, compare, parse_metrics, split_candidates
-from crystal_fidelity.html import COLUMNS, structure_rows, write_plots, write_report
-from crystal_fidelity.report import write_json
+from crystal_fidelity.html import write_plots, write_report
+from crystal_fidelity.report import shown, write_json
+from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, ReadFailure
 from crystal_fidelity.svg import Axis, Curve, bars, curves, histogram
+from crystal_fidelity.table import FIELDS, structure_rows
 
 LABELS = {"title": "t", "x_label": "x", "y_label": "y"}
 SETTINGS = Settings(
@@ -35,11 +37,13 @@ def result():
 def test_compare_gives_every_result_its_row_in_order(result):
     made, comparison = result
     rows = structure_rows(made, comparison)
-    assert [row[1] for row in rows] == [entry.name for entry in made]
-    assert [row[COLUMNS.index("valid")] for row in rows] == [True, True, False, False, True, True]
-    assert rows[5][COLUMNS.index("formula")] == "TiO2"
-    assert rows[3][COLUMNS.index("remark")] == "unreadable: no atoms"
-    assert [row[COLUMNS.index("match")] for row in rows].count("matched") == 4
+    records = [dict(zip(FIELDS, row, strict=True)) for row in rows]
+    assert [r["name"] for r in records] == [entry.name for entry in made]
+    assert [r["valid"] for r in records] == [True, True, False, False, True, True]
+    assert records[5]["formula"] == "TiO2"
+    assert records[3]["remark"] == "unreadable: no atoms"
+    assert [r["match"] for r in records].count("matched") == 4
+    assert records[4]["volume_per_atom"] == pytest.approx(made[4].volume / len(made[4]), abs=1e-4)
 
 
 def test_report_stands_alone_and_hostile_names_stay_text(result, tmp_path):
@@ -58,7 +62,7 @@ def test_report_stands_alone_and_hostile_names_stay_text(result, tmp_path):
 
         def handle_starttag(self, tag, attributes):
             self.scripts += tag == "script"
-            self.inside = ("id", "rows") in attributes
+            self.inside = ("id", "data") in attributes
 
         def handle_data(self, data):
             if self.inside:
@@ -70,7 +74,15 @@ def test_report_stands_alone_and_hostile_names_stay_text(result, tmp_path):
     parser = Rows()
     parser.feed(page)
     assert parser.scripts == 2
-    assert json.loads(parser.text)[1][1] == made[1].name
+    data = json.loads(parser.text)
+    assert data["rows"][1][1] == made[1].name
+    assert data["cells"][3] is None  # unreadable
+    for cell, entry in zip(data["cells"], made, strict=True):
+        if cell is not None:
+            positions = np.reshape(cell[2], (-1, 3)) @ np.reshape(cell[0], (3, 3))
+            np.testing.assert_allclose(positions, entry.frac_coords % 1 @ entry.lattice, atol=1e-3)
+            assert set(cell[1]) <= set(data["elements"])
+    assert all(symbol for symbol in data["groups"].values())
 
 
 def test_a_page_of_plots_stands_alone(tmp_path):
@@ -139,6 +151,20 @@ def test_json_has_no_nan(tmp_path):
         tmp_path / "x.json", {"a": [float("nan"), np.float64(1.5), np.int64(2)], "b": (True,)}
     )
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5, 2], "b": [True]}
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (Score("a", 0.9928, uncertainty=0.00089, rate=True), ("99.280", "0.089", "", "%")),
+        (Score("a", 1.0, uncertainty=0.25, real=0.5, rate=True), ("100", "25", "50", "%")),
+        (Score("a", 0.01, uncertainty=0.0019, real=0.009), ("0.0100", "0.0019", "0.0090", "")),
+        (Score("a", 8e-6, uncertainty=7e-6, unit="x"), ("8e-06", "7e-06", "", "x")),
+        (Score("a", 0.25, real=float("nan")), ("0.25", "", "none", "")),
+    ],
+)
+def test_numbers_are_shown_to_the_digits_of_their_error(score, expected):
+    assert shown(score) == expected
 
 
 def test_metric_names_are_checked():

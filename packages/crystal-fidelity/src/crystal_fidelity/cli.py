@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -15,17 +16,20 @@ from crystal_fidelity.cli_studies import study_app
 from crystal_fidelity.compare import (
     DEFAULT_METRICS,
     METRICS,
+    Comparison,
     Settings,
     feature_scores,
     parse_metrics,
 )
 from crystal_fidelity.compare import compare as compare_sets
 from crystal_fidelity.featurizers import load_features, save_features
+from crystal_fidelity.files import file_digest
 from crystal_fidelity.matching import MatchProtocol
 from crystal_fidelity.models import DISTANCE_NAMES, FeaturizerName, make_featurizer
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.report import failure_lines, print_scores, write_json
-from crystal_fidelity.structures import Entry
+from crystal_fidelity.structures import Entry, ReadFailure
+from crystal_fidelity.table import FIELDS, structure_rows
 from crystal_fidelity.validity import structural_validity
 
 app = typer.Typer(
@@ -91,11 +95,33 @@ def _provenance(**sides: tuple[Path, list[Entry]]) -> dict[str, object]:
         side: {
             "path": str(path),
             "structures": len(entries),
-            "unreadable": {e.name: e.reason for e in entries if hasattr(e, "reason")},
+            "sha256": file_digest(path) if path.is_file() else None,
+            "unreadable": [
+                {"name": e.name, "reason": e.reason} for e in entries if isinstance(e, ReadFailure)
+            ],
         }
         for side, (path, entries) in sides.items()
     }
     return {"crystal_fidelity": __version__, "files": files}
+
+
+def _report(
+    result: Comparison, settings: Settings, sides: dict[str, tuple[Path, list[Entry]]]
+) -> dict[str, object]:
+    """Return everything for JSON: sources, settings, scores, and a record of each structure."""
+    rows = structure_rows(sides["generated"][1], result)
+    return _provenance(**sides) | {
+        "settings": asdict(settings),
+        "scores": [score.as_dict() for score in result.scores],
+        "not_computed": result.not_computed,
+        "structures": [dict(zip(FIELDS, row, strict=True)) for row in rows],
+    }
+
+
+def _fact(path: Path, entries: list[Entry]) -> str:
+    unread = sum(isinstance(entry, ReadFailure) for entry in entries)
+    text = f"{path.name}: {len(entries)} structures, {unread} unreadable"
+    return f"{text}, SHA-256 {file_digest(path)[:16]}…" if path.is_file() else text
 
 
 def _check_writable(*paths: Path | None) -> None:
@@ -136,8 +162,8 @@ def compare(
         str, typer.Option(help="number of the generated structures that S.U.N. reads, eV/atom")
     ] = "e_above_hull",
     coverage_scale: Annotated[
-        Path | None, typer.Option(help="JSON with CDVAE's means and deviations of compositions")
-    ] = None,
+        str, typer.Option(help="compositions standardised by cdvae, reference, or a JSON file")
+    ] = "cdvae",
     protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
     best_of: BestOf = 1,
     workers: Workers = CORES,
@@ -174,11 +200,11 @@ def compare(
     if html:
         from crystal_fidelity.html import write_report
 
-        write_report(html, f"{generated.name} against {reference.name}", left, result)
+        facts = {"generated": _fact(generated, left), "reference": _fact(reference, right)}
+        write_report(html, f"{generated.name} against {reference.name}", left, result, facts)
     if json:
-        record = _provenance(generated=(generated, left), reference=(reference, right))
-        scores = [score.as_dict() for score in result.scores]
-        write_json(json, record | {"scores": scores, "not_computed": result.not_computed})
+        sides = {"generated": (generated, left), "reference": (reference, right)}
+        write_json(json, _report(result, settings, sides))
     _say_not_computed(result.not_computed)
 
 

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.composition import composition_validity_score
-from crystal_fidelity.coverage import coverage, load_scale
+from crystal_fidelity.composition import composition_validity, composition_validity_score
+from crystal_fidelity.coverage import SCALES, coverage
 from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
 from crystal_fidelity.energies import load_references, model_energy_emd
 from crystal_fidelity.featurizers import FeatureSet
@@ -66,8 +66,9 @@ class Settings:
     """Structures that novelty is judged against; the reference set if None."""
     hull_key: str = "e_above_hull"
     """Number of the generated structures that S.U.N. reads, eV/atom."""
-    coverage_scale: Path | None = None
-    """Means and deviations (JSON) of coverage's compositions; the reference set's own if None."""
+    coverage_scale: str = "cdvae"
+    """What coverage standardises compositions with: CDVAE's constants, "reference" for the
+    reference set's own means and deviations, or a JSON file."""
     match_protocol: MatchProtocol = "all"
     best_of: int = 1
     """Consecutive generated candidates per reference."""
@@ -85,6 +86,10 @@ class Comparison:
     density: EmdResult | None = None
     energy: EmdResult | None = None
     match: MatchResult | None = None
+    balanced: NDArray[np.bool_] | None = None
+    """Which compositions are charge-balanced."""
+    above_hull: NDArray[np.float64] | None = None
+    """eV/atom, NaN unknown."""
     unique: NDArray[np.bool_] | None = None
     novel: NDArray[np.bool_] | None = None
     groups: SpaceGroupResult | None = None
@@ -131,7 +136,8 @@ def compare(
     Raises:
         ValueError: a set is empty, or allows none of the metrics; for matching, the lengths do
             not fit.
-        ImportError: a metric needs an extra that is not installed.
+        FileNotFoundError: a file that the settings name is not there.
+        ImportError: the one chosen metric needs an extra that is not installed.
     """
     result = Comparison()
     task = _Task(as_entries(generated), as_entries(reference), settings, on_progress, result)
@@ -140,7 +146,8 @@ def compare(
             f"{len(task.left)} generated and {len(task.right)} reference structures: "
             "each set needs at least one"
         )
-    if "match" in settings.metrics:  # before hours of other metrics
+    _check_files(settings)  # these two before hours of other metrics
+    if "match" in settings.metrics:
         split_candidates(task.left, len(task.right), settings.best_of)
     steps: dict[Metric, Callable[[_Task], None]] = {
         "validity": _add_validity,
@@ -160,13 +167,26 @@ def compare(
         on_progress(metric)
         try:
             steps[metric](task)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, ImportError) as error:
             if len(settings.metrics) == 1:
                 raise
             result.not_computed[metric] = str(error.args[0])
     if len(result.not_computed) == len(settings.metrics):
         raise ValueError("; ".join(f"{k}: {v}" for k, v in result.not_computed.items()))
     return result
+
+
+def _check_files(settings: Settings) -> None:
+    scale = settings.coverage_scale
+    named = (
+        ("known", settings.known),
+        ("weights", settings.weights),
+        ("references", settings.references),
+        ("coverage-scale", None if scale in SCALES else Path(scale)),
+    )
+    for option, path in named:
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{path}: no such file; it was given as --{option}")
 
 
 def _add_validity(task: _Task) -> None:
@@ -179,6 +199,7 @@ def _add_validity(task: _Task) -> None:
 def _add_composition(task: _Task) -> None:
     real = composition_validity_score(task.right).value
     score = composition_validity_score(task.left)
+    task.result.balanced = composition_validity(task.left)
     task.result.scores.append(replace(score, real=real, n_reference=len(task.right)))
 
 
@@ -228,7 +249,7 @@ def _add_coverage(task: _Task) -> None:
     task.result.scores += coverage(
         task.left,
         task.right,
-        scale=load_scale(settings.coverage_scale) if settings.coverage_scale else None,
+        scale=settings.coverage_scale,
         cache_folder=settings.cache,
         workers=settings.workers,
         on_progress=task.on_progress,
@@ -262,6 +283,7 @@ def _add_space_groups(task: _Task) -> None:
 def _add_sun(task: _Task) -> None:
     energies = property_values(task.left, task.settings.hull_key)
     result = task.result
+    result.above_hull = energies
     if result.unique is None:
         result.unique = unique(task.left, workers=task.settings.workers)
     if result.novel is None:

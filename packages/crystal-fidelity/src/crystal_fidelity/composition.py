@@ -70,4 +70,6 @@ def composition_validity_score(structures: Sequence[object]) -> Score:
         n_generated=len(valid),
         protocol="SMACT, smact14 oxidation states, Pauling test, alloys and elements valid",
         uncertainty=rate_error(rate, len(valid)),
+        rate=True,
+        better="higher",
     )

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from crystal_fidelity.structures import (
     to_pymatgen,
 )
 
+SCALES = ("cdvae", "reference")
+SHIPPED = "cdvae_scale.json"
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
 STRUCTURE_WIDTH = 61
@@ -69,16 +72,22 @@ def scale_of(magpie: Array) -> CompositionScale:
     return CompositionScale(mean, spread, "standardised on the reference set")
 
 
-def load_scale(path: str | Path) -> CompositionScale:
-    """Read a scale from JSON with lists of 132 numbers under "mean" and "std".
+def load_scale(source: str | Path) -> CompositionScale | None:
+    """Return "cdvae"'s constants, None for "reference", or what a JSON file holds.
 
-    With the constants of CDVAE's code in such a file, coverage is CDVAE's to the letter.
+    The file has lists of 132 numbers under "mean" and "std". CDVAE's constants are shipped;
+    DiffCSP, FlowMM and OMatG use the same.
 
     Raises:
         ValueError: the file does not hold that.
+        OSError: the file cannot be read.
     """
+    if source == "reference":
+        return None
+    name = "CDVAE's constants" if source == "cdvae" else Path(source).name
+    path = resources.files("crystal_fidelity") / SHIPPED if source == "cdvae" else Path(source)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         mean, spread = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: give JSON with lists under "mean" and "std": {error}') from error
@@ -89,7 +98,7 @@ def load_scale(path: str | Path) -> CompositionScale:
         )
     if not np.isfinite(mean).all() or not (np.isfinite(spread) & (spread > 0)).all():
         raise ValueError(f"{path}: means must be finite and deviations positive")
-    return CompositionScale(mean, spread, f"standardised with {Path(path).name}")
+    return CompositionScale(mean, spread, f"standardised with {name}")
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,8 @@ class CoverageResult:
                 n_reference=self.n_reference,
                 protocol=label,
                 uncertainty=rate_error(value, n),
+                rate=True,
+                better="higher",
                 details=failed,
             )
             for name, value, n in (
@@ -165,8 +176,7 @@ def coverage_of(
 ) -> CoverageResult:
     """Return coverage from (n, 61 + 132) fingerprints, structure parts with NaN being failures.
 
-    Deviation: compositions are standardised with mean and deviation of the reference set; CDVAE's
-    code holds constants of its own training set, which `scale` can bring in.
+    Without a scale compositions are standardised on the reference set.
 
     Raises:
         ValueError: a set has no fingerprint at all.
@@ -197,20 +207,29 @@ def coverage(
     generated: Sequence[object],
     reference: Sequence[object],
     *,
-    scale: CompositionScale | None = None,
+    scale: str | Path = "cdvae",
     cache_folder: Path | None = None,
     workers: int = 1,
     on_progress: Progress = lambda _text: None,
 ) -> CoverageResult:
     """Return coverage of two sets of structures; fingerprints are cached by content.
 
+    Args:
+        generated: judged by precision.
+        reference: judged by recall.
+        scale: what compositions are standardised with, see `load_scale`.
+        cache_folder: where fingerprints are kept.
+        workers: processes.
+        on_progress: told what is being done.
+
     Raises:
         ImportError: matminer is not installed.
-        ValueError: see `coverage_of`.
+        ValueError: see `coverage_of` and `load_scale`.
     """
+    chosen = load_scale(scale)
     left = fingerprints(generated, cache_folder, workers, on_progress)
     right = fingerprints(reference, cache_folder, workers, on_progress)
-    return coverage_of(left, right, scale)
+    return coverage_of(left, right, chosen)
 
 
 def fingerprints(

@@ -10,7 +10,7 @@ from scipy.stats import wasserstein_distance
 
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, as_entries, density
-from crystal_fidelity.validity import structural_validity
+from crystal_fidelity.uncertainty import part_error
 
 EmdProtocol = Literal["all", "cdvae"]
 CDVAE_SAMPLES = 1000
@@ -26,11 +26,15 @@ class EmdResult:
     value: float
     generated: NDArray[np.float64]
     """The values that entered, for plots."""
+    per_structure: NDArray[np.float64]
+    """One value per generated structure, NaN or infinity where it has none."""
     reference: NDArray[np.float64]
     protocol: str
     floor: float
     """Mean distance of two disjoint random parts of the reference, each of size `floor_n`."""
     floor_n: int
+    uncertainty: float | None
+    """Standard error from disjoint parts of the generated values."""
     excluded: int
     """Generated structures without a finite value."""
 
@@ -45,6 +49,8 @@ class EmdResult:
                 n_reference=len(self.reference),
                 protocol=self.protocol,
                 real=self.floor,
+                uncertainty=self.uncertainty,
+                better="lower",
                 details={"excluded": self.excluded, "n of real against real": self.floor_n},
             )
         ]
@@ -81,10 +87,14 @@ def earth_movers_distance(
         unit=unit,
         value=float(wasserstein_distance(kept, known)),
         generated=kept,
+        per_structure=np.asarray(generated, dtype=np.float64),
         reference=known,
         protocol=protocol,
         floor=floor,
         floor_n=floor_n,
+        uncertainty=part_error(
+            len(kept), lambda part: wasserstein_distance(kept[part], known), seed=seed
+        ),
         excluded=len(generated) - len(kept),
     )
 
@@ -118,13 +128,15 @@ def density_emd(
 ) -> EmdResult:
     """Return the earth mover's distance of mass densities in g/cm³.
 
-    "all" is the paper's protocol (every sample, unfiltered); "cdvae" takes 1 000 random valid
-    samples, chosen by `seed`.
+    "all" is the paper's protocol (every sample, unfiltered); "cdvae" takes 1 000 random samples,
+    chosen by `seed`, of those valid in structure and composition.
     """
     values = densities(generated)
     label = "all samples, unfiltered"
     if protocol == "cdvae":
-        chosen = cdvae_sample(structural_validity(generated).valid, seed)
+        from crystal_fidelity.matching import peer_validity
+
+        chosen = cdvae_sample(peer_validity(as_entries(generated)), seed)
         values, label = values[chosen], f"CDVAE: {len(chosen)} random valid samples"
     return earth_movers_distance(
         values, densities(reference), name="density EMD", unit="g/cm³", protocol=label, seed=seed

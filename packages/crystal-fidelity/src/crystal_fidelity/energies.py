@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.distances import EmdResult, earth_movers_distance
 from crystal_fidelity.featurizers import Identity
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
     Crystal,
@@ -57,7 +58,8 @@ class References:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
 
 
 def load_references(path: str | Path | None = None) -> References:

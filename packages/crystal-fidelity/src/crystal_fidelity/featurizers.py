@@ -6,7 +6,6 @@ identity travels with the numbers and is checked wherever two sets meet.
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.screening import Limits, screen
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure, as_entries, digest
 
@@ -102,13 +102,14 @@ def require_same(left: Identity, right: Identity) -> None:
 
 def save_features(path: str | Path, features: FeatureSet) -> None:
     """Write features with their identity to .npz."""
-    np.savez_compressed(
-        path,
-        features=features.features,
-        names=np.array(features.names, dtype=str),
-        identity=np.array(json.dumps(asdict(features.identity))),
-        failures=np.array(features.failures, dtype=str).reshape(-1, 2),
-    )
+    with whole_file(path) as target, target.open("wb") as file:
+        np.savez_compressed(
+            file,
+            features=features.features,
+            names=np.array(features.names, dtype=str),
+            identity=np.array(json.dumps(asdict(features.identity))),
+            failures=np.array(features.failures, dtype=str).reshape(-1, 2),
+        )
 
 
 def load_features(path: str | Path) -> FeatureSet:
@@ -168,12 +169,9 @@ class RowCache:
         if self._path is None or self._unsaved == 0:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=self._path.parent, suffix=".npz", delete=False
-        ) as file:
-            rows = np.array(list(self._rows.values()), dtype=np.float32)
+        rows = np.array(list(self._rows.values()), dtype=np.float32)
+        with whole_file(self._path) as target, target.open("wb") as file:
             np.savez(file, digests=np.array(list(self._rows), dtype="S64"), rows=rows)
-        os.replace(file.name, self._path)
         self._unsaved = 0
 
     def _load(self, path: Path) -> dict[str, NDArray[np.float32]]:

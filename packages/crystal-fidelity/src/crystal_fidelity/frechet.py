@@ -7,18 +7,19 @@ finite n of both sets; read it beside its floor and its corrected value.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.featurizers import FeatureSet, require_same
 from crystal_fidelity.scores import Score
+from crystal_fidelity.uncertainty import Indices, part_error
 
 Array = NDArray[np.float64]
-CHUNK_ROWS = 1024
+TILE = 512
 SPLITS = 4
-PARTS = 4
-PARTITIONS = 8
+KERNEL_PARTITIONS = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Gaussian:
     mean: Array
     covariance: Array
 
-    @property
+    @cached_property
     def root(self) -> Array:
         """Symmetric square root, eigenvalues clipped at 0."""
         values, vectors = np.linalg.eigh(self.covariance)
@@ -68,6 +69,14 @@ def _distance(left: Gaussian, right: Gaussian) -> float:
     return float(shift @ shift + np.trace(left.covariance) + np.trace(right.covariance) - 2 * cross)
 
 
+def _rough_distance(left: Gaussian, right: Gaussian) -> float:
+    """The distance with a cross term to eight digits in a third of the time, for errors only."""
+    inside = np.linalg.eigvalsh(right.root @ left.covariance @ right.root)
+    shift = left.mean - right.mean
+    traces = np.trace(left.covariance) + np.trace(right.covariance)
+    return float(shift @ shift + traces - 2 * np.sqrt(np.clip(inside, 0, None)).sum())
+
+
 def kernel_distance(left: Array, right: Array) -> float:
     """Return the unbiased squared maximum mean discrepancy, k(x, y) = (x·y / d + 1)³.
 
@@ -81,25 +90,34 @@ def kernel_distance(left: Array, right: Array) -> float:
     n, m = len(x), len(y)
     if n < 2 or m < 2:
         raise ValueError(f"{n} and {m} rows: the kernel distance needs two or more in each set")
-    return _kernel_within(x) + _kernel_within(y) - 2 * _kernel_sum(x, y) / (n * m)
+    return _kernel_within(x) + _kernel_within(y) - 2 * float(_kernel_rows(x, y).mean()) / m
 
 
 def _kernel_within(x: Array) -> float:
-    return (_kernel_sum(x, x) - _kernel_diagonal(x)) / (len(x) * (len(x) - 1))
-
-
-def _kernel_sum(x: Array, y: Array) -> float:
+    """Return the mean kernel over pairs of different rows; only half the table is made."""
     total = 0.0
-    for start in range(0, len(x), CHUNK_ROWS):
-        block = x[start : start + CHUNK_ROWS] @ y.T
-        block /= x.shape[1]
-        block += 1
-        total += float((block * block * block).sum())
-    return total
+    for start in range(0, len(x), TILE):
+        rows = x[start : start + TILE]
+        own = _cubes(rows, rows)
+        total += own.sum() - own.trace() + 2 * _kernel_rows(rows, x[start + TILE :]).sum()
+    return float(total / (len(x) * (len(x) - 1)))
 
 
-def _kernel_diagonal(x: Array) -> float:
-    return float(((np.einsum("ij,ij->i", x, x) / x.shape[1] + 1) ** 3).sum())
+def _kernel_rows(x: Array, y: Array) -> Array:
+    """Return the kernel of each row of x summed over y, in tiles that fit a processor's cache."""
+    sums = np.zeros(len(x))
+    for i in range(0, len(x), TILE):
+        for j in range(0, len(y), TILE):
+            sums[i : i + TILE] += _cubes(x[i : i + TILE], y[j : j + TILE]).sum(axis=1)
+    return sums
+
+
+def _cubes(x: Array, y: Array) -> Array:
+    table: Array = x @ (y.T / x.shape[1])
+    table += 1
+    squares = table * table
+    table *= squares
+    return table
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,7 @@ class FeatureDistance:
             protocol=self.protocol + notes,
             real=self.floor,
             uncertainty=self.uncertainty,
+            better="lower",
             details=details,
         )
         if self.corrected is None:
@@ -148,6 +167,7 @@ class FeatureDistance:
             n_generated=self.n_generated,
             n_reference=self.n_reference,
             protocol=protocol,
+            better="lower",
         )
         return [row, corrected]
 
@@ -172,14 +192,13 @@ def frechet(
     if min(len(left), len(right)) >= 4:
         corrected = 2 * value - _halved(left, right, frechet_distance, generator)
     floor, floor_n = _floor(right, len(left), frechet_distance, generator)
-    error = part_error(left, right, seed)
     return FeatureDistance(
         name=name,
         value=value,
         corrected=corrected,
         floor=floor,
         floor_n=floor_n,
-        uncertainty=None if np.isnan(error) else error,
+        uncertainty=frechet_error(left, right, seed),
         n_generated=len(left),
         n_reference=len(right),
         failed=(len(generated.failures), len(reference.failures)),
@@ -217,17 +236,19 @@ def kernel(
     floor, floor_n = _floor(right, len(left), kernel_distance, generator)
     within = _kernel_within(right)
 
-    def to_right(rows: Array) -> float:
-        between = _kernel_sum(rows, right) / (len(rows) * len(right))
-        return _kernel_within(rows) + within - 2 * between
+    reached = _kernel_rows(left, right)
 
+    def of_part(part: Indices) -> float:
+        return _kernel_within(left[part]) + within - 2 * float(reached[part].mean()) / len(right)
+
+    everything = np.arange(len(left))
     return FeatureDistance(
         name=name,
-        value=to_right(left),
+        value=of_part(everything),
         corrected=None,
         floor=floor,
         floor_n=floor_n,
-        uncertainty=_standard_error([to_right(part) for part in _parts(left, generator)]),
+        uncertainty=part_error(len(left), of_part, seed=seed, partitions=KERNEL_PARTITIONS),
         n_generated=len(left),
         n_reference=len(right),
         failed=(len(generated.failures), len(reference.failures)),
@@ -274,33 +295,10 @@ def _floor(
     return float(np.mean(values)), (size, len(reference) - size)
 
 
-def _parts(features: Array, generator: np.random.Generator) -> list[Array]:
-    order = generator.permutation(len(features))
-    parts = [features[order[k::PARTS]] for k in range(PARTS)]
-    return parts if len(parts[-1]) >= 2 else []
-
-
-def _standard_error(values: list[float]) -> float | None:
-    """The variance of a part is that of the whole times the number of parts."""
-    if not values:
-        return None
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def part_error(left: Array, right: Array, seed: int = 0) -> float:
-    """Return the standard error of the distance from disjoint parts of `left`, NaN if too few.
-
-    The root mean square over several ways of parting: four values alone tell it to 40 %.
-    """
+def frechet_error(left: Array, right: Array, seed: int = 0) -> float | None:
+    """Return the standard error of the distance from disjoint parts of `left`, None if too few."""
     target = gaussian(right)
-    rows = np.asarray(left, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    errors = []
-    for _ in range(PARTITIONS):
-        parts = _parts(rows, generator)
-        errors.append(_standard_error([_distance(gaussian(part), target) for part in parts]))
-    known = [error for error in errors if error is not None]
-    return float(np.sqrt(np.mean(np.square(known)))) if known else float("nan")
+    return part_error(len(left), lambda k: _rough_distance(gaussian(left[k]), target), seed=seed)
 
 
 def size_curve(

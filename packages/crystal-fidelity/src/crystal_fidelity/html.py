@@ -1,39 +1,27 @@
-"""One self-contained HTML file: scores, plots, and a table of structures a chemist can sort."""
+"""One self-contained HTML file: scores, plots, and structures to sort, filter and look at."""
 
 import json
-import math
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 
+import gemmi
 import numpy as np
 
 from crystal_fidelity import __version__
 from crystal_fidelity.compare import Comparison
-from crystal_fidelity.distances import densities
-from crystal_fidelity.report import digits, protocol_text
+from crystal_fidelity.files import whole_file
+from crystal_fidelity.report import protocol_text, shown
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.svg import bars, histogram
+from crystal_fidelity.table import FIELDS, structure_rows
 
-COLUMNS = (
-    "#",
-    "name",
-    "formula",
-    "atoms",
-    "valid",
-    "closest contact / Å",
-    "density / g cm⁻³",
-    "space group",
-    "match",
-    "RMS",
-    "unique",
-    "novel",
-    "remark",
-)
+ARROWS = {"higher": "↑", "lower": "↓", "": ""}
+MAX_DRAWN_ATOMS = 200_000
+"""Atoms of all structures together whose coordinates the page carries, about 5 MB."""
 TOP_GROUPS = 12
 PLOTS_STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1280px;padding:0 1rem}"
@@ -47,22 +35,75 @@ def write_report(
     title: str,
     generated: Sequence[Entry],
     result: Comparison,
-    plots: Sequence[str] = (),
+    facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the report; it loads nothing from anywhere."""
-    rows = json.dumps(structure_rows(generated, result), ensure_ascii=False)
+    """Write the report; it loads nothing from anywhere.
+
+    Args:
+        path: file to write.
+        title: headline.
+        generated: structures of the table.
+        result: what was computed of them.
+        facts: where it comes from, a line each.
+    """
+    data = {
+        "columns": list(FIELDS.values()),
+        "rows": structure_rows(generated, result),
+        "groups": _group_symbols(result),
+        "elements": _elements(generated),
+        "cells": _cells(generated),
+    }
+    lines = [f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in (facts or {}).items()]
     content = {
         "TITLE": escape(title),
         "VERSION": escape(__version__),
+        "FACTS": "".join(lines),
         "SCORES": score_rows(result.scores),
         "MISSING": _missing(result.not_computed),
-        "PLOTS": _figures([*result_plots(result), *plots]),
-        "COLUMNS": json.dumps(COLUMNS, ensure_ascii=False),
-        "ROWS": rows.replace("<", "\\u003c"),
+        "PLOTS": _figures(result_plots(result)),
+        "DATA": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = (resources.files("crystal_fidelity") / "report.html").read_text(encoding="utf-8")
     page = re.sub(r"{{([A-Z]+)}}", lambda found: content[found[1]], template)
-    Path(path).write_text(page, encoding="utf-8")
+    with whole_file(path) as file:
+        file.write_text(page, encoding="utf-8")
+
+
+def _group_symbols(result: Comparison) -> dict[str, str]:
+    """Return the Hermann-Mauguin symbol of each space-group number that occurs."""
+    numbers = np.unique(result.groups.generated) if result.groups else np.array([], dtype=int)
+    groups = [gemmi.find_spacegroup_by_number(int(n)) for n in numbers if n > 0]
+    return {str(g.number): g.hm for g in groups if g is not None}
+
+
+def _elements(generated: Sequence[Entry]) -> dict[str, list[object]]:
+    """Return covalent radius (Å) and colour of every element that occurs."""
+    from ase.data import covalent_radii
+    from ase.data.colors import jmol_colors
+
+    crystals = [entry for entry in generated if isinstance(entry, Crystal)]
+    found: dict[str, list[object]] = {}
+    for z in sorted({int(z) for crystal in crystals for z in np.unique(crystal.atomic_numbers)}):
+        known = z < len(jmol_colors) and z < len(covalent_radii)
+        rgb = (255 * jmol_colors[z]).round().astype(int) if known else (128, 128, 128)
+        radius = float(covalent_radii[z]) if known else 1.5
+        found[element_symbol(z)] = [round(radius, 2), "#{:02x}{:02x}{:02x}".format(*rgb)]
+    return found
+
+
+def _cells(generated: Sequence[Entry]) -> list[list[object] | None]:
+    """Return lattice rows, elements and fractional coordinates, flat, while there is room."""
+    cells: list[list[object] | None] = []
+    room = MAX_DRAWN_ATOMS
+    for entry in generated:
+        room -= len(entry) if isinstance(entry, Crystal) else 0
+        if not isinstance(entry, Crystal) or room < 0:
+            cells.append(None)
+            continue
+        symbols = [element_symbol(int(z)) for z in entry.atomic_numbers]
+        frac = np.round(entry.frac_coords % 1.0, 5)
+        cells.append([np.round(entry.lattice, 5).ravel().tolist(), symbols, frac.ravel().tolist()])
+    return cells
 
 
 def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
@@ -73,7 +114,8 @@ def write_plots(path: str | Path, title: str, plots: Sequence[str]) -> None:
         f"<style>{PLOTS_STYLE}</style></head>"
     )
     body = f"<body><h1>{escape(title)}</h1>{_figures(plots)}</body></html>"
-    Path(path).write_text(head + body, encoding="utf-8")
+    with whole_file(path) as file:
+        file.write_text(head + body, encoding="utf-8")
 
 
 def _missing(not_computed: dict[str, str]) -> str:
@@ -91,13 +133,15 @@ def score_rows(scores: Sequence[Score]) -> str:
     for score in scores:
         n = f"{score.n_generated}"
         n += f" / {score.n_reference}" if score.n_reference is not None else ""
-        cells = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
+        *cells, unit = shown(score)
         numbers = "".join(
             f"<td class='n {kind}'>{cell}</td>" for kind, cell in zip("ver", cells, strict=True)
         )
+        arrow = f" <span title='{score.better} is better'>{ARROWS[score.better]}</span>"
         out.append(
-            f"<tr><th>{escape(score.name)}</th>{numbers}<td>{escape(score.unit)}</td>"
-            f"<td class='n c'>{n}</td><td class=p>{escape(protocol_text(score))}</td></tr>"
+            f"<tr><th>{escape(score.name)}{arrow if score.better else ''}</th>{numbers}"
+            f"<td>{escape(unit)}</td><td class='n c'>{n}</td>"
+            f"<td class=p>{escape(protocol_text(score))}</td></tr>"
         )
     return "".join(out)
 
@@ -132,48 +176,3 @@ def _group_plot(result: Comparison) -> str:
     labels = [str(group) if group else "none" for group in top]
     series = [(name, share[top].tolist()) for (name, _), share in zip(sets, shares, strict=True)]
     return bars(labels, series, title="most frequent space groups")
-
-
-def structure_rows(generated: Sequence[Entry], result: Comparison) -> list[list[object]]:
-    """Return one row per generated structure, in the order of COLUMNS; null where not computed."""
-    match, validity, groups = result.match, result.validity, result.groups
-    one_shot = match if match is not None and match.candidates == 1 else None
-    density = densities(generated)
-    rows: list[list[object]] = []
-    for i, entry in enumerate(generated):
-        readable = isinstance(entry, Crystal)
-        remark = validity.reasons[i] if validity else ("" if readable else "unreadable")
-        rows.append(
-            [
-                i + 1,
-                entry.name,
-                formula_text(entry),
-                len(entry) if isinstance(entry, Crystal) else None,
-                bool(validity.valid[i]) if validity else None,
-                _rounded(validity.min_distance[i]) if validity else None,
-                _rounded(density[i]),
-                (int(groups.generated[i]) or None) if groups else None,
-                one_shot.outcomes[i].status if one_shot else None,
-                _rounded(one_shot.outcomes[i].rms) if one_shot else None,
-                bool(result.unique[i]) if result.unique is not None else None,
-                bool(result.novel[i]) if result.novel is not None else None,
-                remark,
-            ]
-        )
-    return rows
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 4) if math.isfinite(value) else None
-
-
-def formula_text(entry: Entry) -> str:
-    """Return the reduced formula, electropositive elements first."""
-    if not isinstance(entry, Crystal):
-        return ""
-    from pymatgen.core import Composition
-
-    reduced = {element_symbol(z): count for z, count in entry.formula}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # noble gases have no electronegativity to sort by
-        return str(Composition(reduced).reduced_formula)

@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure, as_entries, to_pymatgen
-from crystal_fidelity.validity import structural_validity
+from crystal_fidelity.structures import (
+    Crystal,
+    Entry,
+    ReadFailure,
+    as_entries,
+    longest_vector,
+    to_pymatgen,
+)
+from crystal_fidelity.validity import MIN_VOLUME, structural_validity
 
 MatchProtocol = Literal["all", "cdvae", "diffcsp"]
 Status = Literal["matched", "different", "filtered", "composition", "failed", "undecided"]
@@ -38,6 +45,8 @@ class MatcherSettings:
 
 PEERS = MatcherSettings()
 """CDVAE's and DiffCSP's tolerances."""
+MAX_LATTICE_POINTS = 10_000
+"""In the sphere that StructureMatcher searches; the longest cell of MP-20 has 1 800."""
 Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
 
 
@@ -108,6 +117,8 @@ class MatchResult:
                 n_reference=n,
                 protocol=label,
                 uncertainty=rate_error(self.rate, n),
+                rate=True,
+                better="higher",
                 details={
                     "outcomes": counts,
                     "rate if undecided pairs matched": self.rate + self.undecided / n,
@@ -121,6 +132,7 @@ class MatchResult:
                 n_reference=n,
                 protocol=label + "; mean over matched pairs",
                 uncertainty=spread,
+                better="lower",
             ),
             Score(
                 "collisions among matched",
@@ -129,6 +141,7 @@ class MatchResult:
                 n_generated=matched,
                 n_reference=n,
                 protocol="matched pairs whose generated structure has a contact < 0.5 Å",
+                better="lower",
             ),
         ]
         return rows + self._baseline_scores()
@@ -138,7 +151,7 @@ class MatchResult:
             return []
         what = "uniformly random coordinates in the reference's own cell; "
         return [
-            replace(score, name=f"{score.name}, random", protocol=what + score.protocol)
+            replace(score, name=f"{score.name}, random", protocol=what + score.protocol, better="")
             for score in self.baseline.scores()[:2]
         ]
 
@@ -161,7 +174,8 @@ def match_rate(
         reference: what should have come out.
         protocol: "all" lets every pair count; "cdvae" only pairs whose generated structure is
             valid (structure and composition, CDVAE's definitions); "diffcsp" asks the same of
-            the reference too. The denominator is always all references.
+            the reference too, one-shot only: among several candidates DiffCSP's code asks it of
+            the candidate alone. The denominator is always all references.
         settings: tolerances.
         baseline: also score random coordinates in the reference's cells.
         workers: processes.
@@ -223,7 +237,7 @@ def match_rate_best_of(
             f"{len(truth)} reference structures against candidate sets of {sorted(lengths)}; "
             "each set needs one structure per reference, and at least one"
         )
-    allowed = _allowed_references(truth, protocol)
+    allowed = _allowed_references(truth, protocol if len(sets) == 1 else "all")
     runs = [
         _match_pairs(group, truth, ok & allowed, settings, workers, timeout_s)
         for group, ok in ((group, _allowed(group, protocol)) for group in sets)
@@ -261,7 +275,10 @@ def _best(outcomes: Sequence[PairOutcome]) -> int:
 
 
 def peer_validity(entries: Sequence[Entry]) -> NDArray[np.bool_]:
-    """Return CDVAE's `valid`: pairs of different atoms >= 0.5 Å, volume, charge balance."""
+    """Return CDVAE's `valid`: pairs of different atoms >= 0.5 Å, volume, charge balance.
+
+    Deviation: CDVAE's code also calls a structure invalid that CrystalNN has no fingerprint for.
+    """
     from crystal_fidelity.composition import composition_validity
 
     return structural_validity(entries, contacts="pairs-only").valid & composition_validity(entries)
@@ -311,7 +328,31 @@ def _prefilter(
         return PairOutcome("filtered", reason="invalid under the protocol")
     if left.formula != right.formula:
         return PairOutcome("composition", reason="compositions differ")
-    return left, right, settings, timeout_s
+    return unsearchable(left) or unsearchable(right) or (left, right, settings, timeout_s)
+
+
+def unsearchable(crystal: Crystal) -> PairOutcome | None:
+    """Say why StructureMatcher is not asked: in a degenerate cell it would take all memory.
+
+    CDVAE's code constructs no structure below 0.1 Å³ and counts it as not matching; whether a
+    cell too elongated to search would match is not known.
+    """
+    if crystal.volume < MIN_VOLUME:
+        return PairOutcome("failed", reason=f"volume {crystal.volume:.3g} Å³ < {MIN_VOLUME} Å³")
+    points = _points_searched(crystal.lattice)
+    if points > MAX_LATTICE_POINTS:
+        from ase.geometry.minkowski_reduction import minkowski_reduce
+
+        points = _points_searched(minkowski_reduce(crystal.lattice)[0])
+    if points > MAX_LATTICE_POINTS:
+        return PairOutcome("undecided", reason=f"cell too elongated: {points:.2g} lattice points")
+    return None
+
+
+def _points_searched(lattice: NDArray[np.float64]) -> float:
+    """Return the number of lattice points within 1.3 times the longest vector."""
+    radius = 1.3 * longest_vector(lattice)
+    return float(4 / 3 * np.pi * radius**3 / abs(np.linalg.det(lattice)))
 
 
 def match_one(job: Job) -> PairOutcome:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.matching import PEERS, Job, MatcherSettings, match_one
+from crystal_fidelity.matching import PEERS, Job, MatcherSettings, match_one, unsearchable
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries
@@ -27,7 +27,7 @@ class MetreResult:
     pairs: int
     """Pairs compared."""
     failed_pairs: int
-    """Pairs on which the matcher raised; they count as not matching."""
+    """Pairs of degenerate cells, or on which the matcher raised; they count as not matching."""
     n_generated: int
     settings: MatcherSettings
 
@@ -48,7 +48,7 @@ class MetreResult:
         label += f", angle {s.angle_tol:g}°"
         n = len(self.rms)
         values = np.where(np.isfinite(self.rms), self.rms, s.stol)
-        details = {"pairs": self.pairs, "pairs on which the matcher raised": self.failed_pairs}
+        details = {"pairs": self.pairs, "pairs the matcher could not compare": self.failed_pairs}
         return [
             Score(
                 "METRe",
@@ -57,6 +57,8 @@ class MetreResult:
                 n_reference=n,
                 protocol=label,
                 uncertainty=rate_error(self.rate, n),
+                rate=True,
+                better="higher",
                 details=details,
             ),
             Score(
@@ -67,6 +69,7 @@ class MetreResult:
                 n_reference=n,
                 protocol=label + f"; {s.stol:g} for each reference without a match",
                 uncertainty=float(values.std() / np.sqrt(n)),
+                better="lower",
             ),
         ]
 
@@ -92,14 +95,18 @@ def metre(
             by_formula[entry.formula].append(entry)
     jobs: list[Job] = []
     owners: list[int] = []
+    failed = 0
     for index, target in enumerate(real):
         for candidate in by_formula[target.formula] if isinstance(target, Crystal) else []:
             assert isinstance(target, Crystal)
+            if unsearchable(candidate) or unsearchable(target):
+                failed += 1
+                continue
             jobs.append((candidate, target, settings, None))
             owners.append(index)
+    pairs = len(jobs) + failed
     best = np.full(len(real), np.nan)
-    failed = 0
     for index, outcome in zip(owners, map_in_order(match_one, jobs, workers), strict=True):
         best[index] = np.fmin(best[index], outcome.rms)
         failed += outcome.status == "failed"
-    return MetreResult(best, len(jobs), failed, len(made), settings)
+    return MetreResult(best, pairs, failed, len(made), settings)

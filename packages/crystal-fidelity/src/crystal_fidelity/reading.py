@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -95,6 +96,9 @@ def map_in_order(
     """Map in `workers` spawned processes, in order, with a bounded number of chunks in flight.
 
     `function` must be importable (top level of a module). With one worker nothing is spawned.
+
+    Raises:
+        ChildProcessError: a process died.
     """
     if workers < 1:
         raise ValueError(f"workers = {workers}; give 1 or more")
@@ -107,13 +111,19 @@ def map_in_order(
         yield from map(function, first)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending: deque[Future[list[Result]]] = deque()
-        pending.append(pool.submit(_run_chunk, function, first))
-        while pending:
-            while len(pending) < 3 * workers and (chunk := list(islice(source, CHUNK))):
-                pending.append(pool.submit(_run_chunk, function, chunk))
-            yield from pending.popleft().result()
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            pending: deque[Future[list[Result]]] = deque()
+            pending.append(pool.submit(_run_chunk, function, first))
+            while pending:
+                while len(pending) < 3 * workers and (chunk := list(islice(source, CHUNK))):
+                    pending.append(pool.submit(_run_chunk, function, chunk))
+                yield from pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"one of {workers} worker processes died, perhaps for want of memory: use 1; in a "
+            'script, call from under `if __name__ == "__main__":`'
+        ) from error
 
 
 def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
@@ -226,10 +236,9 @@ def _parse_frame(raw: Raw) -> Entry:
         return ReadFailure(name, f"{type(error).__name__}: {str(error)[:120]}")
     info = {str(k): v for k, v in atoms.info.items()}
     name = next((str(info[key]) for key in NAME_KEYS if key in info), name)
-    numbers = {k: float(v) for k, v in info.items() if _is_number(v)}
-    if atoms.calc is not None and "energy" in atoms.calc.results:
-        numbers["energy"] = float(atoms.calc.results["energy"])
-    return from_atoms(atoms, name, numbers)
+    if atoms.calc is not None:
+        info["energy"] = atoms.calc.results.get("energy")
+    return from_atoms(atoms, name, {k: float(v) for k, v in info.items() if _is_number(v)})
 
 
 def _is_number(value: object) -> bool:

@@ -9,9 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from crystal_fidelity.files import whole_file
 from crystal_fidelity.scores import Score
 from crystal_fidelity.structures import Entry, ReadFailure
 
+MAX_DECIMALS = 6
 MAX_NAMED = 10
 """Failures named on screen; JSON and HTML name all."""
 
@@ -35,8 +37,7 @@ def score_table(scores: Sequence[Score], title: str = "") -> Table:
             name = "  " + name.removeprefix(f"{parent}, ")
         else:
             parent = name
-        numbers = digits(score.value), digits(score.uncertainty, 2), digits(score.real)
-        table.add_row(str(index), name, *numbers, score.unit, n)
+        table.add_row(str(index), name, *shown(score), n)
     return table
 
 
@@ -45,6 +46,29 @@ def digits(value: float | None, significant: int = 4) -> str:
     if value is None:
         return ""
     return "none" if math.isnan(value) else f"{value:.{significant}g}"
+
+
+def shown(score: Score) -> tuple[str, str, str, str]:
+    """Return value, error, real data and unit for a table.
+
+    Rates are in per cent; the error has two digits, and the others as many decimals as it.
+    """
+    scale, unit = (100.0, "%") if score.rate else (1.0, score.unit)
+    value, error, real = (
+        None if number is None else scale * number
+        for number in (score.value, score.uncertainty, score.real)
+    )
+    if not error or not math.isfinite(error):
+        return digits(value), digits(error, 2), digits(real), unit
+    places = max(0, 1 - math.floor(math.log10(error)))
+    if places > MAX_DECIMALS:
+        return digits(value, 3), digits(error, 2), digits(real, 3), unit
+    return _fixed(value, places), _fixed(error, places), _fixed(real, places), unit
+
+
+def _fixed(value: float | None, places: int) -> str:
+    finite = value is not None and math.isfinite(value)
+    return f"{value:.{places}f}" if finite else digits(value)
 
 
 def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
@@ -79,7 +103,9 @@ def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:
 
 def write_json(path: str | Path, content: object) -> None:
     """Write JSON; NaN and infinity become null, as JSON has neither."""
-    Path(path).write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
+    with whole_file(path) as file:
+        file.write_text(text, "utf-8")
 
 
 def _plain(value: object) -> object:

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import sqrt
+from typing import Literal
+
+Better = Literal["higher", "lower", ""]
+"""Which way is good; empty where neither is, or where it depends."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Score:
     reference set's own rate; None where it has no meaning."""
     uncertainty: float | None = None
     """One standard error."""
+    rate: bool = False
+    """A fraction of structures, shown in per cent."""
+    better: Better = ""
     details: Mapping[str, object] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:

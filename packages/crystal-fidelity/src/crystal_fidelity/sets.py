@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.matching import MatcherSettings
+from crystal_fidelity.matching import MatcherSettings, unsearchable
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries, to_pymatgen
@@ -52,12 +52,14 @@ def unique(
 def _first_of_kind(job: UniqueJob) -> list[int]:
     group, settings = job
     matcher = _matcher(settings)
-    kept: list[tuple[int, object]] = []
+    first: list[int] = []
+    kinds: list[object] = []
     for index, crystal in group:
-        structure = to_pymatgen(crystal)
-        if not any(_fits(matcher, other, structure) for _, other in kept):
-            kept.append((index, structure))
-    return [index for index, _ in kept]
+        structure = None if unsearchable(crystal) else to_pymatgen(crystal)
+        if structure is None or not any(_fits(matcher, kind, structure) for kind in kinds):
+            first.append(index)
+            kinds += [] if structure is None else [structure]
+    return first
 
 
 def novel(
@@ -68,6 +70,8 @@ def novel(
     workers: int = 1,
 ) -> NDArray[np.bool_]:
     """Return which structures match no known structure; unreadable ones are not novel.
+
+    A cell too degenerate to compare (no volume, or a needle) is like nothing else: unique and new.
 
     Raises:
         ValueError: a set is empty.
@@ -94,8 +98,11 @@ def novel(
 def _matches_none(job: NovelJob) -> bool:
     crystal, known, settings = job
     matcher = _matcher(settings)
+    if unsearchable(crystal):
+        return True
     structure = to_pymatgen(crystal)
-    return not any(_fits(matcher, to_pymatgen(other), structure) for other in known)
+    comparable = (to_pymatgen(other) for other in known if not unsearchable(other))
+    return not any(_fits(matcher, other, structure) for other in comparable)
 
 
 def _matcher(settings: MatcherSettings) -> object:
@@ -185,4 +192,6 @@ def _rate(
         n_reference=n_reference,
         protocol=protocol,
         uncertainty=rate_error(rate, n),
+        rate=True,
+        better="higher",
     )

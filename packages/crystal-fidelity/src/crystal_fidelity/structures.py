@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 MAX_ATOMIC_NUMBER = 118
+MAX_LENGTH = 1000.0
+"""Å; longer lattice vectors are no crystal's, and searches in such cells do not end."""
 GRAM_PER_CM3 = 1.66053906660
 """One u per Å³ in g/cm³."""
 
@@ -87,19 +89,30 @@ def checked(
         return ReadFailure(name, "lattice holds NaN or infinity")
     if not np.isfinite(frac).all():
         return ReadFailure(name, "coordinates hold NaN or infinity")
+    if (longest := longest_vector(cell)) > MAX_LENGTH:
+        return ReadFailure(name, f"lattice vector of {longest:.4g} Å > {MAX_LENGTH:g} Å")
     if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
         bad = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)][0]
         return ReadFailure(name, f"atomic number {bad} is not an element")
     return Crystal(cell, frac, numbers, name, dict(properties or {}))
 
 
+def longest_vector(lattice: NDArray[np.float64]) -> float:
+    """Return the length of the longest row in Å, infinity where it overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.sqrt((lattice * lattice).sum(axis=1).max()))
+
+
 def from_atoms(
     atoms: "Atoms", name: str = "", properties: Mapping[str, float] | None = None
 ) -> Entry:
-    """Convert ASE atoms; a cell of fewer than three vectors is a failure."""
+    """Convert ASE atoms; a cell without volume is a failure."""
     if atoms.cell.rank < 3:
         return ReadFailure(name, f"cell has {atoms.cell.rank} independent vectors, 3 are needed")
-    frac = np.linalg.solve(np.asarray(atoms.cell).T, atoms.positions.T).T
+    try:
+        frac = np.linalg.solve(np.asarray(atoms.cell).T, atoms.positions.T).T
+    except np.linalg.LinAlgError:
+        return ReadFailure(name, "cell vectors lie in one plane")
     return checked(np.asarray(atoms.cell), frac, atoms.numbers, name, properties)
 
 
@@ -143,8 +156,12 @@ def as_entries(structures: Iterable[object]) -> list[Entry]:
 
 
 def _as_entry(item: object, index: int) -> Entry:
-    if isinstance(item, Crystal | ReadFailure):
+    if isinstance(item, ReadFailure):
         return item
+    if isinstance(item, Crystal):
+        if longest_vector(item.lattice) <= MAX_LENGTH:
+            return item
+        return checked(item.lattice, item.frac_coords, item.atomic_numbers, item.name)
     from ase import Atoms
     from pymatgen.core import IStructure
 

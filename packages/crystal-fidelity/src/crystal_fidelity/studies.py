@@ -14,8 +14,8 @@ from crystal_fidelity.energies import EnergyModel, References, formation_energie
 from crystal_fidelity.featurizers import FeatureSet, Featurizer, Progress
 from crystal_fidelity.frechet import (
     frechet_distance,
+    frechet_error,
     kernel_distance,
-    part_error,
     size_curve,
 )
 from crystal_fidelity.structures import Crystal, Entry, readable
@@ -33,8 +33,8 @@ class NoisePoint:
 
     level: float
     frechet: float
-    error: float
-    """Standard error from disjoint parts of the disturbed set; NaN for fewer than eight."""
+    error: float | None
+    """Standard error from disjoint parts of the disturbed set; None for fewer than eight."""
     kernel: float
     n: int
     failed: int
@@ -114,7 +114,7 @@ def noise_curve(
             NoisePoint(
                 level,
                 frechet_distance(found.features, target.features),
-                part_error(found.features, target.features),
+                frechet_error(found.features, target.features),
                 kernel_distance(found.features, target.features),
                 len(found),
                 len(found.failures),

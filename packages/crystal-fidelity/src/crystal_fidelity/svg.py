@@ -24,7 +24,7 @@ class Curve:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float] | None = None
+    error: Sequence[float | None] | None = None
 
 
 @dataclass(frozen=True)

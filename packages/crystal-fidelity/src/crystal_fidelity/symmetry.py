@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
+from crystal_fidelity.uncertainty import part_error
 
 SYMPREC = 0.1
 """Å; generated atoms miss their special positions by hundredths of Å."""
@@ -30,6 +31,8 @@ class SpaceGroupResult:
     floor: float
     """Mean total variation of two disjoint parts of the reference of size `floor_n`."""
     floor_n: int
+    uncertainty: float | None
+    """Standard error from disjoint parts of the generated set."""
 
     @property
     def total_variation(self) -> float:
@@ -49,6 +52,8 @@ class SpaceGroupResult:
                 n_reference=m,
                 protocol=f"total variation of space-group frequencies; {label}",
                 real=self.floor,
+                uncertainty=self.uncertainty,
+                better="lower",
                 details={
                     "n of real against real": self.floor_n,
                     "generated": counts(self.generated),
@@ -63,6 +68,7 @@ class SpaceGroupResult:
                 protocol=f"structures without symmetry; {label}",
                 real=real,
                 uncertainty=rate_error(p1, n),
+                rate=True,
             ),
         ]
 
@@ -123,7 +129,8 @@ def space_group_distance(
     orders = [generator.permutation(len(right)) for _ in range(FLOOR_SPLITS if size else 0)]
     splits = [total_variation(right[order[:size]], right[order[size:]]) for order in orders]
     floor = float(np.mean(splits)) if splits else float("nan")
-    return SpaceGroupResult(left, right, symprec, floor, size)
+    error = part_error(len(left), lambda part: total_variation(left[part], right), seed=seed)
+    return SpaceGroupResult(left, right, symprec, floor, size, error)
 
 
 def total_variation(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:

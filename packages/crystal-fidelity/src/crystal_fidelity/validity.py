@@ -18,6 +18,8 @@ MIN_DISTANCE = 0.5
 MIN_VOLUME = 0.1
 """Å³, CDVAE's threshold."""
 CHUNK_FLOATS = 6_000_000
+MAX_STEPS = 2
+"""In a Minkowski-reduced cell the closest image of a rounded difference is one step away."""
 _IMAGES = np.array(list(product((-1, 0, 1), repeat=3)), dtype=np.float64)
 _NONZERO = _IMAGES[np.any(_IMAGES != 0, axis=1)]
 
@@ -46,7 +48,17 @@ class ValidityResult:
         n = len(self.valid)
         error = rate_error(self.rate, n)
         rule = f"contacts >= {MIN_DISTANCE} Å {self.contacts}, volume >= {MIN_VOLUME} Å³"
-        return [Score("validity", self.rate, n_generated=n, protocol=rule, uncertainty=error)]
+        return [
+            Score(
+                "validity",
+                self.rate,
+                n_generated=n,
+                protocol=rule,
+                uncertainty=error,
+                rate=True,
+                better="higher",
+            )
+        ]
 
 
 def structural_validity(
@@ -166,7 +178,8 @@ def _contact_of_skewed(
     if not np.isfinite(bound):
         return bound
     heights = 1 / np.linalg.norm(np.linalg.inv(reduced), axis=0)
-    reach = [range(-floor(bound / h + 0.5), floor(bound / h + 0.5) + 1) for h in heights]
+    steps = [min(floor(bound / h + 0.5), MAX_STEPS) for h in heights]
+    reach = [range(-s, s + 1) for s in steps]
     shortest = bound
     for shift in product(*reach):
         image = np.array(shift) @ reduced

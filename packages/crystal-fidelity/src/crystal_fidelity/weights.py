@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crystal_fidelity.files import file_digest, whole_file
+
 PUBLISHED = {
     "mp_e_form_alignn": "https://figshare.com/ndownloader/files/31458811",
     "mp_e_form_alignnn": "https://figshare.com/ndownloader/files/31458811",
@@ -200,14 +202,9 @@ def convert_weights(source: str | Path, target: str | Path) -> str:
         "source_sha256": file_digest(source),
         "tensors_sha256": tensors_digest(tensors),
     }
-    save_file({name: t.contiguous() for name, t in tensors.items()}, target, metadata=metadata)
+    with whole_file(target) as file:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, file, metadata=metadata)
     return metadata["tensors_sha256"]
-
-
-def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fetch_weights(name: str, target: str | Path, *, sha256: str | None = None) -> str:

@@ -1,0 +1,69 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from crystal_fidelity.featurizers import FeatureSet, Identity, save_features
+from crystal_fidelity.files import whole_file
+from crystal_fidelity.html import write_plots
+from crystal_fidelity.report import write_json
+
+
+def test_a_writer_killed_half_way_leaves_what_was_there(tmp_path):
+    target = tmp_path / "out.json"
+    target.write_text("old")
+    program = (
+        "import os, signal, sys\n"
+        "from crystal_fidelity.files import whole_file\n"
+        "with whole_file(sys.argv[1]) as file:\n"
+        "    file.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+
+
+class Broken:
+    def __str__(self):
+        raise RuntimeError("half-way")
+
+
+def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_arguments, **_arrays):
+        raise RuntimeError("half-way")
+
+    identity = Identity("net", "0" * 64, "none")
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_json(tmp_path / "a.json", {"fine": 1, "broken": Broken()})
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(RuntimeError, match="half-way"):
+        save_features(tmp_path / "a.npz", FeatureSet(np.ones((2, 2)), ("a", "b"), identity))
+    with contextlib.suppress(RuntimeError), whole_file(tmp_path / "a") as file:
+        file.write_text("half")
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_replaced_through_links_and_keep_usual_rights(tmp_path):
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("real.html")
+    write_plots(tmp_path / "link.html", "new", [])
+    assert (tmp_path / "link.html").is_symlink()
+    assert "new" in (tmp_path / "real.html").read_text()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "real.html").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_pipes_are_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        write_json(pipe, {"a": 1})
+        assert '"a": 1' in reader.communicate(timeout=10)[0]
+    assert not pipe.is_file()
