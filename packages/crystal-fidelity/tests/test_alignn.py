@@ -20,7 +20,8 @@ pytest.importorskip("safetensors")
 from alignn_fixture import seeded_tensors, structures  # noqa: E402
 
 from crystal_fidelity import weights  # noqa: E402
-from crystal_fidelity.alignn import Alignn, AlignnFeaturizer, collate  # noqa: E402
+from crystal_fidelity.alignn import Alignn, collate  # noqa: E402
+from crystal_fidelity.alignn_featurizer import AlignnFeaturizer  # noqa: E402
 from crystal_fidelity.alignn_graph import build_graph, line_graph  # noqa: E402
 from crystal_fidelity.weights import (  # noqa: E402
     convert_weights,

@@ -38,7 +38,7 @@ def make_featurizer(
             "`crystal-fidelity weights fetch mp_e_form_alignn FILE`"
         )
     try:
-        from crystal_fidelity.alignn import AlignnFeaturizer
+        from crystal_fidelity.alignn_featurizer import AlignnFeaturizer
     except ImportError as error:
         raise ImportError(
             "ALIGNN features need torch and safetensors: pip install 'crystal-fidelity[alignn]'"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crystal_fidelity.alignn import Alignn
 from crystal_fidelity.files import file_digest, whole_file
 
 PUBLISHED = {
@@ -163,8 +164,6 @@ def _read_pickle(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    from crystal_fidelity.alignn import Alignn
-
     wanted = {name: tuple(t.shape) for name, t in Alignn().state_dict().items()}
     found = {n: tuple(t.shape) if isinstance(t, Tensor) else None for n, t in tensors.items()}
     if found != wanted:
