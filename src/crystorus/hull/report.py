@@ -26,6 +26,7 @@ MAX_STRUCTURES = 400  # of candidates, the best first; a report stays below a fe
 FILMS = 8
 FRAMES = 48
 _VIEWER = "3Dmol-min.js"
+_COLUMNS = ("name", "formula", "status", "reason", "novelty", "known_id", "start", "origin")
 
 
 def write_report(
@@ -89,7 +90,7 @@ def render(title: str, data: dict[str, Any]) -> str:
 
 def _point(phase: RankedPhase, row: dict[str, str]) -> dict[str, Any]:
     return {
-        **{key: row[key] for key in ("name", "formula", "status", "reason", "novelty", "known_id")},
+        **{key: row[key] for key in _COLUMNS},
         "held_out": phase.held_out,
         "e": _rounded(phase.e_above_hull),
         "full": _rounded(phase.e_above_full_hull),
@@ -97,6 +98,7 @@ def _point(phase: RankedPhase, row: dict[str, str]) -> dict[str, Any]:
         "group": phase.space_group[0],
         "volume": _rounded(phase.volume_change, 4),
         "found": phase.found,
+        "votes": _rounded(phase.provenance.share_of_votes, 3),
         "atoms": len(phase.atoms),
         "file": row["file_symmetrised"],
         "parts": Composition(phase.atoms.get_chemical_formula()).fractional_composition.as_dict(),
