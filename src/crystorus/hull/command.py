@@ -32,6 +32,7 @@ from crystorus.hull.references import (
 )
 from crystorus.hull.relaxation import RelaxSettings
 from crystorus.hull.relaxing import RelaxProgress, relax_waiting, settings_of
+from crystorus.hull.report import check_films
 from crystorus.hull.sampling import FOLDER, plan_sampling, sample
 from crystorus.hull.state import (
     DATABASE,
@@ -90,6 +91,7 @@ def hull(order: HullOrder) -> Ranking:
         say("plan", f"{len(run.job.requests)} crystals of {space.system}, {_of(choice)}")
         with stage_progress("sample") as move:
             sample(run, order.sampling, order.out / FOLDER, lambda p: move(p.done, p.total))
+        check_films(order.out / FOLDER / TRAJECTORIES, order.rank.animate)
         made = generated_structures(order.out / FOLDER)
         _screen(campaign, made, len(run.job.requests), drop_duplicates=True)
         _import_references(campaign, sources, mix=order.rank.mix_energy_levels)

@@ -74,6 +74,20 @@ def write_report(
         write_whole(path, render("-".join(ranking.hull.elements), data))
 
 
+def check_films(folder: Path, animate: Sequence[str]) -> None:
+    """Make sure that every candidate named has a trajectory.
+
+    Raises:
+        CampaignError: Naming the first that has none.
+    """
+    for name in animate:
+        if not (folder / f"{name}.extxyz").is_file():
+            raise CampaignError(
+                f"--animate {name}: {folder} holds no trajectory of it; name a candidate as the "
+                "table does, of a campaign without --no-trajectories"
+            )
+
+
 def render(title: str, data: dict[str, Any]) -> str:
     """Return the page; nothing in it can end a script early."""
     room = resources.files("crystorus.hull")
@@ -143,13 +157,8 @@ def _structure(atoms: Atoms) -> dict[str, Any]:
 def _films(
     shown: Sequence[RankedPhase], folder: Path, animate: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return frames from noise to crystal of the best candidates and of those named."""
-    for name in animate:
-        if not (folder / f"{name}.extxyz").is_file():
-            raise CampaignError(
-                f"--animate {name}: {folder} holds no trajectory of it; name a candidate as the "
-                "table does, of a campaign without --no-trajectories"
-            )
+    """Return frames from start to crystal of the best candidates and of those named."""
+    check_films(folder, animate)
     best = [p.name for p in shown if (folder / f"{p.name}.extxyz").is_file()][:FILMS]
     films = {}
     for name in dict.fromkeys([*animate, *best]):
