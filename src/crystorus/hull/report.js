@@ -90,7 +90,7 @@ function drawPlot() {
   for (const phase of [...data.phases].reverse()) {
     if (phase.e === null || (size === 2 && phase.form > 0.5) || (size > 2 && size <= 4 && phase.e > 0.5)) continue;
     const [x, y] = spotOf(phase);
-    hover(element("circle", { cx: x, cy: y, r: 6.5, class: "spot", fill: colour(phase.e), stroke: "#fff", "stroke-width": 1.2 }), phase, phase.name, false);
+    hover(element("circle", { cx: x, cy: y, r: 6.5, class: "spot", fill: colour(phase.e), stroke: "#4b5563", "stroke-width": 0.8 }), phase, phase.name, false);
   }
   for (const [x, y, formula] of placed)
     plot.append(element("text", { x: x + 8, y: y - 7, "pointer-events": "none", stroke: "#fff", "stroke-width": 3, "paint-order": "stroke" }, formula));
