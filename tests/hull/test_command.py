@@ -216,6 +216,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, alloys):
             continue
         assert broken.returncode == 0, broken.stdout.read()
         shutil.rmtree(tmp_path / "broken")  # finished between kills: begin another
+        took *= 0.8  # the machine has become faster
     last = start((*words, "--out", tmp_path / "broken"), **slow)
     assert last.wait() == 0, last.stdout.read()
     assert rows_of(tmp_path / "broken/campaign.db") == rows_of(tmp_path / "whole/campaign.db")
