@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from crystorus import cli_hull
+from crystorus.cli_hull import StartName
 
 app = typer.Typer(
     name="crystorus",
@@ -37,14 +38,6 @@ class SamplerName(StrEnum):
     bridge = "bridge"
     ode = "ode"
     paper = "paper"
-
-
-class StartName(StrEnum):
-    """Where a walk begins."""
-
-    noise = "noise"
-    templates = "templates"
-    both = "both"
 
 
 @dataclass

@@ -2,9 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from crystorus.hull.orders import RankOrder
+    from crystorus.hull.relaxation import RelaxSettings
 
 
 class OptimizerName(StrEnum):
@@ -13,6 +17,14 @@ class OptimizerName(StrEnum):
     BFGS = "BFGS"
     LBFGS = "LBFGS"
     FIRE = "FIRE"
+
+
+class StartName(StrEnum):
+    """Where a walk begins."""
+
+    noise = "noise"
+    templates = "templates"
+    both = "both"
 
 
 _Calculator = Annotated[
@@ -79,6 +91,48 @@ _Overwrite = Annotated[
 ]
 
 
+def _relaxation(
+    calculator: str,
+    fmax: float,
+    relax_steps: int,
+    optimizer: OptimizerName,
+    fixed_cell: bool,
+    keep_symmetry: bool,
+    max_force: float,
+) -> "RelaxSettings":
+    from crystorus.hull.orders import relax_settings
+
+    return relax_settings(
+        calculator,
+        fmax,
+        relax_steps,
+        optimizer.value,
+        max_force,
+        fixed_cell=fixed_cell,
+        keep_symmetry=keep_symmetry,
+    )
+
+
+def _ranking(
+    references: list[str] | None,
+    held_out: list[str] | None,
+    mix_energy_levels: bool,
+    symprec: float,
+    no_report: bool,
+    animate: list[str] | None,
+) -> "RankOrder":
+    from crystorus.hull.orders import RankOrder
+
+    return RankOrder(
+        tuple(references or ()),
+        tuple(held_out or ()),
+        mix_energy_levels=mix_energy_levels,
+        symprec=symprec,
+        report=not no_report,
+        animate=tuple(animate or ()),
+    )
+
+
 def hull(
     system: Annotated[str, typer.Argument(help="A chemical system, as in Li-Fe-O.")],
     out: Annotated[
@@ -139,6 +193,22 @@ def hull(
         Path | None,
         typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="Sample"),
     ] = None,
+    start: Annotated[
+        StartName | None,
+        typer.Option(
+            help="Begin at noise, at known crystals with other elements, or half at each.",
+            show_default="templates with --library, else noise",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(
+            help="Known crystals, from `crystorus templates build`.",
+            show_default="AFLOW prototypes",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="Sample")
     ] = "cpu",
@@ -184,25 +254,20 @@ def hull(
         neutral=not any_charge,
     )
     sampling = Sampling(
-        n, budget, seed, sampler_steps, checkpoint, device, keep_trajectories=not no_trajectories
+        n,
+        budget,
+        seed,
+        sampler_steps,
+        checkpoint,
+        start.value if start else None,
+        library,
+        device,
+        keep_trajectories=not no_trajectories,
     )
-    relaxation = orders.relax_settings(
-        calculator,
-        fmax,
-        relax_steps,
-        optimizer.value,
-        relax_cell=not fixed_cell,
-        keep_symmetry=keep_symmetry,
-        max_force=max_force,
+    relaxation = _relaxation(
+        calculator, fmax, relax_steps, optimizer, fixed_cell, keep_symmetry, max_force
     )
-    rank = orders.RankOrder(
-        tuple(references or ()),
-        tuple(held_out or ()),
-        mix_energy_levels=mix_energy_levels,
-        symprec=symprec,
-        report=not no_report,
-        animate=tuple(animate or ()),
-    )
+    rank = _ranking(references, held_out, mix_energy_levels, symprec, no_report, animate)
     command.hull(
         orders.HullOrder(
             space, out, sampling, relaxation, rank, orders.workers(workers, scheduler), overwrite
@@ -240,14 +305,8 @@ def relax(
         orders.RelaxOrder(
             source,
             out,
-            orders.relax_settings(
-                calculator,
-                fmax,
-                relax_steps,
-                optimizer.value,
-                relax_cell=not fixed_cell,
-                keep_symmetry=keep_symmetry,
-                max_force=max_force,
+            _relaxation(
+                calculator, fmax, relax_steps, optimizer, fixed_cell, keep_symmetry, max_force
             ),
             orders.workers(workers, scheduler),
             keep_duplicates,
@@ -279,12 +338,5 @@ def rank(
     """Rank relaxed structures on a convex hull; plots and report."""
     from crystorus.hull import command, orders
 
-    order = orders.RankOrder(
-        tuple(references or ()),
-        tuple(held_out or ()),
-        mix_energy_levels=mix_energy_levels,
-        symprec=symprec,
-        report=not no_report,
-        animate=tuple(animate or ()),
-    )
+    order = _ranking(references, held_out, mix_energy_levels, symprec, no_report, animate)
     command.rank(source, system, out, order, orders.workers(workers, scheduler))

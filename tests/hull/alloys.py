@@ -87,7 +87,7 @@ def rows_of(database: Path) -> list[dict]:
     """All of a database but ASE's clock and random ids, and how long relaxations took."""
     rows = []
     for row in ase.db.connect(database, use_lock_file=False).select(sort="id"):
-        data = {k: v for k, v in row.data.items() if k != "seconds"}
+        data = {k: v for k, v in row.data.items() if k not in ("seconds", "cpu_seconds")}
         arrays = {
             k: np.asarray(row[k]).round(12).tolist() for k in ("numbers", "positions", "cell")
         }
@@ -98,12 +98,12 @@ def rows_of(database: Path) -> list[dict]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
-    from fake_model import FakeModel
+    from guided import GuidedFake
 
     from crystorus import cli
     from crystorus.hull import sampling
 
     slow = float(os.environ.get("FAKE_STEP_S", "0"))
-    sampling.load_checkpoint = lambda path, device="cpu": FakeModel(step_s=slow)
+    sampling.load_checkpoint = lambda path, device="cpu": GuidedFake(step_s=slow)
     sys.argv[0] = "crystorus"
     cli.main()

@@ -1,5 +1,6 @@
 """Programs and models of these tests are importable from the tests and from worker processes."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,16 +13,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 @pytest.fixture
 def fake_model(monkeypatch):
     """Random crystals in the place of the shipped checkpoint's."""
-    from fake_model import FakeModel
+    from guided import GuidedFake
 
     from crystorus.hull import sampling
 
-    monkeypatch.setattr(sampling, "load_checkpoint", lambda path, device="cpu": FakeModel())
+    monkeypatch.setattr(sampling, "load_checkpoint", lambda path, device="cpu": GuidedFake())
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """Templates for Cu-Au."""
+    from guided import write_library
+
+    return write_library(tmp_path_factory.mktemp("library") / "known.templates")
 
 
 @pytest.fixture
-def alloys(tmp_path):
-    """A file of known phases of Cu-Au."""
+def alloys(tmp_path, library):
+    """A file of known phases of Cu-Au, and beside it the library."""
     from alloys import write_alloys
 
+    shutil.copy(library, tmp_path)
     return write_alloys(tmp_path / "alloys.extxyz")

@@ -6,6 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from alloys import l12
+from ase.build import bulk, make_supercell
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import (
     ComputedEntry,
@@ -120,6 +122,18 @@ def test_novelty_has_its_four_answers():
     assert known.judge(other).verdict == "new polymorph"
     assert known.judge(l12()[[0, 1, 2]]).verdict == "known composition"
     assert known.judge(l12()[[0, 1]]).verdict == "new composition"
+
+
+def test_a_relaxed_supercell_is_the_phase_that_it_repeats():
+    """The matcher alone does not see it, as its own verdict shows."""
+    salt = bulk("MgO", "rocksalt", a=4.26)
+    known = KnownPhases([("salt", Composition("MgO"), salt)])
+    large = make_supercell(salt, [[1, 0, 0], [0, 1, 0], [2, 3, 7]])
+    large.rattle(0.01, seed=0)
+    assert not StructureMatcher().fit(to_structure(large), to_structure(salt))
+    assert known.judge(large).verdict == "rediscovered"
+    large.rattle(0.3, seed=0)
+    assert known.judge(large).verdict == "new polymorph"
 
 
 def test_formulas_of_pymatgen_and_of_crystals_are_spelled_alike():

@@ -78,9 +78,12 @@ def test_places_that_are_none_are_named():
         list(run_jobs(square, [1], Workers(scheduler="nonsense")))
 
 
-@pytest.fixture
-def dask_cluster(tmp_path):
-    """A scheduler and two workers, each a process of its own; yields its address and workers."""
+@pytest.fixture(scope="module")
+def dask_cluster(tmp_path_factory):
+    """A scheduler and two workers, each a process of its own; yields its address and workers.
+
+    The first test that uses it kills one worker, the second the other.
+    """
     pytest.importorskip("distributed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -90,7 +93,8 @@ def dask_cluster(tmp_path):
     def start(*words):
         return subprocess.Popen(
             [sys.executable, "-m", "distributed.cli." + words[0], *words[1:]],
-            env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=environment, cwd=tmp_path_factory.getbasetemp(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     address = f"tcp://127.0.0.1:{port}"

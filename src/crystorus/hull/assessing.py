@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from ase import Atoms
@@ -17,7 +16,16 @@ from crystorus.hull.novelty import KnownPhases, Novelty
 from crystorus.hull.ranking import METASTABLE, Hull, Phase
 from crystorus.hull.references import Known, Source, check_levels, check_span
 from crystorus.hull.relaxation import USABLE
-from crystorus.hull.state import DUPLICATE, GENERATED, INVALID, REFERENCE, WAITING, Campaign
+from crystorus.hull.state import (
+    DUPLICATE,
+    GENERATED,
+    INVALID,
+    NOISE,
+    REFERENCE,
+    WAITING,
+    Campaign,
+    Provenance,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +45,7 @@ class RankedPhase:
         space_group: Symbol and number of the relaxed structure.
         novelty: Against the references.
         held_out: The held-out phase that it is, empty if none.
+        provenance: Where its walk began.
         found: Candidates that relaxed to it.
         status: What happened to it.
         reason: In words.
@@ -56,6 +65,7 @@ class RankedPhase:
     space_group: tuple[str, int] = ("", 0)
     novelty: Novelty | None = None
     held_out: str = ""
+    provenance: Provenance = field(default_factory=Provenance)
     found: int = 1
 
 
@@ -70,6 +80,7 @@ class Ranking:
         twins: Row numbers of candidates that relaxed to the phase of another, with its name.
         reference_atoms: Relaxed structures of the references that have one.
         counts: The campaign in figures.
+        held_out: Candidate by held-out phase that was found.
     """
 
     phases: tuple[RankedPhase, ...]
@@ -133,7 +144,8 @@ def assess(
         sources: Known phases that make the hull.
         elements: Symbols of the system.
         mix: Whether energies of several levels may meet.
-        held_out: Known phases that take no part in the hull and are looked for.
+        held_out: Known phases that take no part in the hull and are looked for; those that are
+            among the references as well, or that come out of the library itself, are not found.
         symprec: Å; tolerance of the space groups.
 
     Raises:
@@ -148,7 +160,8 @@ def assess(
     known = KnownPhases(
         [(k.name, k.composition, atoms.get(k.name)) for s in sources for k in s.phases]
     )
-    hidden = KnownPhases([(k.name, k.composition, k.atoms) for k in held_out])
+    sought = _unknown(held_out, sources)
+    hidden = KnownPhases([(k.name, k.composition, k.atoms) for k in sought])
     found = Counter(twins.values())
     ranked = [
         _rank(row, own[row.name], hull, full, known, hidden, found[row.name], symprec)
@@ -157,8 +170,22 @@ def assess(
     ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
     failures = [_failure(row) for row in rows if row.status not in (*USABLE, WAITING)]
     held = {phase.held_out: phase.name for phase in reversed(ranked) if phase.held_out}
-    counts = _count(campaign, ranked, references, held_out, held)
+    counts = _count(campaign, ranked) | {
+        "known phases": len(references),
+        "held-out phases": len(sought),
+        **({"held out but known": n} if (n := len(held_out) - len(sought)) else {}),
+        "held-out phases found": len(held),
+    }
     return Ranking((*ranked, *failures), hull, full, twins, atoms, counts, held)
+
+
+def _unknown(held_out: Sequence[Known], sources: Sequence[Source]) -> list[Known]:
+    """Return the held-out phases that are not among the references under another id."""
+    references = Gallery(SAME)
+    for known in (k for s in sources for k in s.phases):
+        if known.atoms is not None:
+            references.add(known.name, known.atoms)
+    return [k for k in held_out if k.atoms is None or not references.find(k.atoms)]
 
 
 def candidate_elements(campaign: Campaign) -> tuple[str, ...]:
@@ -196,6 +223,8 @@ def _rank(
 ) -> RankedPhase:
     atoms = row.toatoms()
     group = symmetry(crystals_from_atoms(atoms, dtype=torch.float64), symprec)
+    provenance = Provenance.of(row)
+    copied = provenance.origin == "known"  # the library itself holds it
     return RankedPhase(
         row.name,
         row.id,
@@ -210,29 +239,35 @@ def _rank(
         row.volume_change,
         (group.symbol, group.number),
         known.judge(atoms),
-        hidden.judge(atoms).id,
+        "" if copied else hidden.judge(atoms).id,
+        provenance,
         1 + n_twins,
     )
 
 
 def _failure(row: AtomsRow) -> RankedPhase:
     atoms = row.toatoms()
-    return RankedPhase(row.name, row.id, reduced_formula(atoms), atoms, row.status, row.reason)
+    return RankedPhase(
+        row.name,
+        row.id,
+        reduced_formula(atoms),
+        atoms,
+        row.status,
+        row.reason,
+        provenance=Provenance.of(row),
+    )
 
 
-def _count(
-    campaign: Campaign,
-    ranked: Sequence[RankedPhase],
-    references: Sequence[Phase],
-    held_out: Sequence[Known],
-    held: dict[str, str],
-) -> dict[str, Any]:
-    originals = Counter(row.status for row in campaign.originals(GENERATED))
+def _count(campaign: Campaign, ranked: Sequence[RankedPhase]) -> dict[str, int]:
+    rows = campaign.originals(GENERATED)
+    originals = Counter(row.status for row in rows)
+    templates = sum(Provenance.of(row).start not in ("", NOISE) for row in rows)
     relaxed = Counter(row.status for row in campaign.relaxed(GENERATED))
     verdicts = Counter(phase.novelty.verdict for phase in ranked if phase.novelty)
     heights = [phase.e_above_hull for phase in ranked if phase.e_above_hull is not None]
     return {
         "generated": sum(originals.values()),
+        **({"of them from templates": templates} if templates else {}),
         "valid": sum(originals.values()) - originals[INVALID],
         "unique before relaxation": sum(originals.values())
         - originals[INVALID]
@@ -243,7 +278,4 @@ def _count(
         f"within {METASTABLE:g} eV/atom of the hull": sum(h <= METASTABLE for h in heights),
         "on or below the hull": sum(h <= 1e-8 for h in heights),
         **{verdict: verdicts[verdict] for verdict in sorted(verdicts)},
-        "known phases": len(references),
-        "held-out phases": len(held_out),
-        "held-out phases found": len(held),
     }

@@ -2,7 +2,8 @@
 
 import csv
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from crystorus.data.reading import clean_name, read_records
 from crystorus.generation.folder import CRYSTALS, TABLE
 from crystorus.hull.matching import NEAR, Gallery
 from crystorus.hull.screening import ScreenLimits, screen
-from crystorus.hull.state import DUPLICATE, GENERATED, INVALID, VALID, Campaign, Original
+from crystorus.hull.state import (
+    DUPLICATE,
+    GENERATED,
+    INVALID,
+    VALID,
+    Campaign,
+    Original,
+    Provenance,
+)
 
 _PER_COMMIT = 50
 
@@ -41,7 +50,10 @@ def generated_structures(folder: Path) -> Iterator[Original]:
             if atoms is None:
                 atoms, reason = Atoms(row["formula"]), "the model gave numbers that are not finite"
             status = INVALID if reason else VALID
-            yield Original(name, GENERATED, atoms, status, "sampled", reason, details=details)
+            provenance = _provenance(row)
+            yield Original(
+                name, GENERATED, atoms, status, "sampled", reason, "", provenance, details
+            )
 
 
 def structures_of(
@@ -90,13 +102,22 @@ def atoms_of(crystal: CrystalArrays) -> Atoms:
 
 
 def campaign_name(text: str) -> str:
-    """Return an id as a name that ASE's database does not take for a number."""
-    name = clean_name(text)
+    """Return an id as a name of files and rows."""
+    return _no_number(clean_name(text))
+
+
+def _no_number(text: str) -> str:
+    """Return a text that ASE's database does not take for a number."""
     try:
-        float(name)
+        float(text)
     except ValueError:
-        return name if name.lower() not in ("true", "false") else f"id-{name}"
-    return f"id-{name}"
+        return text if text.lower() not in ("true", "false") else f"id-{text}"
+    return f"id-{text}"
+
+
+def _provenance(row: Mapping[str, str]) -> Provenance:
+    share = row["share_of_votes"]
+    return Provenance(_no_number(row["start"]), float(share) if share else None, row["origin"])
 
 
 def import_originals(
@@ -148,7 +169,5 @@ def _judge(
                 status = DUPLICATE
             else:
                 gallery.add(one.name, one.atoms)
-        judged.append(
-            Original(one.name, one.kind, one.atoms, status, one.source, reason, twin, one.details)
-        )
+        judged.append(replace(one, status=status, reason=reason, duplicate_of=twin))
     return judged

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from crystorus.hull.references import (
 )
 from crystorus.hull.relaxation import RelaxSettings
 from crystorus.hull.relaxing import RelaxProgress, relax_waiting, settings_of
+from crystorus.hull.report import check_films
 from crystorus.hull.sampling import FOLDER, plan_sampling, sample
 from crystorus.hull.state import (
     DATABASE,
@@ -38,6 +40,7 @@ from crystorus.hull.state import (
     REFERENCE,
     VALID,
     Campaign,
+    Original,
     remove_campaign,
 )
 from crystorus.hull.workers import Workers
@@ -58,6 +61,7 @@ def hull(order: HullOrder) -> Ranking:
 
     Raises:
         SpaceError: If there is nothing to sample.
+        ReadingError: If the library of templates cannot be opened.
         CampaignError: If the folder holds another campaign.
         ReferencesError: If there is no hull to compare with.
         CalculatorError: If the calculator cannot be had or computes nothing.
@@ -87,15 +91,9 @@ def hull(order: HullOrder) -> Ranking:
         say("plan", f"{len(run.job.requests)} crystals of {space.system}, {_of(choice)}")
         with stage_progress("sample") as move:
             sample(run, order.sampling, order.out / FOLDER, lambda p: move(p.done, p.total))
-        with stage_progress("screen") as move:
-            import_originals(
-                campaign,
-                generated_structures(order.out / FOLDER),
-                order.relaxation.screen,
-                kind=GENERATED,
-                drop_duplicates=True,
-                on_progress=lambda done: move(done, len(run.job.requests)),
-            )
+        check_films(order.out / FOLDER / TRAJECTORIES, order.rank.animate)
+        made = generated_structures(order.out / FOLDER)
+        _screen(campaign, made, len(run.job.requests), drop_duplicates=True)
         _import_references(campaign, sources, mix=order.rank.mix_energy_levels)
         _relax(campaign, order.workers)
         return _finish(campaign, sources, elements, order.rank)
@@ -132,15 +130,7 @@ def relax_structures(order: RelaxOrder) -> None:
         remove_campaign(order.out, FILES)
     with Campaign(order.out, settings, _versions()) as campaign:
         tell_of_versions("campaign", campaign.versions, _versions())
-        with stage_progress("screen") as move:
-            import_originals(
-                campaign,
-                originals,
-                order.relaxation.screen,
-                kind=GENERATED,
-                drop_duplicates=not order.keep_duplicates,
-                on_progress=lambda done: move(done, len(originals)),
-            )
+        _screen(campaign, originals, len(originals), drop_duplicates=not order.keep_duplicates)
         _relax(campaign, order.workers)
         _show_relaxed(campaign)
 
@@ -253,6 +243,20 @@ def _sources(order: RankOrder, elements: list[str], folder: Path) -> list[Source
 def _held_out(names: tuple[str, ...], elements: list[str], folder: Path) -> list[Known]:
     sources = read_sources(names, elements, folder / REFERENCES) if names else []
     return [phase for source in sources for phase in source.phases]
+
+
+def _screen(
+    campaign: Campaign, originals: Iterable[Original], total: int, *, drop_duplicates: bool
+) -> None:
+    with stage_progress("screen") as move:
+        import_originals(
+            campaign,
+            originals,
+            settings_of(campaign).screen,
+            kind=GENERATED,
+            drop_duplicates=drop_duplicates,
+            on_progress=lambda done: move(done, total),
+        )
 
 
 def _import_references(campaign: Campaign, sources: list[Source], *, mix: bool) -> None:

@@ -55,7 +55,16 @@ def show_ranking(phases: Sequence[RankedPhase], counts: Mapping[str, int]) -> No
 def _table(phases: Sequence[RankedPhase]) -> Table:
     ranked = [phase for phase in phases if phase.energy_per_atom is not None]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    names = ("formula", "E above hull", "space group", "volume", "novelty", "found", "name")
+    names = (
+        "formula",
+        "E above hull",
+        "space group",
+        "volume",
+        "novelty",
+        "found",
+        "start",
+        "name",
+    )
     for name in names:
         right = name in ("E above hull", "volume", "found")
         table.add_column(name, justify="right" if right else "left")
@@ -77,5 +86,6 @@ def _cells(phase: RankedPhase) -> tuple[str, ...]:
         f"{phase.volume_change or 0.0:+.1%}",
         verdict,
         str(phase.found),
+        phase.provenance.start,
         phase.name,
     )

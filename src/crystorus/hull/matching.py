@@ -2,22 +2,35 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from ase import Atoms
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from crystorus.data.compositions import Composition
+from crystorus.data.io import crystals_from_atoms
+from crystorus.data.spacegroups import dataset
 
 NEAR = {"ltol": 0.1, "stol": 0.1, "angle_tol": 3.0, "scale": False}
 """Candidates this close before they are relaxed go to the same minimum: one of them is relaxed."""
 SAME = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0, "scale": True}
 """Relaxed phases this close are one phase: pymatgen's own tolerances."""
+_SYMPREC = 0.1  # Å
 
 
 def to_structure(atoms: Atoms) -> Structure:
     """Return ASE atoms as a pymatgen structure."""
     frac = atoms.get_scaled_positions(wrap=True)
     return Structure(Lattice(atoms.cell.array), atoms.numbers.tolist(), frac)
+
+
+def _primitive(atoms: Atoms) -> Structure:
+    """Return the primitive cell within 0.1 Å; of a relaxed supercell pymatgen does not find it."""
+    data = dataset(crystals_from_atoms(atoms, dtype=torch.float64), _SYMPREC)
+    if data is None or len(data.prim_std_cell.numbers) == len(atoms):
+        return to_structure(atoms)
+    cell = data.prim_std_cell
+    return Structure(Lattice(cell.basis), cell.numbers, cell.positions)
 
 
 def reduced_formula(atoms: Atoms) -> str:
@@ -37,7 +50,7 @@ class Gallery:
         members = self._members.get(reduced_formula(atoms), [])
         if not members:
             return ""
-        matcher, structure = self._matcher(), to_structure(atoms)
+        matcher, structure = self._matcher(), _primitive(atoms)
         return next((name for name, other in members if matcher.fit(structure, other)), "")
 
     def closest(self, atoms: Atoms) -> tuple[str, float | None]:
@@ -45,7 +58,7 @@ class Gallery:
 
         The rms is in units of (volume per atom)^(1/3).
         """
-        matcher, structure = self._matcher(), to_structure(atoms)
+        matcher, structure = self._matcher(), _primitive(atoms)
         best: tuple[str, float | None] = ("", None)
         for name, other in self._members.get(reduced_formula(atoms), []):
             found = matcher.get_rms_dist(structure, other)
@@ -59,7 +72,7 @@ class Gallery:
 
     def add(self, name: str, atoms: Atoms) -> None:
         """Take a structure in."""
-        member = (name, to_structure(atoms))
+        member = (name, _primitive(atoms))
         self._members.setdefault(reduced_formula(atoms), []).append(member)
 
     def _matcher(self) -> StructureMatcher:

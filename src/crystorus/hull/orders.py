@@ -59,10 +59,10 @@ def relax_settings(
     fmax: float,
     steps: int,
     optimizer: Optimizer,
-    *,
-    relax_cell: bool,
-    keep_symmetry: bool,
     max_force: float,
+    *,
+    fixed_cell: bool,
+    keep_symmetry: bool,
 ) -> RelaxSettings:
     """Check what a user said of relaxations.
 
@@ -79,7 +79,7 @@ def relax_settings(
         fmax,
         steps,
         optimizer,
-        relax_cell=relax_cell,
+        relax_cell=not fixed_cell,
         keep_symmetry=keep_symmetry,
         max_force=max_force,
     )

@@ -21,8 +21,8 @@ SYMMETRISED = "phases-symmetrised"
 COLUMNS = (
     "rank", "name", "formula", "n_atoms", "e_above_hull", "e_above_full_hull",
     "formation_energy", "energy_per_atom", "space_group", "space_group_number", "volume_change",
-    "novelty", "known_id", "rms", "held_out_id", "found", "status", "reason", "file",
-    "file_symmetrised",
+    "novelty", "known_id", "rms", "held_out_id", "found", "start", "share_of_votes", "origin",
+    "status", "reason", "file", "file_symmetrised",
 )  # fmt: skip
 
 
@@ -85,6 +85,9 @@ def _row(rank: int, phase: RankedPhase) -> dict[str, str]:
         "rms": _number(novelty.rms if novelty else None, 4),
         "held_out_id": phase.held_out,
         "found": str(phase.found) if ranked else "",
+        "start": phase.provenance.start,
+        "share_of_votes": _number(phase.provenance.share_of_votes, 3),
+        "origin": phase.provenance.origin,
         "status": phase.status,
         "reason": phase.reason,
         "file": f"{PHASES}/{phase_file(phase)}" if ranked else "",

@@ -73,6 +73,7 @@ class RelaxOutcome:
         atoms: The last structure with its energy, forces and stress where they are known.
         steps: Of the optimiser.
         seconds: Wall time.
+        cpu_seconds: Processor time.
     """
 
     id: int
@@ -81,6 +82,7 @@ class RelaxOutcome:
     atoms: Atoms
     steps: int
     seconds: float
+    cpu_seconds: float
 
     @property
     def energy(self) -> float | None:
@@ -156,7 +158,7 @@ def relax(job: RelaxJob) -> RelaxOutcome:
 
 
 def _relax(job: RelaxJob) -> RelaxOutcome:
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     inner = load_calculator(job.settings.calculator)
     atoms = Atoms(job.atoms.numbers, job.atoms.positions, cell=job.atoms.cell, pbc=True)
     status: Status
@@ -179,7 +181,8 @@ def _relax(job: RelaxJob) -> RelaxOutcome:
     if not (np.isfinite(atoms.cell.array).all() and np.isfinite(atoms.positions).all()):
         atoms = job.atoms
     final = _with_results(atoms, keep=status in USABLE)
-    return RelaxOutcome(job.id, status, reason, final, steps, time.monotonic() - began)
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
+    return RelaxOutcome(job.id, status, reason, final, steps, seconds, cpu_seconds)
 
 
 def _unconverged(job: RelaxJob) -> str:

@@ -73,4 +73,4 @@ def relax_waiting(
 
 
 def _lost(job: RelaxJob, lost: Lost) -> RelaxOutcome:
-    return RelaxOutcome(job.id, "lost worker", lost.reason, job.atoms, 0, 0.0)
+    return RelaxOutcome(job.id, "lost worker", lost.reason, job.atoms, 0, 0.0, 0.0)

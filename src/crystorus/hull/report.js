@@ -19,6 +19,7 @@ function element(name, attributes = {}, text = "") {
   made.textContent = String(text);
   return made;
 }
+const began = (phase) => phase.start && phase.votes !== null ? `${phase.start} (${Math.round(100 * phase.votes)} % of votes)` : phase.start;
 const noted = (phase) => [phase.novelty, phase.known_id, phase.held_out && `held-out ${phase.held_out}`].filter(Boolean).join(" ");
 
 // ---------------------------------------------------------------- the hull
@@ -89,7 +90,7 @@ function drawPlot() {
   for (const phase of [...data.phases].reverse()) {
     if (phase.e === null || (size === 2 && phase.form > 0.5) || (size > 2 && size <= 4 && phase.e > 0.5)) continue;
     const [x, y] = spotOf(phase);
-    hover(element("circle", { cx: x, cy: y, r: 6.5, class: "spot", fill: colour(phase.e), stroke: "#fff", "stroke-width": 1.2 }), phase, phase.name, false);
+    hover(element("circle", { cx: x, cy: y, r: 6.5, class: "spot", fill: colour(phase.e), stroke: "#4b5563", "stroke-width": 0.8 }), phase, phase.name, false);
   }
   for (const [x, y, formula] of placed)
     plot.append(element("text", { x: x + 8, y: y - 7, "pointer-events": "none", stroke: "#fff", "stroke-width": 3, "paint-order": "stroke" }, formula));
@@ -177,6 +178,7 @@ function choose(key) {
   const facts = known ? [`known phase`, `${ev(phase.e)} eV/atom above hull`] : [
     phase.e === null ? `${phase.status}: ${phase.reason}` : `${ev(phase.e)} eV/atom above the known hull, ${ev(phase.full)} above the hull with the candidates`,
     phase.group, noted(phase), phase.volume === null ? "" : `volume ${percent(phase.volume)} on relaxation`, phase.found > 1 ? `found ${phase.found} times` : "",
+    phase.start && `from ${began(phase)}`, phase.origin === "known" ? "the library's own crystal" : "",
     phase.status === "unconverged" ? "not fully relaxed" : "", phase.file];
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
   const structure = data.structures[key];
@@ -232,6 +234,7 @@ if (films.length) {
 // ---------------------------------------------------------------- the table
 const columns = [["rank", "#", (p, i) => i, 1], ["formula", "formula"], ["e", "E above hull / eV", (p) => ev(p.e), 1], ["group", "space group"],
   ["form", "formation / eV", (p) => ev(p.form), 1], ["volume", "volume", (p) => percent(p.volume), 1], ["novelty", "novelty", noted], ["found", "found", (p) => p.found, 1],
+  ...(data.phases.some((p) => p.start) ? [["start", "start", began]] : []),
   ["atoms", "atoms", (p) => p.atoms, 1], ["status", "status"], ["name", "name"], ["file", "file"]];
 data.phases.forEach((phase, i) => (phase.rank = i + 1));
 const head = document.createElement("tr");
@@ -248,7 +251,7 @@ for (const [key, label, , number] of columns) {
 byId("table").tHead.append(head);
 function fill() {
   const [key, way] = state.sort, words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = data.phases.filter((p) => { const text = [p.formula, p.group, noted(p), p.status, p.name].join(" ").toLowerCase(); return words.every((w) => text.includes(w)); });
+  const rows = data.phases.filter((p) => { const text = [p.formula, p.group, noted(p), p.start, p.status, p.name].join(" ").toLowerCase(); return words.every((w) => text.includes(w)); });
   rows.sort((a, b) => {
     if (a[key] === null || b[key] === null) return (a[key] === null) - (b[key] === null);
     return way * (typeof a[key] === "number" ? a[key] - b[key] : String(a[key]).localeCompare(String(b[key]), undefined, { numeric: true }));

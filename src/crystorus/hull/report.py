@@ -26,6 +26,7 @@ MAX_STRUCTURES = 400  # of candidates, the best first; a report stays below a fe
 FILMS = 8
 FRAMES = 48
 _VIEWER = "3Dmol-min.js"
+_COLUMNS = ("name", "formula", "status", "reason", "novelty", "known_id", "start", "origin")
 
 
 def write_report(
@@ -73,6 +74,20 @@ def write_report(
         write_whole(path, render("-".join(ranking.hull.elements), data))
 
 
+def check_films(folder: Path, animate: Sequence[str]) -> None:
+    """Make sure that every candidate named has a trajectory.
+
+    Raises:
+        CampaignError: Naming the first that has none.
+    """
+    for name in animate:
+        if not (folder / f"{name}.extxyz").is_file():
+            raise CampaignError(
+                f"--animate {name}: {folder} holds no trajectory of it; name a candidate as the "
+                "table does, of a campaign without --no-trajectories"
+            )
+
+
 def render(title: str, data: dict[str, Any]) -> str:
     """Return the page; nothing in it can end a script early."""
     room = resources.files("crystorus.hull")
@@ -89,7 +104,7 @@ def render(title: str, data: dict[str, Any]) -> str:
 
 def _point(phase: RankedPhase, row: dict[str, str]) -> dict[str, Any]:
     return {
-        **{key: row[key] for key in ("name", "formula", "status", "reason", "novelty", "known_id")},
+        **{key: row[key] for key in _COLUMNS},
         "held_out": phase.held_out,
         "e": _rounded(phase.e_above_hull),
         "full": _rounded(phase.e_above_full_hull),
@@ -97,6 +112,7 @@ def _point(phase: RankedPhase, row: dict[str, str]) -> dict[str, Any]:
         "group": phase.space_group[0],
         "volume": _rounded(phase.volume_change, 4),
         "found": phase.found,
+        "votes": _rounded(phase.provenance.share_of_votes, 3),
         "atoms": len(phase.atoms),
         "file": row["file_symmetrised"],
         "parts": Composition(phase.atoms.get_chemical_formula()).fractional_composition.as_dict(),
@@ -141,13 +157,8 @@ def _structure(atoms: Atoms) -> dict[str, Any]:
 def _films(
     shown: Sequence[RankedPhase], folder: Path, animate: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return frames from noise to crystal of the best candidates and of those named."""
-    for name in animate:
-        if not (folder / f"{name}.extxyz").is_file():
-            raise CampaignError(
-                f"--animate {name}: {folder} holds no trajectory of it; name a candidate as the "
-                "table does, of a campaign without --no-trajectories"
-            )
+    """Return frames from start to crystal of the best candidates and of those named."""
+    check_films(folder, animate)
     best = [p.name for p in shown if (folder / f"{p.name}.extxyz").is_file()][:FILMS]
     films = {}
     for name in dict.fromkeys([*animate, *best]):

@@ -7,8 +7,15 @@ from typing import Any
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
-from crystorus.generation.command import SampleOrder, check_device, sampler_of
+from crystorus.data.files import file_digest
+from crystorus.generation.command import (
+    SampleOrder,
+    check_device,
+    sampler_of,
+    with_templates,
+)
 from crystorus.generation.folder import RunFolder
+from crystorus.generation.guiding import StartName
 from crystorus.generation.plan import Request, check_requests, make_requests
 from crystorus.generation.run import (
     Job,
@@ -37,6 +44,10 @@ class Sampling:
     """Denoising steps; the checkpoint's own where None."""
     checkpoint: Path | None = None
     """A checkpoint folder; the shipped one where None."""
+    start: StartName | None = None
+    """Where samples begin: with a library at templates while there are any, else at noise."""
+    library: Path | None = None
+    """A library of templates; AFLOW's prototypes if templates are asked for without one."""
     device: str = "cpu"
     """Where the network runs."""
     batch_atoms: int = 1024
@@ -61,18 +72,30 @@ def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> Sa
     Raises:
         SpaceError: If the budget holds no crystal.
         RequestError: If the request makes no sense, or does not fit the model.
+        ReadingError: If the library cannot be opened.
     """
     requests = choose_requests(sampling, compositions)
     check_device(sampling.device)
     model = load_checkpoint(sampling.checkpoint or SHIPPED, device=sampling.device)
-    order = SampleOrder(out=Path(), steps=sampling.steps)
-    sampler = sampler_of(order, model, model.config.sampling)
-    job = Job(requests, sampler, keep_trajectory=sampling.keep_trajectories)
     warnings = check_requests(
         requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
     )
-    settings = run_settings(job, seed=sampling.seed, checkpoint=model.digest)
+    start = sampling.start or ("noise" if sampling.library is None else "templates")
+    order = SampleOrder(out=Path(), steps=sampling.steps, start=start, library=sampling.library)
+    requests, guided_sampler = with_templates(order, requests, model)
+    sampler = sampler_of(order, model, model.config.sampling)
+    job = Job(requests, sampler, guided_sampler, keep_trajectory=sampling.keep_trajectories)
+    settings = _starts(start, sampling.library)
+    settings |= run_settings(job, seed=sampling.seed, checkpoint=model.digest)
     return SamplingRun(model, job, settings, tuple(warnings))
+
+
+def _starts(start: StartName, library: Path | None) -> dict[str, Any]:
+    """Describe where samples begin, for a folder to recognise its campaign."""
+    if start == "noise":
+        return {"start": start}
+    named = f"{library.name} {file_digest(library)[:12]}" if library else "AFLOW prototypes"
+    return {"start": start, "library": named}
 
 
 def choose_requests(sampling: Sampling, compositions: Sequence[Composition]) -> tuple[Request, ...]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,10 +28,36 @@ from crystorus.hull.errors import CampaignError
 from crystorus.hull.relaxation import USABLE, RelaxOutcome
 
 DATABASE = "campaign.db"
-FORMAT = 1
+FORMAT = 2
 GENERATED, REFERENCE = "generated", "reference"
+NOISE = "noise"
 VALID, INVALID, DUPLICATE, WAITING = "valid", "invalid", "duplicate", "waiting"
 _ROWS_PER_COMMIT = 500
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the walk to a generated crystal began; empty for a structure that was given.
+
+    Attributes:
+        start: The template's id, or `NOISE`.
+        share_of_votes: Those for the template's prototype, 0 to 1; None for noise.
+        origin: "known", "substituted" or "new", as in the table of `crystorus sample`.
+    """
+
+    start: str = ""
+    share_of_votes: float | None = None
+    origin: str = ""
+
+    @classmethod
+    def of(cls, row: AtomsRow) -> "Provenance":
+        """Read it from a row."""
+        return cls(row.get("start", ""), row.get("share_of_votes"), row.get("origin", ""))
+
+    @property
+    def pairs(self) -> dict[str, str | float]:
+        """As the key-value pairs of a row, those that say something."""
+        return {k: v for k, v in asdict(self).items() if v not in ("", None)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +72,7 @@ class Original:
         source: Where it came from.
         reason: Why it is not valid.
         duplicate_of: The valid structure that it repeats.
+        provenance: Where its walk began.
         details: What else is known of it, in JSON's types.
     """
 
@@ -56,6 +83,7 @@ class Original:
     source: str
     reason: str = ""
     duplicate_of: str = ""
+    provenance: Provenance = field(default_factory=Provenance)
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -142,16 +170,10 @@ class Campaign:
                 for one in originals[start : start + _ROWS_PER_COMMIT]:
                     pairs = {
                         "name": one.name, "kind": one.kind, "stage": "original",
-                        "status": one.status, "source": one.source,
+                        "status": one.status, "source": one.source, **one.provenance.pairs,
                     }  # fmt: skip
-                    pairs |= {
-                        key: value
-                        for key, value in (
-                            ("reason", one.reason),
-                            ("duplicate_of", one.duplicate_of),
-                        )
-                        if value
-                    }
+                    said = {"reason": one.reason, "duplicate_of": one.duplicate_of}
+                    pairs |= {key: value for key, value in said.items() if value}
                     self._db.write(one.atoms, pairs, data=one.details)
 
     def set_aside(self) -> int:
@@ -167,7 +189,8 @@ class Campaign:
             with self._writing(), self._db:
                 for row in missing[start : start + _ROWS_PER_COMMIT]:
                     pairs = {"name": row.name, "kind": row.kind, "stage": "relaxed"}
-                    pairs |= {"status": WAITING, "source": row.source, "origin": row.id}
+                    pairs |= {"status": WAITING, "source": row.source, "original": row.id}
+                    pairs |= Provenance.of(row).pairs
                     self._db.write(row.toatoms(), pairs)
         return self.count(f"stage=relaxed,status={WAITING}")
 
@@ -186,7 +209,7 @@ class Campaign:
                     }
                 if outcome.reason:
                     pairs["reason"] = outcome.reason
-                seconds = {"seconds": outcome.seconds}
+                seconds = {"seconds": outcome.seconds, "cpu_seconds": outcome.cpu_seconds}
                 self._db.write(outcome.atoms, pairs, data=seconds, id=outcome.id)
 
     def note(self, remarks: Mapping[int, Mapping[str, str | float]], drop: Sequence[str]) -> None:
