@@ -118,10 +118,14 @@ def sample(
         int | None,
         typer.Option(help="Atoms per cell of --system, at most.", rich_help_panel="What"),
     ] = None,
+    large: Annotated[
+        bool,
+        typer.Option("--large", help="Cells beyond training's.", rich_help_panel="What"),
+    ] = False,
     quality: Annotated[
         QualityName | None,
         typer.Option(
-            help="fast: 10 steps from noise, best: 100, default: the checkpoint's; instead of the "
+            help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of the "
             "three options below.",
             show_default=_OWN,
             rich_help_panel="How",
@@ -215,6 +219,7 @@ def sample(
             like=like,
             system=system,
             max_atoms=max_atoms,
+            large=large,
             n=n,
             seed=seed,
             sampler=sampler.value if sampler else None,

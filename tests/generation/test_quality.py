@@ -174,3 +174,17 @@ def test_workers_that_cannot_work_are_refused(fake, tmp_path, arguments, words):
     result = run("LiO", *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert words in result.stderr
+
+
+def test_larger_cells_than_any_in_training_are_made_on_demand(fake, tmp_path):
+    arguments = ("LiFeO2", "--z", 6, "--out", tmp_path / "out")
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "24 atoms" in refused.stderr
+    assert "--large" in refused.stderr
+    made = run(*arguments, "--large")
+    assert made.exit_code == 0
+    assert "warning: " in made.stderr
+    assert "trained on at most 20: expect little of it" in made.stderr
+    assert len(ase.io.read(tmp_path / "out/crystals.extxyz")) == 24
+    assert len(crystorus.generate("LiFeO2", z=6, model=FakeModel(), large=True)) == 1

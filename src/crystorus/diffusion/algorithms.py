@@ -59,8 +59,12 @@ class SamplerConfig:
     """The drift is multiplied by 1 + anti_annealing · (1 - t/T)."""
     first: float = 1.0
     """Share of the noise levels at which a walk from noise begins, above 0 to 1."""
+    last: float = 0.0
+    """The levels fall evenly from the first towards this share of it; the last step ends at 0."""
     temperature: float = 1.0
     """Factor on the noise that steps add; below 1 the walk seeks the likeliest crystals."""
+    stretch: float = 1.0
+    """Factor on the moves of atoms but the last: above 1 they pass the mean of what is likely."""
     precision: Precision = "fp32"
     """Precision of the products inside the default network's blocks; geometry stays fp32."""
 
@@ -179,7 +183,8 @@ def sample(
         crystals, level = _noised(diffusion, start, noise), start.level
         if not bool(level.any()):
             return crystals
-    shares = [n / diffusion.steps for n in sampling_times(sampler.steps, diffusion.steps)]
+    times = sampling_times(sampler.steps, diffusion.steps)
+    shares = [sampler.last + (1 - sampler.last) * n / diffusion.steps for n in times[:-1]] + [0.0]
     for done, (now, then) in enumerate(itertools.pairwise(shares), start=1):
         t, s = (level * now).round().long(), (level * then).round().long()
         moved = _step(denoiser, diffusion, crystals, t, s, sampler, noise)
@@ -197,8 +202,11 @@ def check_sampler(sampler: SamplerConfig) -> None:
     """
     if not 0 < sampler.first <= 1:
         raise ValueError(f"first = {sampler.first}: give a share of the noise, above 0 to 1")
-    if not 0 <= sampler.temperature < math.inf:
-        raise ValueError(f"temperature = {sampler.temperature}: give a number from 0 up")
+    if not 0 <= sampler.last < 1:
+        raise ValueError(f"last = {sampler.last}: give a share of the first level, 0 to below 1")
+    for name in ("temperature", "stretch"):
+        if not 0 <= getattr(sampler, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(sampler, name)}: give a number from 0 up")
     if not math.isfinite(sampler.anti_annealing):
         raise ValueError(f"anti_annealing = {sampler.anti_annealing}: give a finite number")
 
@@ -265,7 +273,8 @@ def _step(
     prediction = denoiser(crystals, t)
     drift = 1 + sampler.anti_annealing * (1 - t.to(crystals.lattice) / diffusion.steps)
     of_cells, of_atoms = drift[:, None], drift[crystals.crystal_of_atom, None]
-    x, displacement, lattice = crystals, prediction.displacement, crystals.lattice
+    stretch = torch.where(s > 0, sampler.stretch, 1.0).to(drift)[crystals.crystal_of_atom, None]
+    x, displacement, lattice = crystals, stretch * prediction.displacement, crystals.lattice
     if sampler.name == "ode":
         frac = diffusion.torus.flow(x, displacement, t, s, drift=of_atoms)
         cell = diffusion.cell.flow(lattice, prediction, t, s, drift=of_cells)

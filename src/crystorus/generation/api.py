@@ -109,6 +109,7 @@ def generate(
     guidance: Guidance | None = None,
     keep_trajectory: bool = False,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
+    large: bool = False,
 ) -> GeneratedCrystals:
     """Make crystals of given formulas; the same seed gives the same crystals.
 
@@ -126,6 +127,7 @@ def generate(
         guidance: How templates are used; the command line's defaults without it.
         keep_trajectory: Keep every step.
         batch_atoms: Atoms per batch; halved where memory runs out.
+        large: Allow more atoms per cell than the training crystals had.
 
     Raises:
         ReadingError: If the library cannot be opened.
@@ -137,7 +139,10 @@ def generate(
     requests = make_requests(of_formulas(named, units), n=n, seed=seed)
     model = _shipped() if model is None else model
     unseen = check_requests(
-        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+        requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=large,
     )
     for warning in unseen:
         warnings.warn(warning, stacklevel=2)

@@ -74,6 +74,8 @@ class SampleOrder:
     """Precision of the network's products."""
     workers: int = 1
     """Processes that sample."""
+    large: bool = False
+    """Whether cells may have more atoms than the training crystals."""
     checkpoint: Path | None = None
     """A checkpoint folder."""
     device: str = "cpu"
@@ -107,17 +109,20 @@ def carry_out(order: SampleOrder) -> Summary:
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
-    _check(requests, model)
+    _check(requests, model, large=order.large)
     requests, guided = with_templates(order, requests, model)
     sampler = sampler_of(order, model, own_sampler(order, model))
-    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory)
+    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory, order.large)
     return _make(order, model, job)
 
 
-def _check(requests: Sequence[Request], model: Model) -> None:
+def _check(requests: Sequence[Request], model: Model, *, large: bool = False) -> None:
     """Refuse what the model cannot hold, warn of what it never saw."""
     for warning in check_requests(
-        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+        requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=large,
     ):
         say("warning", warning)
 

@@ -71,6 +71,8 @@ class Job:
     """Tolerance in Å within which space groups are found and cells symmetrised."""
     keep_trajectory: bool = False
     """Whether every step of every crystal is written too."""
+    large: bool = False
+    """Whether cells may have more atoms than the training crystals."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,10 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
 def _described(sampler: SamplerConfig) -> dict[str, Any]:
     """Return a sampler's settings; what came later is left out where it changes nothing."""
     usual = SamplerConfig()
-    later = {name: getattr(usual, name) for name in ("first", "temperature", "precision")}
+    later = {
+        name: getattr(usual, name)
+        for name in ("first", "last", "temperature", "stretch", "precision")
+    }
     return {k: v for k, v in asdict(sampler).items() if k not in later or v != later[k]}
 
 
@@ -209,7 +214,12 @@ def sample_to_folder(
         OutputError: If the disk is full; what is finished stays.
         GenerationError: If one crystal alone does not fit in memory, or a worker dies.
     """
-    check_requests(job.requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements)
+    check_requests(
+        job.requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=job.large,
+    )
     began = time.monotonic()
     kept = len(folder.done)
     if not folder.complete:
