@@ -12,10 +12,12 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import match_rate
@@ -24,6 +26,8 @@ from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.quality import sampler_at
+from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel
 
@@ -43,18 +47,46 @@ def to_fidelity(crystals: Crystals) -> list[Crystal]:
     ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A batch as a process is given it."""
+
+    atomic_numbers: Tensor
+    n_atoms: Tensor
+    seeds: list[int]
+    sampler: SamplerConfig
+
+
+def sample_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, float]:
+    """Make one batch; returns its first seed, its crystals and the seconds it took."""
+    start = time.perf_counter()
+    made = model.sample(part.atomic_numbers, part.n_atoms, seeds=part.seeds, sampler=part.sampler)
+    return part.seeds[0], made, time.perf_counter() - start
+
+
 def generate(
-    model: CrystalModel, wanted: Crystals, sampler: SamplerConfig, seed: int, batch: int
-) -> Crystals:
-    """Sample one crystal per composition, in batches of similar size, in the order given."""
+    model: CrystalModel, wanted: Crystals, sampler: SamplerConfig, seed: int, batch: int, crew: Crew
+) -> tuple[Crystals, float]:
+    """Sample one crystal per composition, in batches of similar size, in the order given.
+
+    Returns:
+        The crystals, and the seconds of work divided by the number of processes.
+    """
     order = torch.argsort(wanted.n_atoms, stable=True)
     parts = []
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        part = wanted.select(chosen)
+        one = wanted.select(chosen)
         seeds = [seed * 1_000_003 + int(i) for i in chosen]
-        parts.append(model.sample(part.atomic_numbers, part.n_atoms, seeds=seeds, sampler=sampler))
-    return Crystals.concat(parts).select(torch.argsort(order))
+        parts.append(Part(one.atomic_numbers, one.n_atoms, seeds, sampler))
+    if crew.processes > 1:
+        made = list(share_out(sample_part, parts[::-1], crew))  # the longest first
+    else:
+        made = [sample_part(model, part) for part in parts]
+    found = {first: crystals for first, crystals, _ in made}
+    crystals = Crystals.concat([found[part.seeds[0]] for part in parts])
+    seconds = sum(took for *_, took in made) / crew.processes
+    return crystals.select(torch.argsort(order)), seconds
 
 
 def score(generated: list[Crystal], reference: list[Crystal], workers: int, baseline: bool) -> dict:
@@ -90,31 +122,47 @@ def main() -> None:
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--anti-annealing", type=float, default=None)
+    parser.add_argument("--first", type=float, default=None)
+    parser.add_argument("--last", type=float, default=None)
+    parser.add_argument("--temperature", type=float, default=None)
+    parser.add_argument("--stretch", type=float, default=None)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
+    parser.add_argument("--quality", default="default", help="fast, default or best, before these")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="that sample")
+    parser.add_argument("--workers", type=int, default=2, help="processes that compare")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     model = load_checkpoint(a.checkpoint)
-    usual = model.config.sampling
-    sampler = SamplerConfig(
-        a.sampler or usual.name,
-        a.steps or usual.steps,
-        usual.anti_annealing if a.anti_annealing is None else a.anti_annealing,
-    )
+    own, levels = model.config, model.diffusion.steps
+    usual = sampler_at(a.quality, own.sampling, own.preset, levels)
+    named = {"name": a.sampler} | {
+        key: getattr(a, key)
+        for key in (
+            "steps",
+            "anti_annealing",
+            "first",
+            "last",
+            "temperature",
+            "stretch",
+            "precision",
+        )
+    }
+    sampler = replace(usual, **{key: value for key, value in named.items() if value is not None})
     store = open_store(a.data)
     chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
     wanted = store.select(chosen)
-    start = time.perf_counter()
-    crystals = generate(model, wanted, sampler, a.seed, a.batch)
-    seconds = time.perf_counter() - start
+    crew = Crew(a.processes, a.checkpoint)
+    crystals, seconds = generate(model, wanted, sampler, a.seed, a.batch, crew)
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
         "sampler": vars(sampler),
         "seed": a.seed,
         "seconds_per_crystal": seconds / a.n,
-        "threads": torch.get_num_threads(),
+        "processes": a.processes,
+        "threads": torch.get_num_threads() if a.processes == 1 else "shared out",
         "machine": platform.machine(),
         "torch": torch.__version__,
         "model": score(to_fidelity(crystals), reference, a.workers, a.baselines),

@@ -1,14 +1,15 @@
 """Training and sampling speed of both presets, beside the device's own matrix-product rate.
 
     python benchmarks/speed.py --preset default,paper --task training,sampling --batch 32
-    python benchmarks/speed.py --preset paper --atoms 2,10,50,200 --batch 4 --history speed.json
+    python benchmarks/speed.py --preset paper --atoms 2,10,50,200 --batch-atoms 400 --history h.json
     python benchmarks/speed.py --device cuda --batch 32,128,512 --plot speed.svg
 
 Every combination is measured in a process of its own: crystals per second, peak memory, the
 operations counted, and their share of the 2048³ float32 product rate measured in the same seconds.
 On a machine that others use, `processor_share` is the one to compare: it counts the seconds this
 process computed, not those it waited. With several sizes or batches the exponents of time per
-crystal in each are fitted. `--history` appends one JSON line per combination.
+crystal in each are fitted, with three sizes also time per atom = a + b · atoms, whose second
+term is that of the pairs. `--history` appends one JSON line per combination.
 
 Crystals are those of `--data` (a store), or random ones with MP-20's range of sizes. Sampling is
 timed in the middle of the walk: that of an untrained network ends in cells no trained one visits.
@@ -25,12 +26,14 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 
 from crystorus.config import config_from_dict
@@ -43,6 +46,9 @@ from crystorus.train.pieces import loss_by_pieces
 
 PAPER_CPU_ATOMS = 320
 """`training.cpu_atoms` of configs/paper.toml."""
+
+MEAN_ATOMS = 10
+"""Of the mixture."""
 
 STEPS = 100
 """Network evaluations for one crystal, to which sampling is scaled."""
@@ -248,6 +254,36 @@ def report_exponents(rows: Sequence[dict]) -> None:
                 print(f"{preset} {task}, {fixed} {value}: time per crystal ~ {key}^{slope:.2f}")
 
 
+def pair_term(rows: Sequence[dict]) -> tuple[float, float, float]:
+    """Fit time per atom = a + b · atoms, every size weighing the same relative to its time.
+
+    Returns:
+        a and b in processor seconds, and the largest over the smallest ratio of the time to
+        the fit.
+    """
+    atoms = np.array([row["mean_atoms"] for row in rows])
+    time = np.array([row["processor_seconds_per_crystal"] for row in rows]) / atoms
+    design = np.stack([np.ones_like(atoms), atoms], 1) / time[:, None]
+    (a, b), _ = nnls(design, np.ones_like(atoms))
+    ratio = time / (a + b * atoms)
+    return float(a), float(b), float(ratio.max() / ratio.min())
+
+
+def report_pair_terms(rows: Sequence[dict]) -> None:
+    """Print the pairs' share of the time of every preset and task measured at several sizes."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["preset"], row["task"], row["device"]), []).append(row)
+    for (preset, task, device), members in groups.items():
+        if len({row["mean_atoms"] for row in members}) < 3:
+            continue
+        a, b, spread = pair_term(members)
+        print(
+            f"{preset} {task}, {device}: {1e3 * a:.3g} + {1e3 * b:.3g} n ms per atom of a crystal "
+            f"of n; ratio to this, largest over smallest {spread:.2f}"
+        )
+
+
 def plot(rows: Sequence[dict], path: Path) -> None:
     """Draw crystals per second over atoms per crystal, a line per preset, task and batch."""
     from matplotlib import pyplot
@@ -255,10 +291,12 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4))
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        label = f"{row['preset']} {row['task']}, batch {row['batch']}, {row['device']}"
+        batch = f"batch {row['batch']}" if len({r["mean_atoms"] for r in rows}) == 1 else ""
+        label = " ".join([row["preset"], row["task"], batch, row["device"]])
         groups.setdefault(label, []).append((row["mean_atoms"], row["crystals_per_second"]))
     for label, points in groups.items():
         axes.loglog(*zip(*sorted(points), strict=True), "o-", label=label)
+    axes.grid(which="both", linewidth=0.3)
     axes.set(xlabel="atoms per crystal", ylabel="crystals per second")
     axes.legend(fontsize=7)
     figure.savefig(path, bbox_inches="tight")
@@ -274,6 +312,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", type=words, default=["default"])
     parser.add_argument("--task", type=words, default=["training"])
     parser.add_argument("--batch", type=numbers, default=[32])
+    parser.add_argument("--batch-atoms", type=int, default=0, help="crystals by size, for --batch")
     parser.add_argument("--atoms", type=numbers, default=[0], help="0 is a mixture of 1 to 20")
     parser.add_argument("--device", type=words, default=["cpu"])
     parser.add_argument("--threads", type=numbers, default=[2])
@@ -293,6 +332,9 @@ def main() -> None:
     choices = itertools.product(a.preset, a.task, a.batch, a.atoms, a.device, a.threads)
     for choice in choices:
         case = Case(*choice, bf16=a.bf16, count=a.count, repeats=a.repeats, data=a.data)
+        if a.batch_atoms:
+            batch = max(a.batch_atoms // (case.atoms or MEAN_ATOMS), 1)
+            case = replace(case, batch=batch, count=batch)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             row = process.submit(run, case).result()
         print(json.dumps(row, indent=2), flush=True)
@@ -301,6 +343,7 @@ def main() -> None:
             with a.history.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     report_exponents(rows)
+    report_pair_terms(rows)
     if a.plot:
         plot(rows, a.plot)
 

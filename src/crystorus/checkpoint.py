@@ -22,6 +22,7 @@ from torch import Tensor
 from crystorus.config import ConfigError, config_from_dict, config_to_dict
 from crystorus.data.files import file_digest, write_whole
 from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.model.denoiser import FieldDenoiser
 from crystorus.system import CrystalModel, build_model
 
 FORMAT = 1
@@ -136,6 +137,8 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
     _load_state(model, tensors, path)
     model.card = card.get("card", {})
     model.trained_elements, model.max_atoms = elements, max_atoms
+    if isinstance(model.denoiser, FieldDenoiser):
+        model.denoiser.network.largest = max_atoms
     model.digest = card["sha256"]
     model.denoiser.to(device).eval()
     return model

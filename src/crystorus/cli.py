@@ -4,14 +4,19 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from crystorus import cli_hull
-from crystorus.cli_hull import StartName
+from crystorus.cli_choices import (
+    DatasetName,
+    PrecisionName,
+    QualityName,
+    SamplerName,
+    StartName,
+)
 
 app = typer.Typer(
     name="crystorus",
@@ -32,14 +37,6 @@ app.add_typer(templates_app, name="templates")
 _OWN = "the checkpoint's"
 
 
-class SamplerName(StrEnum):
-    """The samplers by name."""
-
-    bridge = "bridge"
-    ode = "ode"
-    paper = "paper"
-
-
 @dataclass
 class _State:
     """What is said before the name of a command."""
@@ -55,12 +52,6 @@ def main() -> None:
     # Notes on operations of non-primitive cells say nothing to the reader of a table.
     logging.getLogger("moyo").setLevel(logging.ERROR)
     app(prog_name="crystorus")
-
-
-class DatasetName(StrEnum):
-    """The data sets by name."""
-
-    mp_20 = "mp-20"
 
 
 def _command(after_interrupt: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -127,6 +118,19 @@ def sample(
         int | None,
         typer.Option(help="Atoms per cell of --system, at most.", rich_help_panel="What"),
     ] = None,
+    large: Annotated[
+        bool,
+        typer.Option("--large", help="Cells beyond training's.", rich_help_panel="What"),
+    ] = False,
+    quality: Annotated[
+        QualityName | None,
+        typer.Option(
+            help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of the "
+            "three options below.",
+            show_default=_OWN,
+            rich_help_panel="How",
+        ),
+    ] = None,
     sampler: Annotated[
         SamplerName | None,
         typer.Option(help="How noise is removed.", show_default=_OWN, rich_help_panel="How"),
@@ -181,6 +185,17 @@ def sample(
     batch_atoms: Annotated[
         int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="How")
     ] = 1024,
+    workers: Annotated[
+        int, typer.Option(help="Processes; as many as cores is fastest.", rich_help_panel="How")
+    ] = 1,
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            help="Of the products; auto is bf16 where that is fast.",
+            show_default="the checkpoint's, fp32",
+            rich_help_panel="How",
+        ),
+    ] = None,
     symprec: Annotated[
         float, typer.Option(help="Symmetry tolerance in Å.", rich_help_panel="Files")
     ] = 0.1,
@@ -204,11 +219,15 @@ def sample(
             like=like,
             system=system,
             max_atoms=max_atoms,
+            large=large,
             n=n,
             seed=seed,
             sampler=sampler.value if sampler else None,
             steps=steps,
             anti_annealing=anti_annealing,
+            quality=quality.value if quality else None,
+            precision=precision.value if precision else None,
+            workers=workers,
             checkpoint=checkpoint,
             device=device,
             batch_atoms=batch_atoms,

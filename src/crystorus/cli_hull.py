@@ -1,30 +1,15 @@
 """The commands of a campaign, `hull`, `relax` and `rank`: names, help texts and nothing else."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crystorus.cli_choices import OptimizerName, StartName
+
 if TYPE_CHECKING:
     from crystorus.hull.orders import RankOrder
     from crystorus.hull.relaxation import RelaxSettings
-
-
-class OptimizerName(StrEnum):
-    """The optimisers by name."""
-
-    BFGS = "BFGS"
-    LBFGS = "LBFGS"
-    FIRE = "FIRE"
-
-
-class StartName(StrEnum):
-    """Where a walk begins."""
-
-    noise = "noise"
-    templates = "templates"
-    both = "both"
 
 
 _Calculator = Annotated[

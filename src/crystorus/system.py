@@ -1,6 +1,7 @@
 """A whole system from one configuration: network, process, and the training cells behind them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from crystorus.config import Config, DiffusionConfig, PaperDiffusionConfig
-from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, Start, sample
+from crystorus.diffusion.algorithms import Diffusion, Precision, SamplerConfig, Start, sample
 from crystorus.diffusion.log_lattice_process import LogLatticeProcess
 from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
@@ -101,18 +102,33 @@ class CrystalModel:
         Where a cell is held, all stay in their bases.
         """
         self.denoiser.eval()
-        crystals = sample(
-            self.denoiser,
-            self.diffusion,
-            atomic_numbers.to(self.device),
-            n_atoms.to(self.device),
-            sampler or self.config.sampling,
-            seeds,
-            start=start.to(self.device) if start is not None else None,
-            on_step=on_step,
-        )
+        sampler = sampler or self.config.sampling
+        with self._products_in(sampler.precision):
+            crystals = sample(
+                self.denoiser,
+                self.diffusion,
+                atomic_numbers.to(self.device),
+                n_atoms.to(self.device),
+                sampler,
+                seeds,
+                start=start.to(self.device) if start is not None else None,
+                on_step=on_step,
+            )
         held = start is not None and start.held_cells is not None
         return crystals if held else in_reduced_cell(crystals)
+
+    @contextmanager
+    def _products_in(self, precision: Precision) -> Iterator[None]:
+        """Set the precision of the network's products for a while; `paper` has fp32 only."""
+        if not isinstance(self.denoiser, FieldDenoiser):
+            yield
+            return
+        network, before = self.denoiser.network, self.denoiser.network.bf16
+        network.bf16 = precision == "bf16"
+        try:
+            yield
+        finally:
+            network.bf16 = before
 
 
 def in_reduced_cell(crystals: Crystals) -> Crystals:

@@ -104,6 +104,105 @@ def test_oracle_is_brought_back_to_its_target(diffusion, name, anti_annealing):
     torch.testing.assert_close(found.volume, target.volume, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    "diffusion", [default_diffusion(), paper_diffusion()], ids=["default", "paper"]
+)
+@pytest.mark.parametrize("name", ["paper", "bridge", "ode"])
+@pytest.mark.parametrize(
+    ("steps", "first", "last"), [(1, 1.0, 0.0), (3, 0.5, 0.5), (10, 0.93, 0.16), (10, 0.2, 0.0)]
+)
+def test_oracle_brings_few_cold_steps_from_any_first_level_to_its_target(
+    diffusion, name, steps, first, last
+):
+    target = targets()
+    sampler = SamplerConfig(name, steps, 10.0, first=first, last=last, temperature=0.3, stretch=1.5)
+    seeds = range(len(target))
+    found = sample(Oracle(target), diffusion, target.atomic_numbers, target.n_atoms, sampler, seeds)
+    assert match_rate(found, target) == 1.0
+    torch.testing.assert_close(found.volume, target.volume, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("last", "levels"), [(0.0, [80, 60, 40, 20]), (0.5, [80, 70, 60, 50])])
+def test_a_walk_steps_evenly_from_its_first_level_towards_its_last(last, levels):
+    target, seen = targets(), []
+
+    class Watched(Oracle):
+        def __call__(self, crystals, t):
+            seen.append(t.tolist())
+            return super().__call__(crystals, t)
+
+    sampler = SamplerConfig("bridge", 4, first=0.8, last=last)
+    sample(
+        Watched(target), default_diffusion(), target.atomic_numbers, target.n_atoms, sampler,
+        seeds=range(5),
+    )  # fmt: skip
+    assert seen == [[level] * 5 for level in levels]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
+def test_temperature_scales_the_noise_of_a_bridge(temperature):
+    """One step of a still crystal: its spread is the bridge's times the temperature."""
+    one = all_prototypes()["rocksalt"].to(dtype=torch.float32)
+    crystals = Crystals.concat([one] * 400)
+    diffusion, frames = default_diffusion(), []
+
+    class Still:
+        def __call__(self, crystals, t):
+            zero = torch.zeros_like(crystals.frac_coords)
+            return Prediction(crystals.lattice, zero, torch.zeros_like(crystals.lattice))
+
+    level = torch.full((len(crystals),), 40)
+    sample(
+        Still(), diffusion, crystals.atomic_numbers, crystals.n_atoms,
+        SamplerConfig("bridge", 2, temperature=temperature), range(len(crystals)),
+        start=Start(crystals, level, noised=False),
+        on_step=lambda done, steps, now: frames.append(now),
+    )  # fmt: skip
+    high, low = diffusion.torus.sigma[40], diffusion.torus.sigma[20]
+    centred = (1 - 1 / float(one.n_atoms[0])) ** 0.5
+    expected = temperature * float(low * (1 - (low / high) ** 2).sqrt()) * centred
+    moved = shortest_displacement(crystals.frac_coords, frames[0].frac_coords, crystals)
+    assert float(moved.square().mean().sqrt()) == pytest.approx(expected, rel=0.05, abs=1e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_stretch_lengthens_every_move_but_the_last(steps):
+    known = targets()
+    shifted, frames = Oracle(known, shift=0.1), []
+    level = torch.full((len(known),), 40)
+    sample(
+        shifted, default_diffusion(), known.atomic_numbers, known.n_atoms,
+        SamplerConfig("ode", steps, stretch=1.5), range(len(known)),
+        start=Start(known, level, noised=False),
+        on_step=lambda done, steps, now: frames.append(now),
+    )  # fmt: skip
+    sigma = default_diffusion().torus.sigma
+    expected = 0.1 if steps == 1 else 1.5 * 0.1 * float(1 - sigma[20] / sigma[40])
+    moved = shortest_displacement(known.frac_coords, frames[0].frac_coords, known)
+    torch.testing.assert_close(moved, torch.full_like(moved, expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"first": 0.0}, "first = 0.0.*above 0 to 1"),
+        ({"first": 1.1}, "first = 1.1.*above 0 to 1"),
+        ({"last": 1.0}, "last = 1.0.*below 1"),
+        ({"stretch": float("inf")}, "stretch = inf.*from 0 up"),
+        ({"temperature": -1.0}, "temperature = -1.0.*from 0 up"),
+        ({"anti_annealing": float("nan")}, "nan.*finite"),
+    ],
+)
+def test_a_sampler_that_describes_no_walk_is_refused(settings, words):
+    target = targets()
+    sampler = SamplerConfig(**settings)
+    with pytest.raises(ValueError, match=words):
+        sample(
+            Oracle(target), default_diffusion(), target.atomic_numbers, target.n_atoms, sampler,
+            seeds=range(5),
+        )  # fmt: skip
+
+
 def test_a_lying_oracle_is_not():
     target = targets()
 

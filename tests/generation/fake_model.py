@@ -25,7 +25,7 @@ class FakeModel:
     """
 
     def __init__(self, *, memory_atoms=10**9, step_s=0.0, failure=None, failing_batch=0):
-        self.config = SimpleNamespace(sampling=SamplerConfig(steps=3))
+        self.config = SimpleNamespace(sampling=SamplerConfig(steps=3), preset="default")
         self.diffusion = SimpleNamespace(steps=1000)
         self.statistics = CellStatistics.neutral()
         self.trained_elements = frozenset({3, 8, 26, 22, 38})

@@ -272,3 +272,24 @@ def test_a_cell_that_breaks_the_network_leaves_its_batch_alone(denoiser):
     found = sick.double().eval()(batch, t)
     assert torch.isfinite(found.lattice).all()
     torch.testing.assert_close(found.lattice[1], healthy.lattice[1])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_larger_crystals_than_in_training_are_shown_as_the_largest(training):
+    """What the network is told of the size stops at the limit, in sampling only."""
+    net = build().network.train(training)
+    seen = []
+    net.size.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    crystal = CRYSTALS["rutile"]
+    t = torch.tensor([500])
+    net(crystal, t)
+    net.largest = 4
+    net(crystal, t)
+    free, limited = seen
+    assert torch.equal(free[:, 0], limited[:, 0])
+    n = torch.tensor(6.0 if training else 4.0, dtype=torch.float64)
+    torch.testing.assert_close(limited[0, 1:], torch.stack([n.log() - 2, n / 10 - 1]))
+    assert torch.equal(free, limited) == training
+    net.largest = 6
+    net(crystal, t)
+    assert torch.equal(free, seen[-1])

@@ -4,6 +4,7 @@ Nothing here knows a network: a denoiser is anything that maps (crystals, t) to 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -21,6 +22,7 @@ from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.torus import wrap, wrap_displacement
 
 SamplerName = Literal["paper", "bridge", "ode"]
+Precision = Literal["fp32", "bf16"]
 
 
 @runtime_checkable
@@ -55,6 +57,16 @@ class SamplerConfig:
     """Network evaluations."""
     anti_annealing: float = 0.0
     """The drift is multiplied by 1 + anti_annealing · (1 - t/T)."""
+    first: float = 1.0
+    """Share of the noise levels at which a walk from noise begins, above 0 to 1."""
+    last: float = 0.0
+    """The levels fall evenly from the first towards this share of it; the last step ends at 0."""
+    temperature: float = 1.0
+    """Factor on the noise that steps add; below 1 the walk seeks the likeliest crystals."""
+    stretch: float = 1.0
+    """Factor on the moves of atoms but the last: above 1 they pass the mean of what is likely."""
+    precision: Precision = "fp32"
+    """Precision of the products inside the default network's blocks; geometry stays fp32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,17 +191,20 @@ def sample(
         on_step: Called with (steps done, steps, present crystals) after each step.
 
     Raises:
-        ValueError: If the sampler has more steps than the process has levels.
+        ValueError: If the sampler has more steps than the process has levels, begins at none of
+            them, or adds no possible noise.
     """
+    check_sampler(sampler)
     noise = CrystalNoise(seeds, n_atoms)
     if start is None:
         crystals = _prior(diffusion, atomic_numbers, n_atoms, noise)
-        level = torch.full_like(n_atoms, diffusion.steps)
+        level = torch.full_like(n_atoms, max(round(sampler.first * diffusion.steps), 1))
     else:
         crystals, level = _noised(diffusion, start, noise), start.level
         if not bool(level.any()):
             return crystals
-    shares = [n / diffusion.steps for n in sampling_times(sampler.steps, diffusion.steps)]
+    times = sampling_times(sampler.steps, diffusion.steps)
+    shares = [sampler.last + (1 - sampler.last) * n / diffusion.steps for n in times[:-1]] + [0.0]
     for done, (now, then) in enumerate(itertools.pairwise(shares), start=1):
         t, s = (level * now).round().long(), (level * then).round().long()
         moved = _step(denoiser, diffusion, crystals, t, s, sampler, noise)
@@ -197,6 +212,23 @@ def sample(
         if on_step is not None:
             on_step(done, sampler.steps, crystals)
     return crystals
+
+
+def check_sampler(sampler: SamplerConfig) -> None:
+    """Refuse numbers that describe no walk.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if not 0 < sampler.first <= 1:
+        raise ValueError(f"first = {sampler.first}: give a share of the noise, above 0 to 1")
+    if not 0 <= sampler.last < 1:
+        raise ValueError(f"last = {sampler.last}: give a share of the first level, 0 to below 1")
+    for name in ("temperature", "stretch"):
+        if not 0 <= getattr(sampler, name) < math.inf:
+            raise ValueError(f"{name} = {getattr(sampler, name)}: give a number from 0 up")
+    if not math.isfinite(sampler.anti_annealing):
+        raise ValueError(f"anti_annealing = {sampler.anti_annealing}: give a finite number")
 
 
 def _prior(
@@ -261,12 +293,14 @@ def _step(
     prediction = denoiser(crystals, t)
     drift = 1 + sampler.anti_annealing * (1 - t.to(crystals.lattice) / diffusion.steps)
     of_cells, of_atoms = drift[:, None], drift[crystals.crystal_of_atom, None]
-    x, displacement, lattice = crystals, prediction.displacement, crystals.lattice
+    stretch = torch.where(s > 0, sampler.stretch, 1.0).to(drift)[crystals.crystal_of_atom, None]
+    x, displacement, lattice = crystals, stretch * prediction.displacement, crystals.lattice
     if sampler.name == "ode":
         frac = diffusion.torus.flow(x, displacement, t, s, drift=of_atoms)
         cell = diffusion.cell.flow(lattice, prediction, t, s, drift=of_cells)
         return crystals.with_geometry(cell, frac)
-    atoms, cells = noise.normal_atoms(), noise.normal_cells()
+    atoms = sampler.temperature * noise.normal_atoms()
+    cells = sampler.temperature * noise.normal_cells()
     if sampler.name == "paper":
         frac = diffusion.torus.jump(x, displacement, t, s, atoms)
     else:

@@ -117,7 +117,9 @@ class LogLatticeProcess:
         mean_0, mean_t, variance = self._posterior(t, s, lattice)
         x_t, x_0 = self.encode(lattice), self.encode(prediction.lattice)
         mean = mean_0 * x_0 + mean_t * x_t
-        mean = mean + (drift - 1) * (mean - x_t) * (s > 0)[:, None]
+        most = 1 / (1 - mean_t)  # a longer step would leave x_t behind on its other side
+        more = torch.minimum(torch.as_tensor(drift).to(most), most) - 1
+        mean = mean + more * (mean - x_t) * (s > 0)[:, None]
         return self.decode(mean + variance.sqrt() * self._normal(normal))
 
     def _posterior(self, t: Tensor, s: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, overload
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import GUIDED_SAMPLER, Guidance, give_templates
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
+from crystorus.generation.quality import Quality, sampler_at
 from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, OnStep, sample_batch
 from crystorus.generation.wanted import of_formulas
 from crystorus.geometry.crystals import Crystals
@@ -102,10 +104,12 @@ def generate(
     seed: int = 0,
     model: Model | None = None,
     sampler: SamplerConfig | None = None,
+    quality: Quality | None = None,
     library: TemplateLibrary | Path | str | None = None,
     guidance: Guidance | None = None,
     keep_trajectory: bool = False,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
+    large: bool = False,
 ) -> GeneratedCrystals:
     """Make crystals of given formulas; the same seed gives the same crystals.
 
@@ -117,15 +121,17 @@ def generate(
         model: A loaded checkpoint; the shipped one by default.
         sampler: How the noise is removed; by default the checkpoint's own way, and from templates
             a short deterministic walk.
+        quality: "fast", "default" or "best": a measured sampler from noise, instead of naming one.
         library: Known crystals to start from, or the file of `crystorus templates build`; the
             samples that no template fits, and all without a library, start at noise.
         guidance: How templates are used; the command line's defaults without it.
         keep_trajectory: Keep every step.
         batch_atoms: Atoms per batch; halved where memory runs out.
+        large: Allow more atoms per cell than the training crystals had.
 
     Raises:
         ReadingError: If the library cannot be opened.
-        RequestError: If a formula does not fit the model.
+        RequestError: If a formula does not fit the model, or both sampler and quality are given.
         GenerationError: If one crystal alone does not fit in memory.
     """
     units = ",".join(map(str, [z] if isinstance(z, int) else z))
@@ -133,17 +139,23 @@ def generate(
     requests = make_requests(of_formulas(named, units), n=n, seed=seed)
     model = _shipped() if model is None else model
     unseen = check_requests(
-        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+        requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=large,
     )
     for warning in unseen:
         warnings.warn(warning, stacklevel=2)
     if library is not None:
         known = library if isinstance(library, TemplateLibrary) else open_library(Path(library))
         requests = give_templates(requests, known, model.statistics, guidance or Guidance())
+    if quality is not None and sampler is not None:
+        raise RequestError("both sampler and quality are given: leave one out")
+    config, levels = model.config, model.diffusion.steps
     return _sample_all(
         model,
         requests,
-        sampler or model.config.sampling,
+        sampler or sampler_at(quality or "default", config.sampling, config.preset, levels),
         GUIDED_SAMPLER if sampler is None else sampler,
         keep_trajectory=keep_trajectory,
         batch_atoms=batch_atoms,

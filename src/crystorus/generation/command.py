@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
-from crystorus.diffusion.algorithms import SamplerConfig, SamplerName
+from crystorus.diffusion.algorithms import Precision, SamplerConfig, SamplerName
 from crystorus.generation.errors import RequestError
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import (
@@ -20,6 +21,7 @@ from crystorus.generation.guiding import (
     give_templates,
 )
 from crystorus.generation.plan import Request, check_requests, make_requests
+from crystorus.generation.quality import Quality, sampler_at
 from crystorus.generation.refining import RefineOrder, structure_requests
 from crystorus.generation.run import (
     DEFAULT_BATCH_ATOMS,
@@ -31,9 +33,13 @@ from crystorus.generation.run import (
     sample_to_folder,
 )
 from crystorus.generation.wanted import of_formulas, of_structures, of_system
+from crystorus.generation.workers import Crew
+from crystorus.model.precision import has_fast_bf16
 from crystorus.templates.library import open_library
 from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.terminal import counter, crystal_progress, say, show_summary, tell_of_versions
+
+PrecisionChoice = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,14 @@ class SampleOrder:
     """Denoising steps."""
     anti_annealing: float | None = None
     """See `SamplerConfig`."""
+    quality: Quality | None = None
+    """A measured way to sample, instead of the three above."""
+    precision: PrecisionChoice | None = None
+    """Precision of the network's products."""
+    workers: int = 1
+    """Processes that sample."""
+    large: bool = False
+    """Whether cells may have more atoms than the training crystals."""
     checkpoint: Path | None = None
     """A checkpoint folder."""
     device: str = "cpu"
@@ -95,17 +109,20 @@ def carry_out(order: SampleOrder) -> Summary:
     requests = make_requests(choose_compositions(order), n=order.n, seed=order.seed)
     check_device(order.device)
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
-    _check(requests, model)
+    _check(requests, model, large=order.large)
     requests, guided = with_templates(order, requests, model)
-    sampler = sampler_of(order, model, model.config.sampling)
-    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory)
+    sampler = sampler_of(order, model, own_sampler(order, model))
+    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory, order.large)
     return _make(order, model, job)
 
 
-def _check(requests: Sequence[Request], model: Model) -> None:
+def _check(requests: Sequence[Request], model: Model, *, large: bool = False) -> None:
     """Refuse what the model cannot hold, warn of what it never saw."""
     for warning in check_requests(
-        requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
+        requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=large,
     ):
         say("warning", warning)
 
@@ -126,6 +143,7 @@ def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
                 folder,
                 batch_atoms=order.batch_atoms,
                 on_progress=lambda progress: move(progress.done),
+                crew=Crew(order.workers, order.checkpoint or SHIPPED),
             )
     show_summary(summary.rows, made=summary.made, seconds=summary.elapsed_s)
     return summary
@@ -222,7 +240,7 @@ def with_templates(
             "at noise",
         )
     if order.noised:
-        return guided, sampler_of(order, model, model.config.sampling)
+        return guided, sampler_of(order, model, own_sampler(order, model))
     return guided, guided_sampler(order, model)
 
 
@@ -244,16 +262,36 @@ def guided_sampler(order: SampleOrder, model: Model) -> SamplerConfig:
     return sampler_of(order, model, GUIDED_SAMPLER)
 
 
+def own_sampler(order: SampleOrder, model: Model) -> SamplerConfig:
+    """Return the walk of the quality an order asks for; without one, the checkpoint's.
+
+    Raises:
+        RequestError: If the order names a quality and a walk of its own.
+    """
+    if order.quality is None:
+        return model.config.sampling
+    if _names_a_walk(order):
+        raise RequestError(
+            f"--quality {order.quality} is a sampler with its steps: leave it out, or "
+            "--sampler, --steps and --anti-annealing"
+        )
+    config = model.config
+    return sampler_at(order.quality, config.sampling, config.preset, model.diffusion.steps)
+
+
 def sampler_of(order: SampleOrder, model: Model, own: SamplerConfig) -> SamplerConfig:
     """Return the sampler an order names, `own` where it is silent.
 
     Raises:
-        RequestError: If there are no steps or more than the model has noise levels.
+        RequestError: If there are no steps, more than the model has noise levels, or products
+            of a precision that the model has not.
     """
-    sampler = SamplerConfig(
-        order.sampler or own.name,
-        own.steps if order.steps is None else order.steps,
-        own.anti_annealing if order.anti_annealing is None else order.anti_annealing,
+    sampler = replace(
+        own,
+        name=order.sampler or own.name,
+        steps=own.steps if order.steps is None else order.steps,
+        anti_annealing=own.anti_annealing if order.anti_annealing is None else order.anti_annealing,
+        precision=_precision(order, model, own),
     )
     levels = model.diffusion.steps
     if not 1 <= sampler.steps <= levels:
@@ -265,16 +303,36 @@ def sampler_of(order: SampleOrder, model: Model, own: SamplerConfig) -> SamplerC
     return sampler
 
 
+def _precision(order: SampleOrder, model: Model, own: SamplerConfig) -> Precision:
+    if order.precision is None:
+        return own.precision
+    if model.config.preset == "paper":
+        if order.precision == "bf16":
+            raise RequestError(
+                "--precision bf16 is for the default preset, this checkpoint is of `paper`: leave "
+                "it out"
+            )
+        return "fp32"
+    if order.precision == "auto":
+        return "bf16" if has_fast_bf16(order.device) else "fp32"
+    return order.precision
+
+
 def check_numbers(order: SampleOrder | RefineOrder) -> None:
     """Refuse numbers that make no sense before anything is loaded.
 
     Raises:
-        RequestError: If the symmetry tolerance is no length or a batch holds no atoms.
+        RequestError: If the symmetry tolerance is no length, a batch holds no atoms, or no
+            process works.
     """
     if not 0 < order.symprec < math.inf:
         raise RequestError(f"--symprec is {order.symprec:g} Å: give a length above 0, as in 0.1")
     if order.batch_atoms < 1:
         raise RequestError(f"--batch-atoms is {order.batch_atoms}: give 1 or more")
+    if order.workers < 1:
+        raise RequestError(f"--workers is {order.workers}: give 1 process or more")
+    if order.workers > 1 and order.device != "cpu":
+        raise RequestError(f"--workers {order.workers} is for --device cpu: leave it out")
 
 
 def check_device(device: str) -> None:

@@ -99,25 +99,41 @@ def make_requests(
 
 
 def check_requests(
-    requests: Sequence[Request], *, max_atoms: int, trained_elements: frozenset[int]
+    requests: Sequence[Request],
+    *,
+    max_atoms: int,
+    trained_elements: frozenset[int],
+    large: bool = False,
 ) -> list[str]:
-    """Refuse what the model cannot hold; return warnings on what it never saw.
+    """Refuse what the model was not made for; return warnings on what it never saw.
+
+    Args:
+        requests: What is wanted.
+        max_atoms: Atoms of the largest training crystal.
+        trained_elements: Atomic numbers of the training crystals.
+        large: Only warn of cells with more atoms.
 
     Raises:
         RequestError: If a cell has more atoms than the model was trained for.
     """
     distinct = list(dict.fromkeys(request.composition for request in requests))
-    large = [c for c in distinct if c.n_atoms > max_atoms]
-    if large:
-        worst = large[0]
-        others = f", and {len(large) - 1} other compositions too" if len(large) > 1 else ""
-        raise RequestError(
+    larger = [c for c in distinct if c.n_atoms > max_atoms]
+    warnings = []
+    if larger:
+        worst = max(larger, key=lambda c: c.n_atoms)
+        others = f", and {len(larger) - 1} other compositions too" if len(larger) > 1 else ""
+        what = (
             f"{worst.formula} has {worst.n_atoms} atoms in the cell{others}, but this checkpoint "
-            f"was trained on at most {max_atoms}: ask for fewer formula units (--z), a lower "
-            "--max-atoms, or a table without them"
+            f"was trained on at most {max_atoms}"
         )
+        if not large:
+            raise RequestError(
+                f"{what}: ask for fewer formula units (--z), a lower --max-atoms, a table without "
+                "them, or say --large"
+            )
+        warnings.append(f"{what}: expect little of it")
     unseen = sorted({z for c in distinct for z, _ in c.counts} - trained_elements)
-    return [_unseen_element(z, distinct) for z in unseen]
+    return warnings + [_unseen_element(z, distinct) for z in unseen]
 
 
 def _unseen_element(atomic_number: int, compositions: Sequence[Composition]) -> str:

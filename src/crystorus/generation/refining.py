@@ -45,6 +45,8 @@ class RefineOrder:
     """Where the network runs."""
     batch_atoms: int = DEFAULT_BATCH_ATOMS
     """Atoms per batch."""
+    workers: int = 1
+    """Processes that sample."""
     symprec: float = 0.1
     """Symmetry tolerance in Å."""
     overwrite: bool = False

@@ -4,8 +4,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,11 +18,12 @@ from crystorus.config import Config
 from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, Start
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.errors import GenerationError
-from crystorus.generation.folder import RunFolder
+from crystorus.generation.folder import Finished, RunFolder
 from crystorus.generation.guiding import GUIDED_SAMPLER, start_of
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, plan_batches
 from crystorus.generation.texts import finish_crystal, trajectory_text
+from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry.crystals import Crystals
 
 DEFAULT_BATCH_ATOMS = 1024
@@ -70,6 +71,8 @@ class Job:
     """Tolerance in Å within which space groups are found and cells symmetrised."""
     keep_trajectory: bool = False
     """Whether every step of every crystal is written too."""
+    large: bool = False
+    """Whether cells may have more atoms than the training crystals."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,29 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
     guided = [request.known for request in job.requests if request.known is not None]
     about_guided = {
         "started_at_known": len(guided),
-        "guided_sampler": asdict(job.guided_sampler),
+        "guided_sampler": _described(job.guided_sampler),
     }
     return {
         "seed": seed,
         "crystals": len(job.requests),
         "formulas": compositions if len(compositions) <= 20 else f"{len(compositions)} of them",
-        "sampler": asdict(job.sampler),
+        "sampler": _described(job.sampler),
         "symprec_angstrom": job.symprec,
         "keep_trajectory": job.keep_trajectory,
         "checkpoint_sha256": checkpoint,
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         **(about_guided if guided else {}),
     }
+
+
+def _described(sampler: SamplerConfig) -> dict[str, Any]:
+    """Return a sampler's settings; what came later is left out where it changes nothing."""
+    usual = SamplerConfig()
+    later = {
+        name: getattr(usual, name)
+        for name in ("first", "last", "temperature", "stretch", "precision")
+    }
+    return {k: v for k, v in asdict(sampler).items() if k not in later or v != later[k]}
 
 
 def _start(request: Request) -> tuple[object, ...]:
@@ -184,6 +197,7 @@ def sample_to_folder(
     *,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    crew: Crew | None = None,
 ) -> Summary:
     """Make what is still missing of a run, committing every batch to its folder.
 
@@ -192,41 +206,97 @@ def sample_to_folder(
         job: What to make.
         folder: The run's open folder.
         batch_atoms: Atoms per batch, padding counted; halved where memory runs out.
-        on_progress: Called at every step of every batch.
+        on_progress: Called at every step of every batch; with a crew, after every batch.
+        crew: Processes that make the batches; this one without it.
 
     Raises:
         RequestError: If a composition does not fit the model.
         OutputError: If the disk is full; what is finished stays.
-        GenerationError: If one crystal alone does not fit in memory.
+        GenerationError: If one crystal alone does not fit in memory, or a worker dies.
     """
-    check_requests(job.requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements)
+    check_requests(
+        job.requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        large=job.large,
+    )
     began = time.monotonic()
     kept = len(folder.done)
     if not folder.complete:
-        maker = _Maker(model, job, folder, on_progress)
-        batches = FittingBatches(maker.make)
-        for batch in plan_batches(job.requests, batch_atoms=batch_atoms):
-            missing = [request for request in batch if request.index not in folder.done]
-            if missing:
-                for part, crystals in batches.run(missing):
-                    maker.keep(part, crystals)
+        batches = plan_batches(job.requests, batch_atoms=batch_atoms)
+        left = [tuple(r for r in batch if r.index not in folder.done) for batch in batches]
+        for made in _make_all(model, job, [batch for batch in left if batch], on_progress, crew):
+            for name, text in made.trajectories:
+                folder.write_trajectory(name, text)
+            folder.commit(made.records)
+            on_progress(Progress(len(folder.done), len(job.requests)))
         folder.finish()
-    made = len(folder.done) - kept
-    return Summary(folder.rows(), made, len(job.requests) - made, time.monotonic() - began)
+    made_now = len(folder.done) - kept
+    return Summary(folder.rows(), made_now, len(job.requests) - made_now, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished batch, or as much of it as fits in memory at once."""
+
+    records: tuple[Finished, ...]
+    """Its crystals."""
+    trajectories: tuple[tuple[str, str], ...]
+    """Name and text of their films, if the job keeps them."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One batch as a worker is given it."""
+
+    batch: tuple[Request, ...]
+    job: Job
+    """The job without its requests."""
+    total: int
+    """Crystals of the whole run."""
+
+
+def _make_all(
+    model: Model,
+    job: Job,
+    batches: Sequence[tuple[Request, ...]],
+    on_progress: Callable[[Progress], None],
+    crew: Crew | None,
+) -> Iterator[Made]:
+    """Yield the batches as they are finished: in their order, unless there are workers."""
+    total = len(job.requests)
+    if crew is not None and crew.processes > 1 and len(batches) > 1:
+        tasks = [_Task(batch, replace(job, requests=()), total) for batch in batches]
+        for parts in share_out(_make_batch, tasks, crew):
+            yield from parts
+        return
+    maker = _Maker(model, job, total, on_progress, done=total - sum(map(len, batches)))
+    fitting = FittingBatches(maker.make)
+    for batch in batches:
+        for part, crystals in fitting.run(batch):
+            yield maker.finish(part, crystals)
+
+
+def _make_batch(model: Model, task: _Task) -> list[Made]:
+    """Make one batch in a worker."""
+    maker = _Maker(model, task.job, task.total)
+    return [maker.finish(*made) for made in FittingBatches(maker.make).run(task.batch)]
 
 
 class _Maker:
-    """Makes batches and keeps them, telling how far it is."""
+    """Makes batches and describes them, telling how far it is."""
 
     def __init__(
         self,
         model: Model,
         job: Job,
-        folder: RunFolder,
-        on_progress: Callable[[Progress], None],
+        total: int,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        done: int = 0,
     ) -> None:
-        self._model, self._job, self._folder = model, job, folder
-        self._on_progress = on_progress
+        self._model, self._job, self._total = model, job, total
+        self._on_progress, self._done = on_progress, done
         self._steps: list[Crystals] = []
 
     def make(self, batch: Sequence[Request]) -> Crystals:
@@ -235,30 +305,22 @@ class _Maker:
         def on_step(step: int, steps: int, crystals: Crystals) -> None:
             if self._job.keep_trajectory:
                 self._steps.append(crystals.to(device="cpu"))
-            self._report(len(batch) * step / steps)
+            share = len(batch) * step / steps
+            self._on_progress(Progress(self._done + share, self._total))
 
         guided = batch[0].known is not None
         sampler = self._job.guided_sampler if guided else self._job.sampler
         return sample_batch(self._model, batch, sampler, on_step)
 
-    def keep(self, batch: Sequence[Request], crystals: Crystals) -> None:
-        pairs = list(zip(batch, crystals.split(), strict=True))
-        if self._job.keep_trajectory:
-            self._keep_trajectories(batch)
-        total = len(self._job.requests)
-        self._folder.commit(
-            [finish_crystal(r, c, symprec=self._job.symprec, total=total) for r, c in pairs]
-        )
-        self._report(0.0)
-
-    def _keep_trajectories(self, batch: Sequence[Request]) -> None:
+    def finish(self, batch: Sequence[Request], crystals: Crystals) -> Made:
+        pairs = zip(batch, crystals.split(), strict=True)
+        symprec = self._job.symprec
+        records = [finish_crystal(r, c, symprec=symprec, total=self._total) for r, c in pairs]
         steps = [step.split() for step in self._steps]
-        for position, request in enumerate(batch):
-            name, text = trajectory_text(
-                request, [step[position] for step in steps], total=len(self._job.requests)
-            )
-            self._folder.write_trajectory(name, text)
-
-    def _report(self, in_flight: float) -> None:
-        done = len(self._folder.done) + in_flight
-        self._on_progress(Progress(done, len(self._job.requests)))
+        films = [
+            trajectory_text(request, [step[position] for step in steps], total=self._total)
+            for position, request in enumerate(batch)
+            if self._job.keep_trajectory
+        ]
+        self._done += len(records)
+        return Made(tuple(records), tuple(films))

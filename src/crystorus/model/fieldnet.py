@@ -149,6 +149,8 @@ class FieldNet(nn.Module):
         super().__init__()
         self.config, self.steps = config, steps
         self.bf16 = False
+        self.largest = 0
+        """Atoms of the largest training crystal, 0 if unknown: larger ones count as this large."""
         c, v, w = config.channels, config.vector_channels, config.tensor_channels
         widths = config.sums.widths
         self.embedding = ElementEmbedding(c)
@@ -202,9 +204,10 @@ class FieldNet(nn.Module):
         """Embed elements, noise level, atom count and volume (Eq. 9a)."""
         dtype = fields.scalar.dtype
         per_atom = (crystals.volume / crystals.n_atoms).log().to(dtype)
-        size = torch.stack(
-            [per_atom - 2.9, crystals.n_atoms.to(dtype).log() - 2, crystals.n_atoms / 10 - 1], -1
-        )
+        counted = crystals.n_atoms
+        if self.largest and not self.training:  # far beyond its training it sees runaway cells
+            counted = counted.clamp(max=self.largest)
+        size = torch.stack([per_atom - 2.9, counted.to(dtype).log() - 2, counted / 10 - 1], -1)
         wave = sinusoids(t.to(dtype) / self.steps * 100, 64, 200.0)
         time = self.time(wave) + self.size(size.to(dtype))
         scalar = self.embedding(numbers) + time[:, None]
