@@ -70,6 +70,8 @@ class Job:
     """Tolerance in Å within which space groups are found and cells symmetrised."""
     keep_trajectory: bool = False
     """Whether every step of every crystal is written too."""
+    new_only: bool = False
+    """Whether known phases are left out of the files."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
         "checkpoint_sha256": checkpoint,
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         **(about_guided if guided else {}),
+        **({"new_only": _phases_digest(job.requests)} if job.new_only else {}),
     }
 
 
@@ -133,6 +136,12 @@ def _start(request: Request) -> tuple[object, ...]:
         digest.update(np.round(part.double().numpy(), 3).tobytes())
     held = list(known.held_atoms)
     return known.name, known.level, known.noised, held, known.held_cell, digest.hexdigest()
+
+
+def _phases_digest(requests: Sequence[Request]) -> str:
+    """Return what decides which crystals count as known."""
+    names = {r.composition.formula: [phase.name for phase in r.phases] for r in requests}
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def program_versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -247,7 +256,12 @@ class _Maker:
             self._keep_trajectories(batch)
         total = len(self._job.requests)
         self._folder.commit(
-            [finish_crystal(r, c, symprec=self._job.symprec, total=total) for r, c in pairs]
+            [
+                finish_crystal(
+                    r, c, symprec=self._job.symprec, total=total, new_only=self._job.new_only
+                )
+                for r, c in pairs
+            ]
         )
         self._report(0.0)
 
