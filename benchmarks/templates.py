@@ -218,9 +218,7 @@ def main() -> None:
     if a.write is not None:
         a.write.mkdir(parents=True, exist_ok=True)
         for name, crystals in {"truth": [wanted[n] for n in places], **rows}.items():
-            ase.io.write(
-                a.write / f"{name}.extxyz", crystals_to_atoms(Crystals.concat(crystals))
-            )
+            ase.io.write(a.write / f"{name}.extxyz", crystals_to_atoms(Crystals.concat(crystals)))
     for name, crystals in rows.items():
         match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=a.workers)
         row = figures(crystals, reference, match, len(wanted))

@@ -58,7 +58,9 @@ def test_the_assignment_is_the_cheapest_of_all(library):
         (anion,) = [z for z, count in composition.counts if count == 3]
         totals = []
         for order in itertools.permutations(pair):
-            exchanges = [cost[new, old] for new, old in zip((*order, anion), (38, 22, 8), strict=True)]
+            exchanges = [
+                cost[new, old] for new, old in zip((*order, anion), (38, 22, 8), strict=True)
+            ]
             totals.append(sum(exchanges) + 0.6 * max(exchanges))
         assert found.cost == pytest.approx(min(totals))
 

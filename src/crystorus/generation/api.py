@@ -189,9 +189,7 @@ def _opened(library: TemplateLibrary | Path | str | None) -> TemplateLibrary:
     return library if isinstance(library, TemplateLibrary) else open_library(Path(library))
 
 
-def _guided_sampler(
-    sampler: SamplerConfig | None, model: Model, *, noised: bool
-) -> SamplerConfig:
+def _guided_sampler(sampler: SamplerConfig | None, model: Model, *, noised: bool) -> SamplerConfig:
     """Return the walk from templates.
 
     Raises:

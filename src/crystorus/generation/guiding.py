@@ -69,7 +69,8 @@ def choose_guidance(
     if start == "noise":
         if new_only and not library:
             raise RequestError(
-                "--new-only needs to know what is known: name a --library, or take --start templates"
+                "--new-only has nothing to compare with: name a --library, or take --start "
+                "templates"
             )
         for option, given in (
             ("--library", library and not new_only),
