@@ -12,6 +12,7 @@ from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import (
     GUIDED_SAMPLER,
+    Guidance,
     Origin,
     StartName,
     choose_guidance,
@@ -176,7 +177,7 @@ def generate(
         model,
         requests,
         sampler or model.config.sampling,
-        _guided_sampler(sampler, model, noised=noised),
+        _guided_sampler(sampler, model, guidance),
         keep_trajectory=keep_trajectory,
         batch_atoms=batch_atoms,
     )
@@ -189,15 +190,19 @@ def _opened(library: TemplateLibrary | Path | str | None) -> TemplateLibrary:
     return library if isinstance(library, TemplateLibrary) else open_library(Path(library))
 
 
-def _guided_sampler(sampler: SamplerConfig | None, model: Model, *, noised: bool) -> SamplerConfig:
+def _guided_sampler(
+    sampler: SamplerConfig | None, model: Model, guidance: Guidance | None
+) -> SamplerConfig:
     """Return the walk from templates.
 
     Raises:
         RequestError: If the sampler given adds noise where none is wanted.
     """
+    if guidance is None or guidance.start == "noise":
+        return GUIDED_SAMPLER
     if sampler is None:
-        return model.config.sampling if noised else GUIDED_SAMPLER
-    if not noised and sampler.name != GUIDED_SAMPLER.name:
+        return model.config.sampling if guidance.noised else GUIDED_SAMPLER
+    if not guidance.noised and sampler.name != GUIDED_SAMPLER.name:
         raise RequestError(
             f"the sampler {sampler.name} adds noise, which breaks the symmetry of templates: give "
             f"noised=True if that is wanted, or a sampler named {GUIDED_SAMPLER.name}"

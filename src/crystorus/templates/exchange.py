@@ -5,6 +5,7 @@ do, shrunk towards what the elements' properties suggest where pairs are few, is
 that a prototype survives the exchange.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ExchangeCounts:
     same: np.ndarray
     other: np.ndarray
 
-    @property
+    @functools.cached_property
     def cost(self) -> np.ndarray:
         """-log of the probability that a prototype survives the exchange, [119, 119]."""
         prior = _PRIOR_PAIRS * prior_survival()
