@@ -5,15 +5,19 @@
 For every composition the best candidate of the library is taken, substituted, and walked with the
 model; `--best-of K` scores the best of the first K candidates too. Rows: the nearest template by
 elemental properties (the plain baseline), the candidate with most votes as substituted, the same
-after the walk. Figures as in `quality.py`, split by atoms, by whether the composition is in the
-library, by the votes' share, and by whether any candidate has the prototype of the truth.
+after the walk, and for compositions in the library (`--new-only`) the first candidate that is none
+of its phases. Figures as in `quality.py`, split by atoms, by whether the composition is in the
+library, by the cost of the first candidate, by the votes' share, and by whether any candidate has
+the prototype of the truth. `--write` keeps truth and crystals as extxyz for other metrics.
 """
 
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import torch
 from nearest_template import substitute as nearest
@@ -24,9 +28,17 @@ from crystal_fidelity.matching import MatchResult, match_rate, match_rate_best_o
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
+from crystorus.data.io import crystals_to_atoms
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.algorithms import SamplerConfig, Start
-from crystorus.generation.guiding import GUIDED_LEVEL, GUIDED_SAMPLER
+from crystorus.generation.guiding import (
+    GUIDED_LEVEL,
+    GUIDED_SAMPLER,
+    Guidance,
+    give_templates,
+    phase_of,
+)
+from crystorus.generation.plan import make_requests
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel
 from crystorus.templates.library import TemplateLibrary, open_library
@@ -35,6 +47,7 @@ from crystorus.templates.retrieval import Candidate, find_templates, substitute
 from crystorus.templates.surroundings import difference, surroundings
 
 ATOMS = ((1, 5), (6, 10), (11, 15), (16, 20))
+COSTS = (0.0, 0.2, 0.4, 0.8, 1.6, np.inf)
 SAME = 0.12
 
 
@@ -76,16 +89,51 @@ def prototype_known(wanted: Crystals, found: list[Candidate]) -> bool:
     return bool(apart) and min(apart) < SAME
 
 
-def splits(wanted: list[Crystals], found: list[list[Candidate]]) -> dict[str, np.ndarray]:
+def splits(
+    library: TemplateLibrary, wanted: list[Crystals], found: list[list[Candidate]]
+) -> dict[str, np.ndarray]:
     """Return the groups of compositions that figures are split by."""
     atoms = np.array([int(c.n_atoms[0]) for c in wanted])
     groups = {f"{low} to {high} atoms": (atoms >= low) & (atoms <= high) for low, high in ATOMS}
-    same = np.array([any(c.same_composition for c in f) for f in found])
+    same = np.array([in_library(library, crystal) for crystal in wanted])
     groups |= {"composition in library": same, "composition not in library": ~same}
+    cost = np.array([f[0].cost if f else np.inf for f in found])
+    for low, high in pairwise(COSTS):
+        groups[f"cost {low:g} to {high:g}"] = (cost >= low) & (cost < high)
     share = np.array([f[0].share if f else 0.0 for f in found])
     groups |= {"share of votes above 0.9": share > 0.9, "share of votes below 0.5": share < 0.5}
     known = np.array([prototype_known(w, f) for w, f in zip(wanted, found, strict=True)])
     return groups | {"prototype among candidates": known, "prototype not among them": ~known}
+
+
+def in_library(library: TemplateLibrary, crystal: Crystals) -> bool:
+    """Tell whether the library holds a crystal with these atoms in its cell."""
+    numbers = sorted(crystal.atomic_numbers.tolist())
+    phases = library.phases(Composition.of(numbers))
+    return any(sorted(library.template(n).atomic_numbers.tolist()) == numbers for n in phases)
+
+
+def new_only(
+    model: CrystalModel,
+    library: TemplateLibrary,
+    wanted: list[Crystals],
+    sampler: SamplerConfig,
+    a: argparse.Namespace,
+) -> dict:
+    """Score the first candidate that is no known phase, for compositions in the library."""
+    known = [crystal for crystal in wanted if in_library(library, crystal)]
+    compositions = [Composition.of(c.atomic_numbers.tolist()) for c in known]
+    guidance = Guidance(level=a.level, noised=a.noised, new_only=True)
+    requests = [make_requests([c])[0] for c in compositions]
+    guided = [give_templates([r], library, model.statistics, guidance)[0] for r in requests]
+    places = [n for n, request in enumerate(guided) if request.known is not None]
+    starts = [guided[n].known.crystal for n in places]
+    made = walk(model, starts, a.level, sampler, noised=a.noised)
+    still_new = [phase_of(c, guided[n].phases) is None for n, c in zip(places, made, strict=True)]
+    reference = to_fidelity(Crystals.concat([known[n] for n in places]))
+    match = match_rate(to_fidelity(Crystals.concat(made)), reference, workers=a.workers)
+    row = figures(made, reference, match, len(known))
+    return row | {"no_template": len(known) - len(places), "still_new": sum(still_new)}
 
 
 def figures(crystals: list[Crystals], reference: list, match: MatchResult, total: int) -> dict:
@@ -144,7 +192,9 @@ def main() -> None:
     parser.add_argument("--anti-annealing", type=float, default=GUIDED_SAMPLER.anti_annealing)
     parser.add_argument("--noised", action="store_true")
     parser.add_argument("--best-of", type=int, default=1)
+    parser.add_argument("--new-only", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="a folder for the crystals as extxyz")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     library = open_library(a.library) if a.library else aflow_prototypes()
@@ -152,7 +202,7 @@ def main() -> None:
     wanted = store.select(np.random.default_rng(a.choice).permutation(len(store))[: a.n]).split()
     model = load_checkpoint(a.checkpoint)
     found, milliseconds = retrieve(library, wanted, max(20, a.best_of))
-    groups = splits(wanted, found)
+    groups = splits(library, wanted, found)
     report = {"checkpoint": model.digest, "library": len(library), "lookup_ms": milliseconds}
     sampler = SamplerConfig(a.sampler, a.steps, a.anti_annealing)
     report |= {"level": a.level, "sampler": vars(sampler), "noised": a.noised}
@@ -165,10 +215,18 @@ def main() -> None:
     began = time.process_time()
     rows["guided"] = walk(model, rows["substituted"], a.level, sampler, noised=a.noised)
     report["walk_cpu_seconds_per_crystal"] = (time.process_time() - began) / len(places)
+    if a.write is not None:
+        a.write.mkdir(parents=True, exist_ok=True)
+        for name, crystals in {"truth": [wanted[n] for n in places], **rows}.items():
+            ase.io.write(a.write / f"{name}.extxyz", crystals_to_atoms(Crystals.concat(crystals)))
     for name, crystals in rows.items():
         match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=a.workers)
         row = figures(crystals, reference, match, len(wanted))
         report[name] = row | {"splits": split_figures(match, places, groups)}
+        if a.out is not None:
+            a.out.write_text(json.dumps(report, indent=2, default=float) + "\n")
+    if a.new_only:
+        report["new only"] = new_only(model, library, wanted, sampler, a)
     if a.train is not None:
         report["nearest"] = plain_baseline(wanted, open_store(a.train), a.workers)
     if a.best_of > 1:

@@ -179,6 +179,14 @@ def sample(
             rich_help_panel="Start",
         ),
     ] = False,
+    new_only: Annotated[
+        bool,
+        typer.Option(
+            "--new-only",
+            help="Leave out crystals that the library knows at this composition.",
+            rich_help_panel="Start",
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="How")
     ] = "cpu",
@@ -239,6 +247,7 @@ def sample(
             library=library,
             level=level,
             noised=noised,
+            new_only=new_only,
         )
     )
 

@@ -18,12 +18,15 @@ from crystorus.config import load_config
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.spacegroups import symmetry
+from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.generation.guiding import GUIDED_SAMPLER, start_of, still_holds
-from crystorus.generation.plan import Known, make_requests
+from crystorus.generation.errors import RequestError
+from crystorus.generation.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds
+from crystorus.generation.plan import Known, Phase, make_requests
+from crystorus.generation.texts import finish_crystal
 from crystorus.geometry import Crystals
 from crystorus.system import build_model
-from crystorus.templates.library import build_library
+from crystorus.templates.library import build_library, open_library
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
 
@@ -123,6 +126,7 @@ def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path)
         (("--library", "."), "is a folder"),
         (("--start", "templates", "--level", 0, "--noised"), "--level 0 is substitution alone"),
         (("--start", "templates", "--sampler", "bridge"), "adds noise"),
+        (("--new-only",), "--new-only has nothing to compare with"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(files, tmp_path, arguments, message):
@@ -130,6 +134,79 @@ def test_options_that_make_no_sense_are_refused(files, tmp_path, arguments, mess
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_known_phase_is_named_whatever_it_was_made_of(files):
+    """Na and Cl in the places of LiF give rock salt: known, not a new substitute."""
+    salt, blende = rocksalt(), zincblende()
+    other = Crystals(salt.lattice * 0.7, salt.frac_coords, torch.tensor([3, 9]), salt.n_atoms)
+    composition = Composition.of([11, 17])
+    (request,) = make_requests([composition])
+    phases = (Phase("salt", salt.to(dtype=torch.float32)),)
+    known = Known("LiF", with_numbers(other, [11, 17]), 0.0)
+    made = known.crystal
+    assert origin_of(replace(request, known=known, phases=phases), made) == ("known", "salt")
+    assert origin_of(replace(request, known=known), made) == ("substituted", "")
+    assert origin_of(replace(request, phases=phases), made) == ("known", "salt")
+    sphalerite = with_numbers(blende, [11, 17])
+    assert origin_of(replace(request, phases=phases), sphalerite) == ("new", "")
+
+
+def with_numbers(crystal, numbers):
+    return Crystals(
+        crystal.lattice, crystal.frac_coords, torch.tensor(numbers), crystal.n_atoms
+    ).to(dtype=torch.float32)
+
+
+def test_phases_are_those_of_the_reduced_formula(files):
+    library = open_library(files / "known.templates")
+    salt = Composition.of([11, 17])
+    assert [library.ids[n] for n in library.phases(salt)] == ["salt"]
+    assert library.phases(salt * 4) == library.phases(salt)
+    assert library.phases(Composition.of([11, 17, 17])) == []
+
+
+def test_new_only_passes_over_known_phases_and_writes_none(files, tmp_path):
+    library = ("--library", files / "known.templates")
+    assert sampled(files, tmp_path / "a", "NaCl", "--n", 2, *library).exit_code == 0
+    assert {(r["start"], r["known_as"]) for r in rows_of(tmp_path / "a")} == {
+        ("salt", "salt"),
+        ("blende", ""),
+    }
+    result = sampled(files, tmp_path / "b", "NaCl", "--n", 2, *library, "--new-only")
+    assert result.exit_code == 0, result.output
+    assert [row["start"] for row in rows_of(tmp_path / "b")] == ["blende", "noise"]
+    known = [row for row in rows_of(tmp_path / "b") if row["origin"] == "known"]
+    frames = ase.io.read(tmp_path / "b/crystals.extxyz", ":")
+    assert len(frames) == 2 - len(known)
+    assert all(row["cif"] == "" for row in known)
+
+
+def test_a_known_phase_made_anyway_keeps_its_row_and_has_no_files():
+    salt = rocksalt().to(dtype=torch.float32)
+    (request,) = make_requests([Composition.of([11, 17])])
+    request = replace(request, phases=(Phase("salt", salt),))
+    left_out = finish_crystal(request, salt, symprec=0.1, total=1, new_only=True)
+    assert (left_out.frame, left_out.files) == ("", {})
+    assert (left_out.row["origin"], left_out.row["known_as"]) == ("known", "salt")
+    assert finish_crystal(request, salt, symprec=0.1, total=1).files
+    blende = with_numbers(zincblende(), [11, 17])
+    assert finish_crystal(request, blende, symprec=0.1, total=1, new_only=True).files
+
+
+def test_python_has_the_options_of_the_command_line(files):
+    model, library = crystorus.load(files / "model"), files / "known.templates"
+    made = crystorus.generate("NaCl", n=2, model=model, library=library, level=0)
+    assert {kind for kind, _ in made.origins()} == {"known", "substituted"}
+    new = crystorus.generate("NaCl", n=1, model=model, library=library, level=0, new_only=True)
+    assert [r.known.name for r in new.requests] == ["blende"]
+    assert len(made.new()) == 1
+    alternating = crystorus.generate("NaCl", n=2, model=model, library=library, start="both")
+    assert [r.known is None for r in alternating.requests] == [False, True]
+    with pytest.raises(RequestError, match="substitution alone"):
+        crystorus.generate("NaCl", model=model, library=library, level=0, noised=True)
+    with pytest.raises(RequestError, match="adds noise"):
+        crystorus.generate("NaCl", model=model, library=library, sampler=SamplerConfig("bridge"))
 
 
 def test_python_takes_a_library_too(files):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, overload
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.generation.errors import RequestError
-from crystorus.generation.guiding import GUIDED_SAMPLER, Guidance, give_templates
+from crystorus.generation.guiding import (
+    GUIDED_SAMPLER,
+    Guidance,
+    Origin,
+    StartName,
+    choose_guidance,
+    give_templates,
+    origin_of,
+)
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
 from crystorus.generation.quality import Quality, sampler_at
@@ -19,6 +27,7 @@ from crystorus.generation.wanted import of_formulas
 from crystorus.geometry.crystals import Crystals
 from crystorus.system import CrystalModel
 from crystorus.templates.library import TemplateLibrary, open_library
+from crystorus.templates.prototypes import aflow_prototypes
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -48,7 +57,9 @@ class GeneratedCrystals:
     def __getitem__(self, index: slice) -> "GeneratedCrystals": ...
     def __getitem__(self, index: int | slice) -> "GeneratedCrystals":
         chosen = range(len(self))[index]
-        indices = [chosen] if isinstance(chosen, int) else list(chosen)
+        return self._chosen([chosen] if isinstance(chosen, int) else list(chosen))
+
+    def _chosen(self, indices: list[int]) -> "GeneratedCrystals":
         return GeneratedCrystals(
             self.crystals.select(indices),
             tuple(self.requests[i] for i in indices),
@@ -61,6 +72,17 @@ class GeneratedCrystals:
     def __repr__(self) -> str:
         formulas = dict.fromkeys(request.composition.formula for request in self.requests)
         return f"GeneratedCrystals({len(self)} of {', '.join(formulas)})"
+
+    def origins(self) -> list[tuple[Origin, str]]:
+        """Return what each crystal is, as in the table's `origin` and `known_as`."""
+        return [
+            origin_of(request, crystal)
+            for request, crystal in zip(self.requests, self.crystals.split(), strict=True)
+        ]
+
+    def new(self) -> "GeneratedCrystals":
+        """Return those that are no known phase of the library."""
+        return self._chosen([n for n, (kind, _) in enumerate(self.origins()) if kind != "known"])
 
     def to_ase(self) -> "list[Atoms]":
         """Return one `ase.Atoms` per crystal."""
@@ -106,7 +128,10 @@ def generate(
     sampler: SamplerConfig | None = None,
     quality: Quality | None = None,
     library: TemplateLibrary | Path | str | None = None,
-    guidance: Guidance | None = None,
+    start: StartName | None = None,
+    level: float | None = None,
+    noised: bool = False,
+    new_only: bool = False,
     keep_trajectory: bool = False,
     batch_atoms: int = DEFAULT_BATCH_ATOMS,
     large: bool = False,
@@ -123,20 +148,28 @@ def generate(
             a short deterministic walk.
         quality: "fast", "default" or "best": a measured sampler from noise, instead of naming one.
         library: Known crystals to start from, or the file of `crystorus templates build`; the
-            samples that no template fits, and all without a library, start at noise.
-        guidance: How templates are used; the command line's defaults without it.
+            AFLOW prototypes that pymatgen carries if `start` asks for templates without it.
+        start: "templates" if there is a library, else "noise"; "both" alternates. Samples that no
+            template fits start at noise.
+        level: Share of the noise levels to go back to from a template, 0 to 1; 0 is
+            substitution alone, 0.2 without it.
+        noised: Add the noise of that level; by default by the checkpoint's own sampler.
+        new_only: Leave out the crystals that are known phases in the library: fewer come back.
         keep_trajectory: Keep every step.
         batch_atoms: Atoms per batch; halved where memory runs out.
         large: Allow more atoms per cell than the training crystals had.
 
     Raises:
         ReadingError: If the library cannot be opened.
-        RequestError: If a formula does not fit the model, or both sampler and quality are given.
+        RequestError: If a formula does not fit the model, or the options contradict each other.
         GenerationError: If one crystal alone does not fit in memory.
     """
     units = ",".join(map(str, [z] if isinstance(z, int) else z))
     named = [formulas] if isinstance(formulas, str) else list(formulas)
     requests = make_requests(of_formulas(named, units), n=n, seed=seed)
+    guidance = choose_guidance(
+        start, library=library is not None, level=level, noised=noised, new_only=new_only
+    )
     model = _shipped() if model is None else model
     unseen = check_requests(
         requests,
@@ -146,20 +179,47 @@ def generate(
     )
     for warning in unseen:
         warnings.warn(warning, stacklevel=2)
-    if library is not None:
-        known = library if isinstance(library, TemplateLibrary) else open_library(Path(library))
-        requests = give_templates(requests, known, model.statistics, guidance or Guidance())
     if quality is not None and sampler is not None:
         raise RequestError("both sampler and quality are given: leave one out")
     config, levels = model.config, model.diffusion.steps
-    return _sample_all(
+    own = sampler or sampler_at(quality or "default", config.sampling, config.preset, levels)
+    if guidance is not None:
+        requests = give_templates(requests, _opened(library), model.statistics, guidance)
+    made = _sample_all(
         model,
         requests,
-        sampler or sampler_at(quality or "default", config.sampling, config.preset, levels),
-        GUIDED_SAMPLER if sampler is None else sampler,
+        own,
+        _guided_sampler(sampler, own, guidance),
         keep_trajectory=keep_trajectory,
         batch_atoms=batch_atoms,
     )
+    return made.new() if new_only else made
+
+
+def _opened(library: TemplateLibrary | Path | str | None) -> TemplateLibrary:
+    if library is None:
+        return aflow_prototypes()
+    return library if isinstance(library, TemplateLibrary) else open_library(Path(library))
+
+
+def _guided_sampler(
+    sampler: SamplerConfig | None, own: SamplerConfig, guidance: Guidance | None
+) -> SamplerConfig:
+    """Return the walk from templates: the sampler given, or `own` where they are noised.
+
+    Raises:
+        RequestError: If the sampler given adds noise where none is wanted.
+    """
+    if guidance is None or guidance.start == "noise":
+        return GUIDED_SAMPLER
+    if sampler is None:
+        return own if guidance.noised else GUIDED_SAMPLER
+    if not guidance.noised and sampler.name != GUIDED_SAMPLER.name:
+        raise RequestError(
+            f"the sampler {sampler.name} adds noise, which breaks the symmetry of templates: give "
+            f"noised=True if that is wanted, or a sampler named {GUIDED_SAMPLER.name}"
+        )
+    return sampler
 
 
 def _sample_all(

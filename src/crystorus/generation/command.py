@@ -14,10 +14,9 @@ from crystorus.diffusion.algorithms import Precision, SamplerConfig, SamplerName
 from crystorus.generation.errors import RequestError
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import (
-    GUIDED_LEVEL,
     GUIDED_SAMPLER,
-    Guidance,
     StartName,
+    choose_guidance,
     give_templates,
 )
 from crystorus.generation.plan import Request, check_requests, make_requests
@@ -96,6 +95,8 @@ class SampleOrder:
     """Share of the noise levels to go back to from a template."""
     noised: bool = False
     """Whether the templates are noised to that level."""
+    new_only: bool = False
+    """Whether crystals that are known phases in the library are left out."""
 
 
 def carry_out(order: SampleOrder) -> Summary:
@@ -112,8 +113,26 @@ def carry_out(order: SampleOrder) -> Summary:
     _check(requests, model, large=order.large)
     requests, guided = with_templates(order, requests, model)
     sampler = sampler_of(order, model, own_sampler(order, model))
-    job = Job(requests, sampler, guided, order.symprec, order.keep_trajectory, order.large)
-    return _make(order, model, job)
+    job = Job(
+        requests,
+        sampler,
+        guided,
+        order.symprec,
+        order.keep_trajectory,
+        large=order.large,
+        new_only=order.new_only,
+    )
+    summary = _make(order, model, job)
+    _tell_of_known(summary, job)
+    return summary
+
+
+def _tell_of_known(summary: Summary, job: Job) -> None:
+    """Say how many crystals are phases that the library knows."""
+    known = sum(row["origin"] == "known" for row in summary.rows)
+    if known:
+        fate = "left out of the files" if job.new_only else "`--new-only` leaves them out"
+        say("note", f"{known} crystals are known phases, see known_as in the table: {fate}")
 
 
 def _check(requests: Sequence[Request], model: Model, *, large: bool = False) -> None:
@@ -207,31 +226,24 @@ def with_templates(
         RequestError: If an option has nothing to act on, or the level is no share.
         ReadingError: If the library cannot be opened.
     """
-    start = order.start or ("noise" if order.library is None else "templates")
-    if start == "noise":
-        for option, given in (
-            ("--library", order.library is not None),
-            ("--level", order.level is not None),
-            ("--noised", order.noised),
-        ):
-            if given:
-                raise RequestError(f"{option} says nothing about --start noise: leave one out")
+    guidance = choose_guidance(
+        order.start,
+        library=order.library is not None,
+        level=order.level,
+        noised=order.noised,
+        new_only=order.new_only,
+        names_a_walk=_names_a_walk(order),
+    )
+    if guidance is None:
         return requests, GUIDED_SAMPLER
-    level = GUIDED_LEVEL if order.level is None else order.level
-    if not 0 <= level <= 1:
-        raise RequestError(f"--level is {level:g}: give a share of the noise, 0 to 1")
-    if level == 0 and (order.noised or _names_a_walk(order)):
-        raise RequestError(
-            "--level 0 is substitution alone, without a walk: leave out --noised, --sampler, "
-            "--steps and --anti-annealing, or give a higher level"
-        )
     library = open_library(order.library) if order.library else aflow_prototypes()
-    guidance = Guidance(start, level, order.noised)
     with counter("templates") as progress:
         guided = give_templates(requests, library, model.statistics, guidance, on_done=progress)
+    if guidance.start == "noise":
+        return guided, GUIDED_SAMPLER
     lacking = [request for request in guided if request.known is None]
     say("plan", f"{len(guided) - len(lacking)} crystals start at templates, of {len(library)}")
-    if start == "templates" and lacking:
+    if guidance.start == "templates" and lacking:
         names = list(dict.fromkeys(request.composition.formula for request in lacking))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         say(

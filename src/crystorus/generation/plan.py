@@ -43,6 +43,19 @@ class Known:
     same_composition: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A crystal of a library that has the reduced formula of a request.
+
+    Attributes:
+        name: Its id in the library.
+        crystal: The crystal, a batch of one.
+    """
+
+    name: str
+    crystal: Crystals
+
+
 @dataclass(frozen=True)
 class Request:
     """One crystal to make. `index` is its number in every file, `seed` its own noise."""
@@ -53,6 +66,8 @@ class Request:
     composition: Composition
     known: Known | None = None
     """What to start from; pure noise without it."""
+    phases: tuple[Phase, ...] = ()
+    """Known phases of its reduced formula, to be told from new ones."""
 
     @property
     def n_atoms(self) -> int:

@@ -73,6 +73,8 @@ class Job:
     """Whether every step of every crystal is written too."""
     large: bool = False
     """Whether cells may have more atoms than the training crystals."""
+    new_only: bool = False
+    """Whether known phases are left out of the files."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
         "checkpoint_sha256": checkpoint,
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         **(about_guided if guided else {}),
+        **({"new_only": _phases_digest(job.requests)} if job.new_only else {}),
     }
 
 
@@ -146,6 +149,12 @@ def _start(request: Request) -> tuple[object, ...]:
         digest.update(np.round(part.double().numpy(), 3).tobytes())
     held = list(known.held_atoms)
     return known.name, known.level, known.noised, held, known.held_cell, digest.hexdigest()
+
+
+def _phases_digest(requests: Sequence[Request]) -> str:
+    """Return what decides which crystals count as known."""
+    names = {r.composition.formula: [phase.name for phase in r.phases] for r in requests}
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def program_versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -313,9 +322,11 @@ class _Maker:
         return sample_batch(self._model, batch, sampler, on_step)
 
     def finish(self, batch: Sequence[Request], crystals: Crystals) -> Made:
-        pairs = zip(batch, crystals.split(), strict=True)
-        symprec = self._job.symprec
-        records = [finish_crystal(r, c, symprec=symprec, total=self._total) for r, c in pairs]
+        job, pairs = self._job, zip(batch, crystals.split(), strict=True)
+        records = [
+            finish_crystal(r, c, symprec=job.symprec, total=self._total, new_only=job.new_only)
+            for r, c in pairs
+        ]
         steps = [step.split() for step in self._steps]
         films = [
             trajectory_text(request, [step[position] for step in steps], total=self._total)

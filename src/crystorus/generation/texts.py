@@ -12,7 +12,7 @@ from crystorus.data.spacegroups import symmetry
 from crystorus.data.writing import cif_text, symmetrised_cif_text
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.folder import CIF, SYMMETRISED, Finished
-from crystorus.generation.guiding import still_holds
+from crystorus.generation.guiding import Origin, origin_of
 from crystorus.generation.plan import Known, Request
 from crystorus.geometry.crystals import Crystals
 
@@ -20,16 +20,20 @@ VALID_DISTANCE = 0.5  # Å, self-images included
 VALID_VOLUME = 0.1  # Å³
 
 
-def finish_crystal(request: Request, crystal: Crystals, *, symprec: float, total: int) -> Finished:
+def finish_crystal(
+    request: Request, crystal: Crystals, *, symprec: float, total: int, new_only: bool = False
+) -> Finished:
     """Describe one crystal in full.
 
-    A crystal that is not finite keeps its line in the table, marked invalid, and has no files.
+    A crystal that is not finite keeps its line in the table, marked invalid, and has no files; a
+    known phase has none if only new ones are wanted.
 
     Args:
         request: What it was to be.
         crystal: A batch of one.
         symprec: Symmetry tolerance in Å.
         total: Crystals of the run, for the width of the index in file names.
+        new_only: Whether known phases are left out.
 
     Raises:
         GenerationError: If its composition is not the one asked for.
@@ -57,8 +61,11 @@ def finish_crystal(request: Request, crystal: Crystals, *, symprec: float, total
         "least_distance": f"{distance:.4f}",
     }
     valid = distance >= VALID_DISTANCE and volume >= VALID_VOLUME
-    kept = request.known is not None and still_holds(crystal, request.known)
-    row = _row(request, valid=valid, measured=measured, files=list(files), kept=kept)
+    origin = origin_of(request, crystal)
+    if new_only and origin[0] == "known":
+        row = _row(request, valid=valid, measured=measured, origin=origin)
+        return Finished(request.index, row, "", {})
+    row = _row(request, valid=valid, measured=measured, files=list(files), origin=origin)
     return Finished(request.index, row, _frame(crystal, row), files)
 
 
@@ -92,7 +99,7 @@ def _row(
     valid: bool,
     measured: dict[str, str] | None = None,
     files: Sequence[str] = ("", ""),
-    kept: bool = False,
+    origin: tuple[Origin, str] = ("new", ""),
 ) -> dict[str, str]:
     columns = ("volume", "density", "space_group", "space_group_number", "symprec")
     blank = dict.fromkeys((*columns, "least_distance"), "")
@@ -105,21 +112,21 @@ def _row(
         "valid": str(valid),
         "sample": str(request.sample),
         "seed": str(request.seed),
-        **_start_columns(request.known, kept=kept),
+        **_start_columns(request.known),
+        "origin": origin[0],
+        "known_as": origin[1],
         "cif": files[0],
         "cif_symmetrised": files[1],
     }
 
 
-def _start_columns(known: Known | None, *, kept: bool) -> dict[str, str]:
+def _start_columns(known: Known | None) -> dict[str, str]:
     if known is None:
-        return {"start": "noise", "level": "", "share_of_votes": "", "origin": "new"}
-    origin = ("known" if known.same_composition else "substituted") if kept else "new"
+        return {"start": "noise", "level": "", "share_of_votes": ""}
     return {
         "start": known.name,
         "level": f"{known.level:g}",
         "share_of_votes": f"{known.share:.3f}",
-        "origin": origin,
     }
 
 

@@ -4,6 +4,7 @@ Beside the arrays of a crystal store it holds every crystal's surroundings and t
 exchanged elements, so that opening it costs nothing and a look-up milliseconds.
 """
 
+import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from crystorus.data.compositions import Composition
 from crystorus.data.mapped import FileKind, contradiction, is_kind, map_file, write_mapped
 from crystorus.data.store import STORE, CrystalStore, build_store, check_target, open_store
 from crystorus.geometry import Crystals
@@ -59,6 +61,9 @@ class TemplateLibrary:
     skipped: tuple[tuple[str, str], ...] = ()
     _groups: dict[tuple[int, ...], PatternGroup] = field(default_factory=dict, repr=False)
     _ids: list[str] = field(default_factory=list, repr=False)
+    _formulas: dict[tuple[tuple[int, int], ...], list[int]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -76,9 +81,22 @@ class TemplateLibrary:
             self._groups.update(_by_pattern(self.slots))
         return self._groups.get(pattern)
 
+    def phases(self, composition: Composition) -> list[int]:
+        """Return the numbers of the templates of this reduced formula, in cells of any size."""
+        if not self._formulas:
+            for index, one in enumerate(self.slots):
+                key = _reduced(dict(zip(one.elements.tolist(), one.counts.tolist(), strict=True)))
+                self._formulas.setdefault(key, []).append(index)
+        return self._formulas.get(_reduced(dict(composition.counts)), [])
+
     def template(self, index: int) -> Crystals:
         """Return one template, float64."""
         return self.crystals.select([index], dtype=torch.float64)
+
+
+def _reduced(counts: dict[int, int]) -> tuple[tuple[int, int], ...]:
+    units = math.gcd(*counts.values())
+    return tuple(sorted((z, count // units) for z, count in counts.items()))
 
 
 def _by_pattern(slots: Sequence[Surroundings]) -> dict[tuple[int, ...], PatternGroup]:

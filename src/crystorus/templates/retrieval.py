@@ -21,12 +21,20 @@ from crystorus.templates.surroundings import difference
 
 VOTERS = 200
 """Candidates nearest in cost that are heard."""
-TEMPERATURE = 0.2
-"""Cost over which a vote falls by e."""
-WIDTH = 0.06
+WORST_EXCHANGE = 0.6
+"""How much of the costliest exchange of a candidate is counted again."""
+TEMPERATURES = ((1.0, 0.1), (0.03, 0.36))
+"""Weights, and the costs over which a vote falls by e: near relatives, and the rest."""
+WIDTH = 0.023
 """Difference of surroundings over which two candidates cease to vote for each other."""
-SAME_COMPOSITION_VOTE = 0.3
-"""Vote of a crystal of the very composition: what is asked for is often another polymorph."""
+OWN_VOTE = 0.08
+"""How much of its own vote a candidate gets again."""
+SAME_COMPOSITION_VOTE = 0.13
+"""Vote of a crystal of the very composition: what is asked for often is another polymorph."""
+LIKE_KNOWN = 0.2
+"""What the votes for a known phase of the very composition count, whoever gave them."""
+KNOWN_WITHIN = 0.05
+"""Difference of surroundings within which a candidate counts as that phase."""
 DISTINCT = 0.08
 """Difference of surroundings from which two candidates count as two prototypes; half of the pairs
 that differ so much still match (StructureMatcher, stol 0.5)."""
@@ -41,8 +49,8 @@ class Candidate:
         template: Its number in the library.
         template_id: Its name there.
         assignment: Wanted element by template element, as atomic numbers.
-        cost: -log of the probability that the prototype survives the exchange, ≥ 0; 0.05 per
-            element that stays.
+        cost: -log of the probability that the prototype survives the exchange, the least likely
+            of its elements counted 1.6 times, ≥ 0; 0.022 per element that stays.
         share: Of all votes, those for this prototype, 0 to 1.
         copies: Template cells along each lattice vector.
         distances: Surroundings with the elements in the order of the wanted slots.
@@ -154,7 +162,8 @@ def _assign(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the least cost of every template, [N], and the slot each wanted element takes."""
     slots = list(itertools.islice(_assignments(counts.tolist()), _ASSIGNMENTS))
-    totals = np.stack([cost[wanted, group.elements[:, slot]].sum(1) for slot in slots])
+    costs = (cost[wanted, group.elements[:, slot]] for slot in slots)
+    totals = np.stack([each.sum(1) + WORST_EXCHANGE * each.max(1) for each in costs])
     best = totals.argmin(0)
     return totals.min(0), np.array(slots)[best]
 
@@ -169,8 +178,12 @@ def _assignments(counts: list[int]) -> itertools.chain[list[int]]:
 def _votes(cost: np.ndarray, distances: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Return the share of votes for each candidate's prototype."""
     apart = difference(distances[:, None], distances[None])
-    vote = np.exp(-(cost - cost.min()) / TEMPERATURE) * np.where(same, SAME_COMPOSITION_VOTE, 1.0)
-    return np.exp(-0.5 * (apart / WIDTH) ** 2) @ vote / vote.sum()
+    beyond = cost - cost.min()
+    vote = sum((weight * np.exp(-beyond / t) for weight, t in TEMPERATURES), np.zeros_like(cost))
+    vote *= np.where(same, SAME_COMPOSITION_VOTE, 1.0)
+    heard = np.exp(-0.5 * (apart / WIDTH) ** 2) @ vote + OWN_VOTE * vote
+    known = (apart[:, same] < KNOWN_WITHIN).any(1)
+    return np.asarray(heard / (1 + OWN_VOTE) / vote.sum() * np.where(known, LIKE_KNOWN, 1.0))
 
 
 def _distinct(share: np.ndarray, distances: np.ndarray, limit: int) -> list[int]:
