@@ -1,0 +1,76 @@
+"""`crystorus paper`: names, help texts and nothing else."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class What(StrEnum):
+    """The tables and figures by name."""
+
+    table2 = "table2"
+    table3 = "table3"
+    table4 = "table4"
+
+
+class BudgetName(StrEnum):
+    """The budgets by name."""
+
+    smoke = "smoke"
+    cpu = "cpu"
+    full = "full"
+
+
+def paper(
+    what: Annotated[What, typer.Argument(help="A table, a figure, or all of them.")],
+    budget: Annotated[BudgetName, typer.Option(help="Minutes, an hour, or the paper's own.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the experiment; an interrupted one goes on there.")
+    ] = Path("runs/paper"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Crystals to train on.", show_default="prototypes, for smoke only"),
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Crystals that choose the checkpoint.")
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Crystals whose compositions are sampled.", show_default="those of --validation"
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the trainings, 0,1.", show_default="the budget's")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Another system's crystals, NAME=FILE; repeatable.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A trained model.", show_default="shipped")
+    ] = None,
+    alignn_weights: Annotated[
+        Path | None, typer.Option(help="ALIGNN's weights, for FAD; see crystal-fidelity weights.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+) -> None:
+    """Measure the paper's tables and figures again, beside what it printed."""
+    from crystorus.reproduction.command import EXPERIMENTS, PaperOrder, carry_out
+    from crystorus.reproduction.inputs import Sources
+
+    chosen = tuple(name for name in EXPERIMENTS if what.value in ("all", name))
+    carry_out(
+        PaperOrder(
+            experiments=chosen,
+            budget=budget.value,
+            out=out,
+            sources=Sources(data, validation, held_out),
+            seeds=seeds,
+            baselines=tuple(baseline or ()),
+            checkpoint=checkpoint,
+            alignn_weights=alignn_weights,
+            device=device,
+        )
+    )

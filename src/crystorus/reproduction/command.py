@@ -1,0 +1,139 @@
+"""`crystorus paper` from its options to a result, its table and its figure."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import typer
+
+from crystorus.data.files import write_whole
+from crystorus.generation.command import check_device
+from crystorus.reproduction import fidelity
+from crystorus.reproduction.bench import Bench
+from crystorus.reproduction.errors import PaperError
+from crystorus.reproduction.inputs import Sources, prepare
+from crystorus.reproduction.provenance import provenance
+from crystorus.reproduction.settings import BudgetName, Tree, load_budget
+from crystorus.reproduction.tables import ablation_table, systems_table
+from crystorus.terminal import say
+
+Experiment = Literal["table2", "table3", "table4"]
+EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
+
+
+@dataclass(frozen=True)
+class PaperOrder:
+    """What a user asked for, as they said it; None where they said nothing."""
+
+    experiments: tuple[Experiment, ...]
+    """What to measure."""
+    budget: BudgetName
+    """How much of it."""
+    out: Path
+    """Folder of the experiment."""
+    sources: Sources
+    """Files of crystals."""
+    seeds: str | None = None
+    """Seeds of the trainings, comma-separated."""
+    baselines: tuple[str, ...] = ()
+    """Other systems' crystals, each NAME=FILE."""
+    checkpoint: Path | None = None
+    """A trained model to show beside those trained here."""
+    alignn_weights: Path | None = None
+    """ALIGNN's weights, for FAD."""
+    device: str = "cpu"
+    """Where networks run."""
+
+
+def carry_out(order: PaperOrder) -> None:
+    """Measure, and write every result with its table or figure.
+
+    Raises:
+        PaperError: If an option makes no sense or something is missing.
+        KeyboardInterrupt: After Ctrl-C; finished steps are kept.
+    """
+    baselines = parse_baselines(order.baselines)
+    seeds = parse_seeds(order.seeds)
+    fidelity.check_installed()
+    check_device(order.device)
+    budget = load_budget(order.budget)
+    weights = order.alignn_weights
+    if weights is not None and not weights.is_file():
+        raise PaperError(
+            f"--alignn-weights {weights} does not exist: `crystal-fidelity weights fetch` gets them"
+        )
+    inputs = prepare(order.out, budget, order.sources)
+    bench = Bench(
+        order.out, budget, inputs, order.device, weights, lambda step: say(order.budget, step)
+    )
+    for experiment in order.experiments:
+        chosen = seeds or _own_seeds(experiment, bench)
+        content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
+        report = _report(experiment, bench, chosen) | content
+        write_result(order.out, report)
+        typer.echo(f"{experiment}, budget {budget.name} ({budget.about})")
+
+
+def _measure(
+    experiment: Experiment,
+    bench: Bench,
+    seeds: Sequence[int],
+    baselines: dict[str, Path],
+    checkpoint: Path | None,
+) -> Tree:
+    if experiment == "table4":
+        return ablation_table(bench, seeds)
+    return systems_table(bench, seeds, baselines, checkpoint)
+
+
+def _own_seeds(experiment: Experiment, bench: Bench) -> tuple[int, ...]:
+    return bench.budget.ablation_seeds if experiment == "table4" else bench.budget.seeds
+
+
+def _report(experiment: Experiment, bench: Bench, seeds: Sequence[int]) -> Tree:
+    return {
+        "experiment": experiment,
+        "budget": asdict(bench.budget),
+        "seeds": list(seeds),
+        "inputs": bench.inputs.about,
+        "provenance": provenance(bench.device),
+    }
+
+
+def write_result(out: Path, report: Tree) -> None:
+    """Write a result."""
+    path = out / f"{report['experiment']}.json"
+    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """Read comma-separated seeds.
+
+    Raises:
+        PaperError: If they are no whole numbers from 0 up.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise PaperError(f"--seeds {text}: give different whole numbers from 0 up, as in 0,1")
+    return tuple(int(part) for part in parts)
+
+
+def parse_baselines(texts: Sequence[str]) -> dict[str, Path]:
+    """Read NAME=FILE.
+
+    Raises:
+        PaperError: If one is not of that form or a name is given twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file) or "/" in name:
+            raise PaperError(f"--baseline {text}: write NAME=FILE, as in CDVAE=cdvae.extxyz")
+        if name in found:
+            raise PaperError(f"--baseline {name} is given twice: choose another name")
+        found[name] = Path(file)
+    return found
