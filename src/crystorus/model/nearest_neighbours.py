@@ -116,7 +116,8 @@ def _search_radius(
     lengths. The atom itself is one of the points, so k + 1 are needed.
 
     An atom's own images alone fill a disc in the plane of the two shortest vectors by the same
-    argument. In flat and needle-like cells that disc is far smaller, and so is what is searched.
+    argument, and a line along the shortest. In flat and needle-like cells these are far smaller,
+    and so is what is searched.
     """
     volume = torch.linalg.det(reduced).abs()
     lengths = reduced.square().sum(1)
@@ -127,7 +128,9 @@ def _search_radius(
     first, second = (reduced[torch.arange(len(order)), :, order[:, k]] for k in (0, 1))
     area = torch.linalg.cross(first, second).square().sum(1).sqrt()
     disc = 0.5 * squares[:, :2].sum(1).sqrt() + ((neighbours + 1) * area / math.pi).sqrt()
-    return (torch.minimum(ball, disc) * (1 + 2 * TIE_TOLERANCE)).clamp_max(cutoff)
+    line = math.ceil(neighbours / 2) * squares[:, 0].sqrt()
+    radius = torch.minimum(torch.minimum(ball, disc), line)
+    return (radius * (1 + 2 * TIE_TOLERANCE)).clamp_max(cutoff)
 
 
 def _enumerate(
