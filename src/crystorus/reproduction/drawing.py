@@ -7,6 +7,7 @@ so that the nearer hide the farther, also in SVG.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ WIDTH = 7.0
 """Inches, a printed page between its margins."""
 
 _LIGHT = np.array([-0.30, 0.36])
-_HALO = np.linspace(0.0, 1.0, 7)
+_HALO = np.linspace(0.0, 1.0, 10)
 _EDGE = np.array([0.45, 0.47, 0.50])
-_EDGE_PIECES = 10
+_EDGE_PIECES = 20
 _INK = "#222222"
 
 
@@ -84,7 +85,8 @@ def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
     (count,) = lengths
     columns = min(columns, count)
     margin, side = 0.26, (WIDTH - 0.26) / columns
-    panel = min(1.12 * side, 2.4)
+    scenes = [[_bodies(row[index]) for row in gallery.rows] for index in range(count)]
+    panel = min(side, 2.2) * float(np.clip(max(map(_slimness, scenes)) * 0.98, 0.7, 1.25))
     block = 0.27 + len(gallery.rows) * (panel + 0.19) + 0.27
     blocks = -(-count // columns)
     height = blocks * block + 0.22
@@ -93,7 +95,7 @@ def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
         line, column = divmod(index, columns)
         left, top = margin + (column + 0.5) * side, height - line * block
         crystals = [row[index] for row in gallery.rows]
-        _draw_column(figure, crystals, left, top, side, panel)
+        _draw_column(figure, crystals, scenes[index], left, top, (side, panel))
         if column == 0:
             for row, name in enumerate(gallery.names):
                 middle = top - 0.27 - row * (panel + 0.19) - panel / 2
@@ -106,8 +108,10 @@ def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
 
 def draw_crystal(drawn: Portrait, *, inches: float = 2.5) -> Figure:
     """Draw one crystal with its name, its space group and its elements."""
-    figure = _figure(inches, 1.12 * inches + 0.75)
-    _draw_column(figure, [drawn], inches / 2, 1.12 * inches + 0.75, inches, 1.12 * inches)
+    scene = _bodies(drawn)
+    panel = inches * min(_slimness([scene]), 1.25)
+    figure = _figure(inches, panel + 0.75)
+    _draw_column(figure, [drawn], [scene], inches / 2, panel + 0.75, (inches, panel))
     return figure
 
 
@@ -138,15 +142,19 @@ def group_text(symbol: str) -> str:
 
 
 def _draw_column(
-    figure: Figure, crystals: Sequence[Portrait], middle: float, top: float, side: float, panel: float
+    figure: Figure,
+    crystals: Sequence[Portrait],
+    scenes: Sequence[list[_Body]],
+    middle: float,
+    top: float,
+    size: tuple[float, float],
 ) -> None:
     """Draw crystals of one composition below each other; all lengths in inches."""
+    side, panel = size
     formulas = list(dict.fromkeys(p.formula for p in crystals))
     _text(figure, middle, top - 0.16, formula_text(formulas[0]), size=9, weight="bold")
-    scenes = [_bodies(p) for p in crystals]
     boxes = [_box(scene) for scene in scenes]
-    wide = max(high[0] - low[0] for low, high in boxes)
-    tall = max(high[1] - low[1] for low, high in boxes)
+    wide, tall = _extent(scenes)
     scale = max(wide / (0.94 * side), tall / (0.96 * panel))  # Å per inch
     for row, (drawn, scene, (low, high)) in enumerate(zip(crystals, scenes, boxes, strict=True)):
         bottom = top - 0.27 - (row + 1) * panel - row * 0.19
@@ -159,8 +167,9 @@ def _draw_column(
         if drawn.formula != formulas[0]:
             label = f"{formula_text(drawn.formula)}, {label}"
         _text(figure, middle, bottom - 0.10, label, size=7.5)
-    elements = dict.fromkeys(z for p in crystals for z in sorted(p.atomic_numbers))
-    _draw_key(figure, list(elements), middle, top - 0.27 - len(crystals) * (panel + 0.19) - 0.08)
+    symbols = dict.fromkeys(s for text in formulas for s in re.findall(r"[A-Z][a-z]?", text))
+    elements = [chemical_symbols.index(s) for s in symbols]
+    _draw_key(figure, elements, middle, top - 0.27 - len(crystals) * (panel + 0.19) - 0.08)
 
 
 def _draw_key(figure: Figure, elements: Sequence[int], middle: float, height: float) -> None:
@@ -173,7 +182,9 @@ def _draw_key(figure: Figure, elements: Sequence[int], middle: float, height: fl
         axes.set_xlim(-0.06, 0.06)
         axes.set_ylim(-0.06, 0.06)
         axes.add_collection(_painted(_ball(np.zeros(3), ball, jmol_colors[z], 0.0, 0.4)))
-        _text(figure, x + 0.125, height, chemical_symbols[z], size=7, ha="left", va="center_baseline")
+        _text(
+            figure, x + 0.125, height, chemical_symbols[z], size=7, ha="left", va="center_baseline"
+        )
 
 
 def _bodies(drawn: Portrait) -> list[_Body]:
@@ -188,9 +199,9 @@ def _bodies(drawn: Portrait) -> list[_Body]:
     def fog(depth: float) -> float:
         return FOG * (near - depth) / max(near - far, 1e-6)
 
-    shapes = _edges(corners, fog) + _sticks(atoms, seen, fog)
-    for place, z in zip(seen, atoms.atomic_numbers, strict=True):
-        radius = RADIUS * covalent_radii[z]
+    radii = RADIUS * covalent_radii[atoms.atomic_numbers]
+    shapes = _edges(corners, fog, seen, radii) + _sticks(atoms, seen, fog)
+    for place, radius, z in zip(seen, radii, atoms.atomic_numbers, strict=True):
         shapes += _ball(place, radius, jmol_colors[z], fog(place[2]), 0.45)
     return sorted(shapes, key=lambda shape: shape.depth)
 
@@ -214,7 +225,9 @@ def _ball(place: np.ndarray, radius: float, colour: Any, fog: float, width: floa
         disc = Outline.circle(centre, radius * (1 - 0.86 * step))
         line = _fogged(0.35 * colour, fog) if number == 0 else None
         # Discs of one ball follow each other: no other body comes between them.
-        shapes.append(_Body(place[2] + 1e-9 * number, disc, face, line, width if line is not None else 0))
+        shapes.append(
+            _Body(place[2] + 1e-9 * number, disc, face, line, width if line is not None else 0)
+        )
     return shapes
 
 
@@ -238,7 +251,12 @@ def _sticks(atoms: DrawnAtoms, seen: np.ndarray, fog: Any) -> list[_Body]:
 
 
 def _stick(
-    start: np.ndarray, end: np.ndarray, across: np.ndarray, colour: np.ndarray, depth: float, fog: float
+    start: np.ndarray,
+    end: np.ndarray,
+    across: np.ndarray,
+    colour: np.ndarray,
+    depth: float,
+    fog: float,
 ) -> list[_Body]:
     """Shade a cylinder: a dark strip, and a lighter one along its lit side."""
     dark, light = _fogged(0.75 * colour, fog), _fogged(colour + (1 - colour) * 0.25, fog)
@@ -251,15 +269,17 @@ def _stick(
     ]
 
 
-def _edges(corners: np.ndarray, fog: Any) -> list[_Body]:
-    """Draw the twelve edges in pieces, each at its own depth."""
+def _edges(corners: np.ndarray, fog: Any, places: np.ndarray, radii: np.ndarray) -> list[_Body]:
+    """Draw the twelve edges outside the atoms in pieces, each at its own depth."""
     shapes = []
     for i in range(8):
         for bit in (1, 2, 4):
             if i & bit:
                 continue
             points = np.linspace(corners[i], corners[i | bit], _EDGE_PIECES + 1)
-            for start, end in zip(points[:-1], points[1:], strict=True):
+            for start, end in pairwise(points):
+                if (np.linalg.norm(places - (start + end) / 2, axis=1) < radii).any():
+                    continue
                 depth = float((start[2] + end[2]) / 2)
                 line = Outline([start[:2], end[:2]])
                 shapes.append(_Body(depth, line, None, _fogged(_EDGE, fog(depth)), 0.8))
@@ -278,6 +298,19 @@ def _box(scene: Sequence[_Body]) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and largest x and y of all shapes."""
     spans = [shape.outline.get_extents() for shape in scene]
     return np.min([s.min for s in spans], 0), np.max([s.max for s in spans], 0)
+
+
+def _extent(scenes: Sequence[list[_Body]]) -> tuple[float, float]:
+    """Return the largest width and the largest height of some scenes."""
+    boxes = [_box(scene) for scene in scenes]
+    wide, tall = np.max([high - low for low, high in boxes], axis=0)
+    return float(wide), float(tall)
+
+
+def _slimness(scenes: Sequence[list[_Body]]) -> float:
+    """Return height over width of what holds all scenes."""
+    wide, tall = _extent(scenes)
+    return tall / wide
 
 
 def _painted(scene: Sequence[_Body]) -> PathCollection:
