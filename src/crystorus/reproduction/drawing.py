@@ -238,9 +238,9 @@ def _sticks(atoms: DrawnAtoms, seen: np.ndarray, fog: Any) -> list[_Body]:
         for here, there in ((i, j), (j, i)):
             z = atoms.atomic_numbers[here]
             along = seen[there] - seen[here]
-            length = np.linalg.norm(along)
+            length = float(np.linalg.norm(along))
             # Starts where the stick leaves the ball, so that its depth is its own.
-            start = seen[here] + along * min(0.45, 0.9 * RADIUS * covalent_radii[z] / length)
+            start = seen[here] + along * min(0.45, 0.9 * RADIUS * float(covalent_radii[z]) / length)
             end = seen[here] + along / 2
             across = np.array([-along[1], along[0]])
             across *= BOND_RADIUS / max(np.linalg.norm(across), 1e-9)
