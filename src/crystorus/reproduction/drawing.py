@@ -38,6 +38,7 @@ WIDTH = 7.0
 
 _LIGHT = np.array([-0.30, 0.36])
 _HALO = np.linspace(0.0, 1.0, 10)
+_CIRCLE = Outline.unit_circle()
 _EDGE = np.array([0.45, 0.47, 0.50])
 _EDGE_PIECES = 20
 _INK = "#222222"
@@ -67,6 +68,15 @@ class _Body:
     width: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """The shapes of a crystal, farthest first, and the corners of what they cover, in Å."""
+
+    bodies: list[_Body]
+    low: np.ndarray
+    high: np.ndarray
+
+
 def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
     """Draw rows of crystals below each other, at most `columns` beside each other.
 
@@ -85,7 +95,7 @@ def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
     (count,) = lengths
     columns = min(columns, count)
     margin, side = 0.26, (WIDTH - 0.26) / columns
-    scenes = [[_bodies(row[index]) for row in gallery.rows] for index in range(count)]
+    scenes = [[_scene(row[index]) for row in gallery.rows] for index in range(count)]
     panel = min(side, 2.2) * float(np.clip(max(map(_slimness, scenes)) * 0.98, 0.7, 1.25))
     block = 0.27 + len(gallery.rows) * (panel + 0.19) + 0.27
     blocks = -(-count // columns)
@@ -108,7 +118,7 @@ def draw_gallery(gallery: Gallery, *, columns: int = 5) -> Figure:
 
 def draw_crystal(drawn: Portrait, *, inches: float = 2.5) -> Figure:
     """Draw one crystal with its name, its space group and its elements."""
-    scene = _bodies(drawn)
+    scene = _scene(drawn)
     panel = inches * min(_slimness([scene]), 1.25)
     figure = _figure(inches, panel + 0.75)
     _draw_column(figure, [drawn], [scene], inches / 2, panel + 0.75, (inches, panel))
@@ -144,7 +154,7 @@ def group_text(symbol: str) -> str:
 def _draw_column(
     figure: Figure,
     crystals: Sequence[Portrait],
-    scenes: Sequence[list[_Body]],
+    scenes: Sequence[_Scene],
     middle: float,
     top: float,
     size: tuple[float, float],
@@ -153,16 +163,15 @@ def _draw_column(
     side, panel = size
     formulas = list(dict.fromkeys(p.formula for p in crystals))
     _text(figure, middle, top - 0.16, formula_text(formulas[0]), size=9, weight="bold")
-    boxes = [_box(scene) for scene in scenes]
     wide, tall = _extent(scenes)
     scale = max(wide / (0.94 * side), tall / (0.96 * panel))  # Å per inch
-    for row, (drawn, scene, (low, high)) in enumerate(zip(crystals, scenes, boxes, strict=True)):
+    for row, (drawn, scene) in enumerate(zip(crystals, scenes, strict=True)):
         bottom = top - 0.27 - (row + 1) * panel - row * 0.19
         axes = _axes(figure, middle - side / 2, bottom, side, panel)
-        centre, half = (low + high) / 2, scale * np.array([side, panel]) / 2
+        centre, half = (scene.low + scene.high) / 2, scale * np.array([side, panel]) / 2
         axes.set_xlim(centre[0] - half[0], centre[0] + half[0])
         axes.set_ylim(centre[1] - half[1], centre[1] + half[1])
-        axes.add_collection(_painted(scene))
+        axes.add_collection(_painted(scene.bodies))
         label = group_text(drawn.symbol)
         if drawn.formula != formulas[0]:
             label = f"{formula_text(drawn.formula)}, {label}"
@@ -187,8 +196,8 @@ def _draw_key(figure: Figure, elements: Sequence[int], middle: float, height: fl
         )
 
 
-def _bodies(drawn: Portrait) -> list[_Body]:
-    """Return all shapes of a crystal, farthest first."""
+def _scene(drawn: Portrait) -> _Scene:
+    """Return all shapes of a crystal."""
     lattice, atoms = upright(np.array(drawn.lattice)), complete(drawn)
     seen = atoms.positions @ _camera().T  # right, up, towards the eye
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
@@ -203,7 +212,9 @@ def _bodies(drawn: Portrait) -> list[_Body]:
     shapes = _edges(corners, fog, seen, radii) + _sticks(atoms, seen, fog)
     for place, radius, z in zip(seen, radii, atoms.atomic_numbers, strict=True):
         shapes += _ball(place, radius, jmol_colors[z], fog(place[2]), 0.45)
-    return sorted(shapes, key=lambda shape: shape.depth)
+    low = np.minimum(corners[:, :2].min(0), (seen[:, :2] - radii[:, None]).min(0))
+    high = np.maximum(corners[:, :2].max(0), (seen[:, :2] + radii[:, None]).max(0))
+    return _Scene(sorted(shapes, key=lambda shape: shape.depth), low, high)
 
 
 def _camera() -> np.ndarray:
@@ -222,7 +233,7 @@ def _ball(place: np.ndarray, radius: float, colour: Any, fog: float, width: floa
         bright = max(0.0, step - 0.35) * 0.95
         face = _fogged(shade + (1 - shade) * bright**1.3, fog)
         centre = place[:2] + _LIGHT * radius * step
-        disc = Outline.circle(centre, radius * (1 - 0.86 * step))
+        disc = Outline(centre + radius * (1 - 0.86 * step) * _CIRCLE.vertices, _CIRCLE.codes)
         line = _fogged(0.35 * colour, fog) if number == 0 else None
         # Discs of one ball follow each other: no other body comes between them.
         shapes.append(
@@ -240,10 +251,11 @@ def _sticks(atoms: DrawnAtoms, seen: np.ndarray, fog: Any) -> list[_Body]:
             along = seen[there] - seen[here]
             length = float(np.linalg.norm(along))
             # Starts where the stick leaves the ball, so that its depth is its own.
-            start = seen[here] + along * min(0.45, 0.9 * RADIUS * float(covalent_radii[z]) / length)
+            inside = 0.9 * RADIUS * float(covalent_radii[z])
+            start = seen[here] + along * min(0.45, inside / length)
             end = seen[here] + along / 2
             across = np.array([-along[1], along[0]])
-            across *= BOND_RADIUS / max(np.linalg.norm(across), 1e-9)
+            across *= BOND_RADIUS / max(float(np.linalg.norm(across)), 1e-9)
             colour = 0.86 * np.asarray(jmol_colors[z], float)
             depth = (start[2] + end[2]) / 2
             shapes += _stick(start[:2], end[:2], across, colour, depth, fog(depth))
@@ -294,33 +306,26 @@ def _fogged(colour: Any, fog: float) -> np.ndarray:
     return np.clip(np.asarray(colour) * (1 - fog) + fog, 0, 1)
 
 
-def _box(scene: Sequence[_Body]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and largest x and y of all shapes."""
-    spans = [shape.outline.get_extents() for shape in scene]
-    return np.min([s.min for s in spans], 0), np.max([s.max for s in spans], 0)
-
-
-def _extent(scenes: Sequence[list[_Body]]) -> tuple[float, float]:
+def _extent(scenes: Sequence[_Scene]) -> tuple[float, float]:
     """Return the largest width and the largest height of some scenes."""
-    boxes = [_box(scene) for scene in scenes]
-    wide, tall = np.max([high - low for low, high in boxes], axis=0)
+    wide, tall = np.max([scene.high - scene.low for scene in scenes], axis=0)
     return float(wide), float(tall)
 
 
-def _slimness(scenes: Sequence[list[_Body]]) -> float:
+def _slimness(scenes: Sequence[_Scene]) -> float:
     """Return height over width of what holds all scenes."""
     wide, tall = _extent(scenes)
     return tall / wide
 
 
-def _painted(scene: Sequence[_Body]) -> PathCollection:
+def _painted(bodies: Sequence[_Body]) -> PathCollection:
     """Return one collection that paints the shapes in order."""
     none = (0.0, 0.0, 0.0, 0.0)
     return PathCollection(
-        [shape.outline for shape in scene],
-        facecolors=[none if s.face is None else (*s.face, 1.0) for s in scene],
-        edgecolors=[none if s.line is None else (*s.line, 1.0) for s in scene],
-        linewidths=[s.width for s in scene],
+        [b.outline for b in bodies],
+        facecolors=[none if b.face is None else (*b.face, 1.0) for b in bodies],
+        edgecolors=[none if b.line is None else (*b.line, 1.0) for b in bodies],
+        linewidths=[b.width for b in bodies],
         capstyle="round",
     )
 

@@ -4,7 +4,6 @@ Symmetry chooses the cell, it does not move the atoms: a generated crystal is sh
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,6 +182,6 @@ def _once(
     return frac[kept], numbers[kept]
 
 
-def _vector(values: Sequence[float]) -> Vector:
+def _vector(values: np.ndarray) -> Vector:
     x, y, z = (float(v) for v in values)
     return x, y, z
