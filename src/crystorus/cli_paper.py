@@ -13,6 +13,15 @@ class What(StrEnum):
     table2 = "table2"
     table3 = "table3"
     table4 = "table4"
+    figure1 = "figure1"
+    figure2 = "figure2"
+    figure3 = "figure3"
+    figure4 = "figure4"
+    figure5 = "figure5"
+    figure6 = "figure6"
+    latent = "latent"
+    all = "all"
+    page = "page"
 
 
 class BudgetName(StrEnum):
@@ -24,8 +33,12 @@ class BudgetName(StrEnum):
 
 
 def paper(
-    what: Annotated[What, typer.Argument(help="A table, a figure, or all of them.")],
-    budget: Annotated[BudgetName, typer.Option(help="Minutes, an hour, or the paper's own.")],
+    what: Annotated[
+        What, typer.Argument(help="A table, a figure, all of them, or the page of results.")
+    ],
+    budget: Annotated[
+        BudgetName, typer.Option(help="Minutes, an hour, or the paper's own settings.")
+    ] = BudgetName.smoke,
     out: Annotated[
         Path, typer.Option(help="Folder of the experiment; an interrupted one goes on there.")
     ] = Path("runs/paper"),
@@ -55,11 +68,17 @@ def paper(
         Path | None, typer.Option(help="ALIGNN's weights, for FAD; see crystal-fidelity weights.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    docs: Annotated[
+        Path, typer.Option(help="Folder of the page; its paper/ holds the results.")
+    ] = Path("docs"),
 ) -> None:
     """Measure the paper's tables and figures again, beside what it printed."""
-    from crystorus.reproduction.command import EXPERIMENTS, PaperOrder, carry_out
+    from crystorus.reproduction.command import EXPERIMENTS, PaperOrder, carry_out, make_page
     from crystorus.reproduction.inputs import Sources
 
+    if what is What.page:
+        make_page(docs)
+        return
     chosen = tuple(name for name in EXPERIMENTS if what.value in ("all", name))
     carry_out(
         PaperOrder(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from crystorus.checkpoint import load_checkpoint, read_card
 from crystorus.data.files import file_digest, write_whole

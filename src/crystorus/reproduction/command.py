@@ -1,25 +1,29 @@
 """`crystorus paper` from its options to a result, its table and its figure."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import typer
 
-from crystorus.data.files import write_whole
 from crystorus.generation.command import check_device
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.inputs import Sources, prepare
+from crystorus.reproduction.pictures import gallery, latent_space, lattices
 from crystorus.reproduction.provenance import provenance
-from crystorus.reproduction.settings import BudgetName, Tree, load_budget
+from crystorus.reproduction.publishing import write_page, write_result
+from crystorus.reproduction.settings import Budget, BudgetName, Tree, load_budget
+from crystorus.reproduction.studies import distribution_study, noise_study, size_study
 from crystorus.reproduction.tables import ablation_table, systems_table
 from crystorus.terminal import say
 
-Experiment = Literal["table2", "table3", "table4"]
+Experiment = Literal[
+    "table2", "table3", "table4", "figure1", "figure2", "figure3", "figure4", "figure5",
+    "figure6", "latent",
+]  # fmt: skip
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 
 
@@ -69,11 +73,19 @@ def carry_out(order: PaperOrder) -> None:
         order.out, budget, inputs, order.device, weights, lambda step: say(order.budget, step)
     )
     for experiment in order.experiments:
-        chosen = seeds or _own_seeds(experiment, bench)
+        chosen = seeds or _own_seeds(experiment, budget)
         content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
-        report = _report(experiment, bench, chosen) | content
-        write_result(order.out, report)
-        typer.echo(f"{experiment}, budget {budget.name} ({budget.about})")
+        write_result(order.out, _about(experiment, bench, chosen) | content)
+        typer.echo(f"{order.out / experiment}.json, budget {budget.name}: {budget.about}")
+
+
+def make_page(docs: Path) -> None:
+    """Write the results page again from the results in `docs`/paper.
+
+    Raises:
+        PaperError: If a result is missing.
+    """
+    typer.echo(write_page(docs))
 
 
 def _measure(
@@ -83,16 +95,34 @@ def _measure(
     baselines: dict[str, Path],
     checkpoint: Path | None,
 ) -> Tree:
-    if experiment == "table4":
-        return ablation_table(bench, seeds)
-    return systems_table(bench, seeds, baselines, checkpoint)
+    match experiment:
+        case "table2" | "table3":
+            return systems_table(bench, seeds, baselines, checkpoint)
+        case "table4":
+            return ablation_table(bench, seeds)
+        case "figure1":
+            return gallery(bench, checkpoint)
+        case "figure2":
+            return lattices(bench, checkpoint)
+        case "figure3":
+            return noise_study(bench)
+        case "figure4":
+            return size_study(bench)
+        case "figure5":
+            return distribution_study(bench, checkpoint, baselines, "density")
+        case "figure6":
+            return distribution_study(bench, checkpoint, baselines, "formation energy")
+        case "latent":
+            return latent_space(bench, checkpoint)
 
 
-def _own_seeds(experiment: Experiment, bench: Bench) -> tuple[int, ...]:
-    return bench.budget.ablation_seeds if experiment == "table4" else bench.budget.seeds
+def _own_seeds(experiment: Experiment, budget: Budget) -> tuple[int, ...]:
+    if experiment in ("table2", "table3"):
+        return budget.seeds
+    return budget.ablation_seeds if experiment == "table4" else budget.seeds[:1]
 
 
-def _report(experiment: Experiment, bench: Bench, seeds: Sequence[int]) -> Tree:
+def _about(experiment: Experiment, bench: Bench, seeds: Sequence[int]) -> Tree:
     return {
         "experiment": experiment,
         "budget": asdict(bench.budget),
@@ -100,12 +130,6 @@ def _report(experiment: Experiment, bench: Bench, seeds: Sequence[int]) -> Tree:
         "inputs": bench.inputs.about,
         "provenance": provenance(bench.device),
     }
-
-
-def write_result(out: Path, report: Tree) -> None:
-    """Write a result."""
-    path = out / f"{report['experiment']}.json"
-    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...]:

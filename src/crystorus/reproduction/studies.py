@@ -61,8 +61,10 @@ def size_study(bench: Bench) -> Tree:
     return {"points": found["points"], "limit": found["limit"], "identity": found["identity"]}
 
 
-def distribution_study(bench: Bench, checkpoint: Path | None, baselines: Mapping[str, Path]) -> Tree:
-    """Return Figs 5 and 6: densities and energies of generated and real crystals."""
+def distribution_study(
+    bench: Bench, checkpoint: Path | None, baselines: Mapping[str, Path], which: str
+) -> Tree:
+    """Return Figs 5 and 6: "density" or "formation energy" of generated and real crystals."""
     variants = load_variants()
     sets = {"real": bench.inputs.held_out}
     for name in BASES:
@@ -75,11 +77,12 @@ def distribution_study(bench: Bench, checkpoint: Path | None, baselines: Mapping
     answer = bench.out / "studies" / "distributions.json"
     found = _study(bench, words, answer, list(links.values()))
     labels = {path.name: label for label, path in links.items()}
-    properties = {
-        d["name"]: {"unit": d["unit"], "values": {labels[k]: v for k, v in d["values"].items()}}
-        for d in found["distributions"]
+    chosen = next(d for d in found["distributions"] if d["name"] == which)
+    values = {
+        labels[name]: [None if v is None else round(v, 4) for v in row]
+        for name, row in chosen["values"].items()
     }
-    return {"properties": properties}
+    return {"property": which, "unit": chosen["unit"], "values": values}
 
 
 def _noised_files(bench: Bench, preset: Preset) -> dict[float, Path]:

@@ -1,0 +1,164 @@
+"""Results to files: JSON, Markdown, figures, and the page that shows them all.
+
+Everything but the JSON is a pure function of the JSON.
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from crystorus.data.files import write_whole
+from crystorus.generation.disk import disk_errors
+from crystorus.reproduction import captions, markdown
+from crystorus.reproduction.drawing import Gallery, draw_gallery
+from crystorus.reproduction.errors import PaperError
+from crystorus.reproduction.latent import LatentMap
+from crystorus.reproduction.latent_plots import draw_latent_map, draw_probe
+from crystorus.reproduction.lattice_systems import LatticeStudy, draw_lattice_systems
+from crystorus.reproduction.plots import draw_distribution, draw_noise, draw_size
+from crystorus.reproduction.probing import ProbeStudy
+from crystorus.reproduction.records import from_json
+from crystorus.reproduction.settings import Tree
+
+PAGE, FOLDER = "paper.md", "paper"
+TEMPLATE = "page.md"
+_PLACE = re.compile(r"\{\{([^{}]+)\}\}")
+_DPI = 110
+
+Text = Callable[[Tree], str]
+Drawer = Callable[[Tree], Any]
+
+TEXTS: Mapping[str, Text] = {
+    "table2": markdown.table2,
+    "table3": markdown.table3,
+    "table4": markdown.table4,
+    "figure1": captions.gallery,
+    "figure2": captions.lattices,
+    "figure3": markdown.noise_points,
+    "figure4": markdown.size_points,
+    "figure5": markdown.distribution,
+    "figure6": markdown.distribution,
+    "latent": captions.latent,
+}
+"""The Markdown of every experiment."""
+
+DRAWERS: Mapping[str, Mapping[str, Drawer]] = {
+    "figure1": {"figure1": lambda r: draw_gallery(from_json(Gallery, r["gallery"]))},
+    "figure2": {"figure2": lambda r: draw_lattice_systems(from_json(LatticeStudy, r["lattices"]))},
+    "figure3": {"figure3": draw_noise},
+    "figure4": {"figure4": draw_size},
+    "figure5": {"figure5": draw_distribution},
+    "figure6": {"figure6": draw_distribution},
+    "latent": {
+        "latent-map": lambda r: draw_latent_map(from_json(LatentMap, r["map"])),
+        "latent-probe": lambda r: draw_probe(from_json(ProbeStudy, r["probe"])),
+    },
+}
+"""The figures of every experiment by the names of their files."""
+
+
+def write_result(folder: Path, report: Tree) -> None:
+    """Write a result as JSON, as Markdown and drawn.
+
+    Raises:
+        OutputError: If the disk is full or refuses.
+    """
+    name = report["experiment"]
+    with disk_errors(folder):
+        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(folder / f"{name}.json", text + "\n")
+        write_whole(folder / f"{name}.md", TEXTS[name](report) + "\n")
+        draw(folder, report)
+
+
+def draw(folder: Path, report: Tree) -> None:
+    """Draw the figures of a result into a folder, as PNG."""
+    for stem, drawer in DRAWERS.get(report["experiment"], {}).items():
+        image = io.BytesIO()
+        drawer(report).savefig(image, format="png", dpi=_DPI, metadata={"Software": None})
+        aside = folder / f"{stem}.png.tmp"
+        aside.write_bytes(image.getvalue())
+        aside.replace(folder / f"{stem}.png")
+
+
+def read_result(path: Path) -> Tree:
+    """Read a result.
+
+    Raises:
+        PaperError: If there is none or it is damaged.
+    """
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        if report["experiment"] not in TEXTS:
+            raise KeyError(report["experiment"])
+        return dict(report)
+    except FileNotFoundError as error:
+        raise PaperError(
+            f"{path} does not exist: measure it with `crystorus paper {path.stem}`, copy it there"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PaperError(f"{path} is not a result ({error}): measure it again") from error
+
+
+def render_page(folder: Path) -> str:
+    """Return the page that the results in a folder make.
+
+    The text around them is a template. `{{table4}}` is a table, `{{table4 effects}}` the
+    directions, `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
+    effect; so no number of a result is typed.
+
+    Raises:
+        PaperError: If a result the template names is missing.
+    """
+    template = resources.files("crystorus.reproduction").joinpath(TEMPLATE).read_text("utf-8")
+    reports: dict[str, Tree] = {}
+
+    def fill(match: re.Match[str]) -> str:
+        name, *words = match.group(1).split()
+        if name not in reports:
+            reports[name] = read_result(folder / f"{name}.json")
+        return _part(reports[name], words)
+
+    return _PLACE.sub(fill, template)
+
+
+def _part(report: Tree, words: list[str]) -> str:
+    match words:
+        case []:
+            return TEXTS[report["experiment"]](report)
+        case ["effects"]:
+            return markdown.effects(report)
+        case ["heading"]:
+            return markdown.heading(report)
+        case ["agreement", name, tolerance]:
+            share, chance = captions.agreement_of(report, name, float(tolerance))
+            return f"{100 * share:.0f} % (by chance {100 * chance:.0f} %)"
+        case [row, score]:
+            return markdown.value(report, row, score)
+        case [row, score, "effect"]:
+            return markdown.effect(report, row, score)
+        case _:
+            raise PaperError(f"the template asks for {' '.join(words)!r}: that is no part")
+
+
+def write_page(docs: Path) -> Path:
+    """Write the page, and draw its figures, from the results beside it.
+
+    Args:
+        docs: A folder; its `paper/` holds the results.
+
+    Raises:
+        PaperError: If a result is missing.
+        OutputError: If the disk is full or refuses.
+    """
+    folder = docs / FOLDER
+    text = render_page(folder)
+    with disk_errors(folder):
+        for path in sorted(folder.glob("*.json")):
+            draw(folder, read_result(path))
+        write_whole(docs / PAGE, text)
+    return docs / PAGE
