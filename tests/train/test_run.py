@@ -439,7 +439,6 @@ def test_the_paper_configuration_is_table_1(request):
     assert (t.loss_limit, t.decay, t.warmup_steps, t.batch_pairs) == (0.0, 0.0, 0, 0)
 
 
-
 class FakeProcessor:
     """A processor clock that only training steps move: half a second each."""
 

@@ -61,7 +61,7 @@ def dataset(crystal: Crystals, symprec: float) -> moyopy.MoyoDataset | None:
         crystal.frac_coords.detach().double().cpu().tolist(),
         crystal.atomic_numbers.tolist(),
     )
-    # In collapsed cells, and where a tolerance cannot tell atoms apart, moyo may not come to an end.
+    # In collapsed cells, and within tolerances that cannot tell atoms apart, moyo may never end.
     least = float(least_distance(crystal)[0])
     if not least >= COLLIDING:
         return None

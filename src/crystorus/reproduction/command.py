@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import typer
 
+from crystorus.checkpoint import read_card
 from crystorus.generation.command import check_device
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.bench import Bench
@@ -68,6 +69,11 @@ def carry_out(order: PaperOrder) -> None:
         raise PaperError(
             f"--alignn-weights {weights} does not exist: `crystal-fidelity weights fetch` gets them"
         )
+    if order.checkpoint is not None:
+        read_card(order.checkpoint)
+    missing = [path for path in baselines.values() if not path.exists()]
+    if missing:
+        raise PaperError(f"--baseline {missing[0]} does not exist: give a file of structures")
     inputs = prepare(order.out, budget, order.sources)
     bench = Bench(
         order.out, budget, inputs, order.device, weights, lambda step: say(order.budget, step)
