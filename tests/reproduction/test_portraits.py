@@ -97,7 +97,7 @@ def test_atoms_are_not_moved_to_special_positions():
 
 def test_atoms_that_collide_are_shown():
     given = atoms_of(rocksalt())
-    given += Atoms("Cl", positions=given.positions[1:] + [0.0, 0.0, 0.15])
+    given += Atoms("Cl", positions=given.positions[1:] + np.array([0.0, 0.0, 0.15]))
     drawn = portrait(given)
     assert drawn.formula == "NaCl2"
     assert drawn.atomic_numbers.count(17) == 2 * drawn.atomic_numbers.count(11)

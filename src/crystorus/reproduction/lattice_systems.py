@@ -7,8 +7,10 @@ system follows from its space group; a cell's from the lattice alone, one atom o
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import moyopy
 import numpy as np
 import torch
 from ase import Atoms
@@ -18,6 +20,7 @@ from matplotlib.figure import Figure
 from crystorus.data.arrays import CrystalArrays, niggli_reduce
 from crystorus.data.io import crystals_from_atoms, join_arrays, split_arrays
 from crystorus.data.spacegroups import dataset
+from crystorus.geometry import Crystals
 
 LATTICE_SYSTEMS = (
     "triclinic", "monoclinic", "orthorhombic", "tetragonal", "rhombohedral", "hexagonal", "cubic",
@@ -27,8 +30,6 @@ LATTICE_SYSTEMS = (
 TOLERANCES = (0.01, 0.1, 0.2, 0.5)
 """Å. The paper names 0.1 and 0.5."""
 
-_FIRST_GROUP = (1, 3, 16, 75, 143, 168, 195)
-_RHOMBOHEDRAL = frozenset((146, 148, 155, 160, 161, 166, 167))
 _COLOURS = ("#c8553d", "#2d6a8f", "#9aa3ab", "#5b8e4a", "#8a5a9e")
 
 
@@ -95,16 +96,10 @@ class LatticeStudy:
         return tuple(sorted({s.symprec for s in self.sets}))
 
 
+@cache
 def lattice_system(group: int) -> str:
-    """Return the lattice system of a space group, 1 to 230.
-
-    Source: International Tables for Crystallography A, table 2.1.1.1.
-    """
-    if group in _RHOMBOHEDRAL:
-        return "rhombohedral"
-    below = sum(group >= first for first in _FIRST_GROUP)
-    crystal_systems = (*LATTICE_SYSTEMS[:4], "hexagonal", *LATTICE_SYSTEMS[5:])
-    return crystal_systems[below - 1]
+    """Return the lattice system of a space group, 1 to 230."""
+    return str(moyopy.SpaceGroupType(group).lattice_system).lower()
 
 
 def holohedry(lattice: np.ndarray, symprec: float) -> int:
@@ -115,8 +110,7 @@ def holohedry(lattice: np.ndarray, symprec: float) -> int:
         symprec: Tolerance in Å.
     """
     point = niggli_reduce(CrystalArrays(lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)))
-    found = dataset(join_arrays([point]), symprec)
-    return 1 if found is None else int(found.number)
+    return _group(join_arrays([point]), symprec)
 
 
 def study_lattices(
@@ -143,8 +137,7 @@ def study_lattices(
         arrays = split_arrays(crystals_from_atoms(several, dtype=torch.float64))
         batches = [join_arrays([niggli_reduce(one)]) for one in arrays]
         for symprec in tolerances:
-            found = [dataset(batch, symprec) for batch in batches]
-            groups = tuple(1 if f is None else int(f.number) for f in found)
+            groups = tuple(_group(batch, symprec) for batch in batches)
             alone = tuple(holohedry(one.lattice, symprec) for one in arrays)
             sets.append(Symmetries(name, symprec, groups, alone))
     for name, lattices in (cells or {}).items():
@@ -219,6 +212,11 @@ def _draw_shares(
     axes.set_xticks(places, LATTICE_SYSTEMS, rotation=60, ha="right", rotation_mode="anchor")
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _group(crystal: Crystals, symprec: float) -> int:
+    found = dataset(crystal, symprec)
+    return 1 if found is None else int(found.number)
 
 
 def _shares(groups: Sequence[int]) -> dict[str, float]:
