@@ -139,6 +139,14 @@ def test_a_study_survives_json_and_draws_its_shares(measured):
         assert bars == pytest.approx(list(measured.of(one, 0.001).cell_shares().values()))
 
 
+def test_colliding_atoms_are_not_taken_for_each_other():
+    given = crystals_to_atoms(CRYSTALS["perovskite"])[0]
+    given += Atoms("O", positions=given.positions[:1] + np.array([0.1, 0.13, 0.17]))
+    (wide, narrow) = study_lattices({"a": [given]}, tolerances=(0.5, 0.01)).sets
+    assert wide.groups == narrow.groups == (1,)
+    assert lattice_system(wide.holohedries[0]) == "cubic"
+
+
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="'generated' is empty"):
         study_lattices({"generated": []})

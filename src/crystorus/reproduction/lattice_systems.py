@@ -17,10 +17,9 @@ from ase import Atoms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from crystorus.data.arrays import CrystalArrays, niggli_reduce
+from crystorus.data.arrays import CrystalArrays, least_distance, niggli_reduce
 from crystorus.data.io import crystals_from_atoms, join_arrays, split_arrays
 from crystorus.data.spacegroups import dataset
-from crystorus.geometry import Crystals
 
 LATTICE_SYSTEMS = (
     "triclinic", "monoclinic", "orthorhombic", "tetragonal", "rhombohedral", "hexagonal", "cubic",
@@ -29,6 +28,12 @@ LATTICE_SYSTEMS = (
 
 TOLERANCES = (0.01, 0.1, 0.2, 0.5)
 """Å. The paper names 0.1 and 0.5."""
+
+LEAST_DISTANCES = 3.0
+"""Tolerances end at a crystal's least distance over this: beyond, atoms are mixed up."""
+
+SMALLEST_TOLERANCE = 1e-4
+"""Å, for atoms that coincide."""
 
 _COLOURS = ("#c8553d", "#2d6a8f", "#9aa3ab", "#5b8e4a", "#8a5a9e")
 
@@ -39,8 +44,9 @@ class Symmetries:
 
     Attributes:
         name: The set, such as "generated".
-        symprec: Tolerance in Å. Where operations found within it form no group it is halved, up
-            to five times, and after that the crystal counts as P1.
+        symprec: Tolerance in Å, at most a third of a crystal's least distance. Where operations
+            found within it form no group it is halved, up to five times, and after that the
+            crystal counts as P1.
         groups: Number of the space group of every crystal; empty where only cells were given.
         holohedries: Number of the space group of the lattice alone, one atom on every point.
     """
@@ -109,8 +115,7 @@ def holohedry(lattice: np.ndarray, symprec: float) -> int:
         lattice: ρ in Å, columns.
         symprec: Tolerance in Å.
     """
-    point = niggli_reduce(CrystalArrays(lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)))
-    return _group(join_arrays([point]), symprec)
+    return _group(CrystalArrays(lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)), symprec)
 
 
 def study_lattices(
@@ -135,9 +140,8 @@ def study_lattices(
         if len(several) == 0:
             raise ValueError(f"the set {name!r} is empty: give at least one crystal")
         arrays = split_arrays(crystals_from_atoms(several, dtype=torch.float64))
-        batches = [join_arrays([niggli_reduce(one)]) for one in arrays]
         for symprec in tolerances:
-            groups = tuple(_group(batch, symprec) for batch in batches)
+            groups = tuple(_group(one, symprec) for one in arrays)
             alone = tuple(holohedry(one.lattice, symprec) for one in arrays)
             sets.append(Symmetries(name, symprec, groups, alone))
     for name, lattices in (cells or {}).items():
@@ -214,8 +218,11 @@ def _draw_shares(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _group(crystal: Crystals, symprec: float) -> int:
-    found = dataset(crystal, symprec)
+def _group(crystal: CrystalArrays, symprec: float) -> int:
+    """Return the space group within a tolerance that keeps neighbouring atoms apart."""
+    reduced = niggli_reduce(crystal)
+    apart = least_distance(reduced) / LEAST_DISTANCES
+    found = dataset(join_arrays([reduced]), max(min(symprec, apart), SMALLEST_TOLERANCE))
     return 1 if found is None else int(found.number)
 
 
