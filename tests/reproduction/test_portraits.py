@@ -95,6 +95,14 @@ def test_atoms_are_not_moved_to_special_positions():
     assert np.ptp(nearest) == pytest.approx(0.05, abs=0.01)  # zero if it had been symmetrised
 
 
+def test_atoms_that_collide_are_shown():
+    given = atoms_of(rocksalt())
+    given += Atoms("Cl", positions=given.positions[1:] + np.array([0.0, 0.0, 0.15]))
+    drawn = portrait(given)
+    assert drawn.formula == "NaCl2"
+    assert drawn.atomic_numbers.count(17) == 2 * drawn.atomic_numbers.count(11)
+
+
 def test_a_left_handed_cell_is_drawn_as_the_same_crystal():
     right, left = portrait(atoms_of(quartz())), portrait(atoms_of(left_handed()))
     assert left.symbol == right.symbol == "P3_121"

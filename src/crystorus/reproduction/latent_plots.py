@@ -18,7 +18,17 @@ GROUP_COLOURS = {
     "hydride": "#3fb8c4",
     INTERMETALLIC: "#9aa3ab",
 }
-_LINES = ("#c8553d", "#2d6a8f", "#5b8e4a", "#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab", "#444444")
+_LINES = (
+    "#c8553d",
+    "#2d6a8f",
+    "#5b8e4a",
+    "#8a5a9e",
+    "#b08a2e",
+    "#3fb8c4",
+    "#9aa3ab",
+    "#444444",
+    "#d98fb0",
+)
 
 
 def draw_latent_map(latent: LatentMap) -> Figure:
@@ -38,7 +48,7 @@ def draw_latent_map(latent: LatentMap) -> Figure:
     for group in present:
         chemistry.scatter([], [], s=14, color=GROUP_COLOURS[group], label=group)
     chemistry.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=6, frameon=False,
+        loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, fontsize=6, frameon=False,
         handletextpad=0.1, columnspacing=0.8, borderaxespad=0,
     )  # fmt: skip
     known = np.array([e is not None for e in latent.energy_ev_per_atom])[order]

@@ -7,15 +7,17 @@ system follows from its space group; a cell's from the lattice alone, one atom o
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import moyopy
 import numpy as np
 import torch
 from ase import Atoms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from crystorus.data.arrays import CrystalArrays, niggli_reduce
+from crystorus.data.arrays import CrystalArrays, least_distance, niggli_reduce
 from crystorus.data.io import crystals_from_atoms, join_arrays, split_arrays
 from crystorus.data.spacegroups import dataset
 
@@ -27,8 +29,12 @@ LATTICE_SYSTEMS = (
 TOLERANCES = (0.01, 0.1, 0.2, 0.5)
 """Å. The paper names 0.1 and 0.5."""
 
-_FIRST_GROUP = (1, 3, 16, 75, 143, 168, 195)
-_RHOMBOHEDRAL = frozenset((146, 148, 155, 160, 161, 166, 167))
+LEAST_DISTANCES = 3.0
+"""Tolerances end at a crystal's least distance over this: beyond, atoms are mixed up."""
+
+SMALLEST_TOLERANCE = 1e-4
+"""Å, for atoms that coincide."""
+
 _COLOURS = ("#c8553d", "#2d6a8f", "#9aa3ab", "#5b8e4a", "#8a5a9e")
 
 
@@ -38,8 +44,9 @@ class Symmetries:
 
     Attributes:
         name: The set, such as "generated".
-        symprec: Tolerance in Å. Where operations found within it form no group it is halved, up
-            to five times, and after that the crystal counts as P1.
+        symprec: Tolerance in Å, at most a third of a crystal's least distance. Where operations
+            found within it form no group it is halved, up to five times, and after that the
+            crystal counts as P1.
         groups: Number of the space group of every crystal; empty where only cells were given.
         holohedries: Number of the space group of the lattice alone, one atom on every point.
     """
@@ -95,16 +102,10 @@ class LatticeStudy:
         return tuple(sorted({s.symprec for s in self.sets}))
 
 
+@cache
 def lattice_system(group: int) -> str:
-    """Return the lattice system of a space group, 1 to 230.
-
-    Source: International Tables for Crystallography A, table 2.1.1.1.
-    """
-    if group in _RHOMBOHEDRAL:
-        return "rhombohedral"
-    below = sum(group >= first for first in _FIRST_GROUP)
-    crystal_systems = (*LATTICE_SYSTEMS[:4], "hexagonal", *LATTICE_SYSTEMS[5:])
-    return crystal_systems[below - 1]
+    """Return the lattice system of a space group, 1 to 230."""
+    return str(moyopy.SpaceGroupType(group).lattice_system).lower()
 
 
 def holohedry(lattice: np.ndarray, symprec: float) -> int:
@@ -114,9 +115,7 @@ def holohedry(lattice: np.ndarray, symprec: float) -> int:
         lattice: ρ in Å, columns.
         symprec: Tolerance in Å.
     """
-    point = niggli_reduce(CrystalArrays(lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)))
-    found = dataset(join_arrays([point]), symprec)
-    return 1 if found is None else int(found.number)
+    return _group(CrystalArrays(lattice, np.zeros((1, 3)), np.ones(1, dtype=np.int64)), symprec)
 
 
 def study_lattices(
@@ -141,10 +140,8 @@ def study_lattices(
         if len(several) == 0:
             raise ValueError(f"the set {name!r} is empty: give at least one crystal")
         arrays = split_arrays(crystals_from_atoms(several, dtype=torch.float64))
-        batches = [join_arrays([niggli_reduce(one)]) for one in arrays]
         for symprec in tolerances:
-            found = [dataset(batch, symprec) for batch in batches]
-            groups = tuple(1 if f is None else int(f.number) for f in found)
+            groups = tuple(_group(one, symprec) for one in arrays)
             alone = tuple(holohedry(one.lattice, symprec) for one in arrays)
             sets.append(Symmetries(name, symprec, groups, alone))
     for name, lattices in (cells or {}).items():
@@ -219,6 +216,14 @@ def _draw_shares(
     axes.set_xticks(places, LATTICE_SYSTEMS, rotation=60, ha="right", rotation_mode="anchor")
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _group(crystal: CrystalArrays, symprec: float) -> int:
+    """Return the space group within a tolerance that keeps neighbouring atoms apart."""
+    reduced = niggli_reduce(crystal)
+    apart = least_distance(reduced) / LEAST_DISTANCES
+    found = dataset(join_arrays([reduced]), max(min(symprec, apart), SMALLEST_TOLERANCE))
+    return 1 if found is None else int(found.number)
 
 
 def _shares(groups: Sequence[int]) -> dict[str, float]:

@@ -80,7 +80,8 @@ def portrait(atoms: Atoms, symprec: float = 0.1) -> Portrait:
     shift = np.zeros(3) if data is None else np.array(data.std_origin_shift)
     lattice = reduced.lattice @ change
     frac, numbers = _in_cell(reduced.frac_coords, reduced.atomic_numbers, change, shift)
-    frac, numbers = _once(lattice, frac, numbers, 2 * symprec)
+    if len(numbers) > round(len(reduced.atomic_numbers) * float(np.linalg.det(change))):
+        frac, numbers = _once(lattice, frac, numbers, 2 * symprec)
     frac = _corner_on_atoms(lattice, frac, numbers)
     counts = {int(z): int(n) for z, n in zip(*np.unique(numbers, return_counts=True), strict=True)}
     return Portrait(
