@@ -58,6 +58,10 @@ def paper(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds of the trainings, 0,1.", show_default="the budget's")
     ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Rows of Table 4, paper-a,default-ode.", show_default="all"),
+    ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Another system's crystals, NAME=FILE; repeatable.")
     ] = None,
@@ -87,6 +91,7 @@ def paper(
             out=out,
             sources=Sources(data, validation, held_out),
             seeds=seeds,
+            rows=rows,
             baselines=tuple(baseline or ()),
             checkpoint=checkpoint,
             alignn_weights=alignn_weights,

@@ -42,6 +42,7 @@ def test_an_unknown_experiment_is_told_the_known_ones():
         (["--held-out", "no.csv"], "--held-out needs --data and --validation"),
         (["--seeds", "0,x"], "--seeds 0,x: give different whole numbers"),
         (["--seeds", "0,0"], "--seeds 0,0: give different whole numbers"),
+        (["--rows", "paper-z"], "--rows has no 'paper-z': choose from paper, paper-a"),
         (["--baseline", "CDVAE"], "--baseline CDVAE: write NAME=FILE"),
         (["--baseline", "A=a.cif", "--baseline", "A=b.cif"], "--baseline A is given twice"),
         (["--alignn-weights", "no.safetensors"], "no.safetensors does not exist"),

@@ -16,9 +16,15 @@ from crystorus.reproduction.inputs import Sources, prepare
 from crystorus.reproduction.pictures import gallery, latent_space, lattices
 from crystorus.reproduction.provenance import provenance
 from crystorus.reproduction.publishing import write_page, write_result
-from crystorus.reproduction.settings import Budget, BudgetName, Tree, load_budget
+from crystorus.reproduction.settings import (
+    Budget,
+    BudgetName,
+    Tree,
+    load_budget,
+    load_variants,
+)
 from crystorus.reproduction.studies import distribution_study, noise_study, size_study
-from crystorus.reproduction.tables import ablation_table, systems_table
+from crystorus.reproduction.tables import BASES, ablation_table, systems_table
 from crystorus.terminal import say
 
 Experiment = Literal[
@@ -42,6 +48,8 @@ class PaperOrder:
     """Files of crystals."""
     seeds: str | None = None
     """Seeds of the trainings, comma-separated."""
+    rows: str | None = None
+    """Rows of Table 4 by name, comma-separated."""
     baselines: tuple[str, ...] = ()
     """Other systems' crystals, each NAME=FILE."""
     checkpoint: Path | None = None
@@ -60,7 +68,7 @@ def carry_out(order: PaperOrder) -> None:
         KeyboardInterrupt: After Ctrl-C; finished steps are kept.
     """
     baselines = parse_baselines(order.baselines)
-    seeds = parse_seeds(order.seeds)
+    seeds, rows = parse_seeds(order.seeds), parse_rows(order.rows)
     fidelity.check_installed()
     check_device(order.device)
     budget = load_budget(order.budget)
@@ -80,7 +88,10 @@ def carry_out(order: PaperOrder) -> None:
     )
     for experiment in order.experiments:
         chosen = seeds or _own_seeds(experiment, budget)
-        content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
+        if experiment == "table4":
+            content = ablation_table(bench, chosen, rows)
+        else:
+            content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
         write_result(order.out, _about(experiment, bench, chosen) | content)
         typer.echo(f"{order.out / experiment}.json, budget {budget.name}: {budget.about}")
 
@@ -95,7 +106,7 @@ def make_page(docs: Path) -> None:
 
 
 def _measure(
-    experiment: Experiment,
+    experiment: str,
     bench: Bench,
     seeds: Sequence[int],
     baselines: dict[str, Path],
@@ -104,8 +115,6 @@ def _measure(
     match experiment:
         case "table2" | "table3":
             return systems_table(bench, seeds, baselines, checkpoint)
-        case "table4":
-            return ablation_table(bench, seeds)
         case "figure1":
             return gallery(bench, checkpoint)
         case "figure2":
@@ -118,7 +127,7 @@ def _measure(
             return distribution_study(bench, checkpoint, baselines, "density")
         case "figure6":
             return distribution_study(bench, checkpoint, baselines, "formation energy")
-        case "latent":
+        case _:
             return latent_space(bench, checkpoint)
 
 
@@ -150,6 +159,22 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
         raise PaperError(f"--seeds {text}: give different whole numbers from 0 up, as in 0,1")
     return tuple(int(part) for part in parts)
+
+
+def parse_rows(text: str | None) -> tuple[str, ...]:
+    """Read names of rows of Table 4; the two presets, which others are compared with, come too.
+
+    Raises:
+        PaperError: If there is no such row.
+    """
+    known = tuple(load_variants())
+    if text is None:
+        return known
+    wanted = [part.strip() for part in text.split(",")]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise PaperError(f"--rows has no {unknown[0]!r}: choose from {', '.join(known)}")
+    return tuple(name for name in known if name in (*wanted, *BASES))
 
 
 def parse_baselines(texts: Sequence[str]) -> dict[str, Path]:

@@ -1,0 +1,54 @@
+"""The page of results is what its JSON makes, and nothing on it was typed over."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from crystorus.reproduction.errors import PaperError
+from crystorus.reproduction.publishing import render_page, write_page
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURE_LIMIT = 150_000
+
+
+def test_the_committed_page_is_what_its_results_make():
+    assert (DOCS / "paper.md").read_text() == render_page(DOCS / "paper")
+
+
+def test_another_number_would_make_another_page(tmp_path):
+    shutil.copytree(DOCS / "paper", tmp_path / "paper")
+    path = tmp_path / "paper" / "table4.json"
+    report = json.loads(path.read_text())
+    report["rows"][0]["mean"]["validity"] += 0.01
+    path.write_text(json.dumps(report))
+    assert render_page(tmp_path / "paper") != (DOCS / "paper.md").read_text()
+
+
+def test_the_page_and_its_figures_are_written_from_the_results(tmp_path):
+    shutil.copytree(DOCS / "paper", tmp_path / "paper", ignore=shutil.ignore_patterns("*.png"))
+    assert write_page(tmp_path).read_text() == (DOCS / "paper.md").read_text()
+    shown = set(re.findall(r"\(paper/([\w-]+\.png)\)", (DOCS / "paper.md").read_text()))
+    drawn = {path.name for path in (tmp_path / "paper").glob("*.png")}
+    assert shown == drawn
+    assert shown == {path.name for path in (DOCS / "paper").glob("*.png")}
+    assert all((DOCS / "paper" / name).stat().st_size < FIGURE_LIMIT for name in shown)
+
+
+def test_a_result_that_is_gone_is_named(tmp_path):
+    shutil.copytree(DOCS / "paper", tmp_path / "paper")
+    (tmp_path / "paper" / "figure3.json").unlink()
+    with pytest.raises(PaperError, match=r"figure3\.json does not exist: measure it with"):
+        render_page(tmp_path / "paper")
+
+
+def test_results_hold_what_made_them_and_no_path_of_a_machine():
+    for path in sorted((DOCS / "paper").glob("*.json")):
+        text = path.read_text()
+        report = json.loads(text)
+        assert {"budget", "seeds", "inputs", "provenance"} <= set(report), path
+        assert len(report["provenance"]["commit"]) == 40, path
+        assert len(report["inputs"]["train"]["sha256"]) == 64, path
+        assert not re.search(r'"/\w', text), path
