@@ -118,3 +118,9 @@ def test_rendering_leaves_the_result_alone_and_follows_it(report):
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
     assert markdown.number(value) == text
+
+
+def test_a_row_that_was_left_out_is_not_measured(report):
+    assert markdown.effect(report, "paper-e", "validity") == "not measured"
+    assert markdown.value(report, "paper-e", "validity") == "not measured"
+    assert "(e)" not in markdown.table4(report)

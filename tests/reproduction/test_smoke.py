@@ -32,7 +32,7 @@ def test_every_table_and_figure_in_ten_minutes_of_two_cores(tmp_path, monkeypatc
         for stem in DRAWERS.get(name, {}):
             assert (tmp_path / f"{stem}.png").stat().st_size > 5000
     table = json.loads((tmp_path / "table4.json").read_text())
-    assert len(table["rows"]) == 18
+    assert len(table["rows"]) == 19
     assert all(len(row["runs"]) == 2 for row in table["rows"])
     validities = {name: run["scores"].get("validity") for row in table["rows"]
                   for name, run in [(row["name"], row["runs"][0])]}  # fmt: skip

@@ -100,7 +100,7 @@ def make_page(docs: Path) -> None:
     """Write the results page again from the results in `docs`/paper.
 
     Raises:
-        PaperError: If a result is missing.
+        PaperError: If there are no results, or one is damaged.
     """
     typer.echo(write_page(docs))
 

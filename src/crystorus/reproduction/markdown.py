@@ -33,6 +33,7 @@ TABLE_3 = ("fad", "frechet_chgnet", "frechet_chgnet_corrected", "kernel_chgnet")
 TABLE_4 = tuple(c.key for c in COLUMNS)
 PRINTED_4 = ("validity", "density_emd", "energy_emd", "fad")
 """What the columns of the paper's Table 4 are here; FAD stands beside the CHGNet distance."""
+NOT_MEASURED = "not measured"
 NOISE_FACTOR = 2.0
 """A difference counts from this many standard errors on."""
 
@@ -108,6 +109,8 @@ def effects(report: Tree) -> str:
 
 def effect(report: Tree, name: str, key: str) -> str:
     """Return one effect in words: worse, better or none, and what the paper has."""
+    if not _has(report, name):
+        return NOT_MEASURED
     row = _row(report, name)
     base = _base(report, row)
     found = _direction(report, row, base, key)
@@ -117,6 +120,8 @@ def effect(report: Tree, name: str, key: str) -> str:
 
 def value(report: Tree, name: str, key: str) -> str:
     """Return one score of one row as text."""
+    if not _has(report, name):
+        return NOT_MEASURED
     return _score(_row(report, name), key)
 
 
@@ -149,6 +154,10 @@ def _printed_direction(report: Tree, row: Tree, key: str) -> str:
     place = 1 + PRINTED_4.index(key)
     theirs, base = (float(printed[i][place].strip("%")) for i in (row["printed"], 0))
     return "better" if (theirs > base) == BY_KEY[key].higher_is_better else "worse"
+
+
+def _has(report: Tree, name: str) -> bool:
+    return any(row["name"] == name for row in report["rows"])
 
 
 def _row(report: Tree, name: str) -> Tree:

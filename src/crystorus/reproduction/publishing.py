@@ -89,17 +89,13 @@ def read_result(path: Path) -> Tree:
     """Read a result.
 
     Raises:
-        PaperError: If there is none or it is damaged.
+        PaperError: If it is damaged.
     """
     try:
         report = json.loads(path.read_text("utf-8"))
         if report["experiment"] not in TEXTS:
             raise KeyError(report["experiment"])
         return dict(report)
-    except FileNotFoundError as error:
-        raise PaperError(
-            f"{path} does not exist: measure it with `crystorus paper {path.stem}`, copy it there"
-        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise PaperError(f"{path} is not a result ({error}): measure it again") from error
 
@@ -109,16 +105,18 @@ def render_page(folder: Path) -> str:
 
     The text around them is a template. `{{table4}}` is a table, `{{table4 effects}}` the
     directions, `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
-    effect; so no number of a result is typed.
+    effect; so no number of a result is typed. What was not measured is said to be missing.
 
     Raises:
-        PaperError: If a result the template names is missing.
+        PaperError: If a result is damaged, or the template asks for no part of it.
     """
     template = resources.files("crystorus.reproduction").joinpath(TEMPLATE).read_text("utf-8")
     reports: dict[str, Tree] = {}
 
     def fill(match: re.Match[str]) -> str:
         name, *words = match.group(1).split()
+        if not (folder / f"{name}.json").exists():
+            return f"*not measured yet: `crystorus paper {name}`*"
         if name not in reports:
             reports[name] = read_result(folder / f"{name}.json")
         return _part(reports[name], words)
@@ -129,7 +127,9 @@ def render_page(folder: Path) -> str:
 def _part(report: Tree, words: list[str]) -> str:
     match words:
         case []:
-            return TEXTS[report["experiment"]](report)
+            name = report["experiment"]
+            images = [f"![{stem}]({FOLDER}/{stem}.png)\n\n" for stem in DRAWERS.get(name, ())]
+            return "".join(images) + TEXTS[name](report)
         case ["effects"]:
             return markdown.effects(report)
         case ["heading"]:
@@ -152,10 +152,12 @@ def write_page(docs: Path) -> Path:
         docs: A folder; its `paper/` holds the results.
 
     Raises:
-        PaperError: If a result is missing.
+        PaperError: If there are no results, or one is damaged.
         OutputError: If the disk is full or refuses.
     """
     folder = docs / FOLDER
+    if not any(folder.glob("*.json")):
+        raise PaperError(f"{folder} holds no results: copy there what `crystorus paper` wrote")
     text = render_page(folder)
     with disk_errors(folder):
         for path in sorted(folder.glob("*.json")):
