@@ -102,7 +102,7 @@ def test_distributions_as_numbers_are_the_densities_themselves(files):
 @pytest.mark.parametrize("words", [[], ["--json", "out.json"]])
 def test_distributions_need_somewhere_to_go_and_sets_of_different_names(files, words):
     made = files / "made.extxyz"
-    with pytest.raises(ValueError, match="nothing to write|the same file name"):
+    with pytest.raises(ValueError, match=r"nothing to write|the same file name"):
         run("study", "distributions", made, made, "--energy", "none", *words)
 
 
