@@ -22,6 +22,7 @@ class What(StrEnum):
     latent = "latent"
     all = "all"
     page = "page"
+    publish = "publish"
 
 
 class BudgetName(StrEnum):
@@ -34,7 +35,7 @@ class BudgetName(StrEnum):
 
 def paper(
     what: Annotated[
-        What, typer.Argument(help="A table, a figure, all of them, or the page of results.")
+        What, typer.Argument(help="What to measure; page and publish write the page of results.")
     ],
     budget: Annotated[
         BudgetName, typer.Option(help="Minutes, an hour, or the paper's own settings.")
@@ -77,11 +78,20 @@ def paper(
     ] = Path("docs"),
 ) -> None:
     """Measure the paper's tables and figures again, beside what it printed."""
-    from crystorus.reproduction.command import EXPERIMENTS, PaperOrder, carry_out, make_page
+    from crystorus.reproduction.command import (
+        EXPERIMENTS,
+        PaperOrder,
+        carry_out,
+        make_page,
+        publish_results,
+    )
     from crystorus.reproduction.inputs import Sources
 
     if what is What.page:
         make_page(docs)
+        return
+    if what is What.publish:
+        publish_results(out, docs)
         return
     chosen = tuple(name for name in EXPERIMENTS if what.value in ("all", name))
     carry_out(

@@ -17,10 +17,9 @@ from crystorus.reproduction.settings import Tree
 def gallery(report: Tree) -> str:
     """Return the space groups of the crystals of Fig. 1."""
     drawn = from_json(Gallery, report["gallery"])
-    lines = [header(["composition", *drawn.names])]
-    for column in zip(*drawn.rows, strict=True):
-        groups = [f"{p.symbol} ({p.number})" for p in column]
-        lines.append(line([column[0].formula, *groups]))
+    lines = [header(["composition", "generated", "real"])]
+    for made, real in zip(drawn.rows[0], report["real_groups"], strict=True):
+        lines.append(line([made.formula, f"{made.symbol} ({made.number})", real]))
     return page(report, lines)
 
 

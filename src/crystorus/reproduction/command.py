@@ -15,7 +15,7 @@ from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.inputs import Sources, prepare
 from crystorus.reproduction.pictures import gallery, latent_space, lattices
 from crystorus.reproduction.provenance import provenance
-from crystorus.reproduction.publishing import write_page, write_result
+from crystorus.reproduction.publishing import publish, write_page, write_result
 from crystorus.reproduction.settings import (
     Budget,
     BudgetName,
@@ -24,7 +24,7 @@ from crystorus.reproduction.settings import (
     load_variants,
 )
 from crystorus.reproduction.studies import distribution_study, noise_study, size_study
-from crystorus.reproduction.tables import BASES, ablation_table, systems_table
+from crystorus.reproduction.tables import ablation_table, systems_table
 from crystorus.terminal import say
 
 Experiment = Literal[
@@ -96,6 +96,15 @@ def carry_out(order: PaperOrder) -> None:
         typer.echo(f"{order.out / experiment}.json, budget {budget.name}: {budget.about}")
 
 
+def publish_results(out: Path, docs: Path) -> None:
+    """Copy results into the docs and write the page anew.
+
+    Raises:
+        PaperError: If there are no results, or one is damaged.
+    """
+    typer.echo(publish(out, docs))
+
+
 def make_page(docs: Path) -> None:
     """Write the results page again from the results in `docs`/paper.
 
@@ -162,19 +171,21 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 
 
 def parse_rows(text: str | None) -> tuple[str, ...]:
-    """Read names of rows of Table 4; the two presets, which others are compared with, come too.
+    """Read names of rows of Table 4; the presets they are compared with come too.
 
     Raises:
         PaperError: If there is no such row.
     """
-    known = tuple(load_variants())
+    variants = load_variants()
+    known = tuple(variants)
     if text is None:
         return known
     wanted = [part.strip() for part in text.split(",")]
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise PaperError(f"--rows has no {unknown[0]!r}: choose from {', '.join(known)}")
-    return tuple(name for name in known if name in (*wanted, *BASES))
+    needed = {*wanted, *(variants[name].preset for name in wanted)}
+    return tuple(name for name in known if name in needed)
 
 
 def parse_baselines(texts: Sequence[str]) -> dict[str, Path]:

@@ -46,8 +46,12 @@ def gallery(bench: Bench, checkpoint: Path | None) -> Tree:
     if not shown:
         raise PaperError("no crystal of the checkpoint is finite: there is nothing to draw")
     rows = tuple(tuple(portrait(several[i]) for i in shown) for several in (made, real))
-    drawn = Gallery(("generated", "real"), rows)
-    return {"gallery": to_json(drawn), "not_finite": passed, "sampling": sampling}
+    return {
+        "gallery": to_json(Gallery(("generated", "real"), rows)),
+        "real_groups": [f"{p.symbol} ({p.number})" for p in rows[1]],
+        "not_finite": passed,
+        "sampling": sampling,
+    }
 
 
 def lattices(bench: Bench, checkpoint: Path | None) -> Tree:

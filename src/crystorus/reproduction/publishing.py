@@ -6,6 +6,7 @@ Everything but the JSON is a pure function of the JSON.
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,8 @@ PAGE, FOLDER = "paper.md", "paper"
 TEMPLATE = "page.md"
 _PLACE = re.compile(r"\{\{([^{}]+)\}\}")
 _DPI = 110
+_SHADES = 192
+"""Colours of a figure's palette."""
 
 Text = Callable[[Tree], str]
 Drawer = Callable[[Tree], Any]
@@ -77,12 +80,52 @@ def write_result(folder: Path, report: Tree) -> None:
 
 def draw(folder: Path, report: Tree) -> None:
     """Draw the figures of a result into a folder, as PNG."""
+    from PIL import Image
+
     for stem, drawer in DRAWERS.get(report["experiment"], {}).items():
-        image = io.BytesIO()
-        drawer(report).savefig(image, format="png", dpi=_DPI, metadata={"Software": None})
+        if stem in report.get("withheld", ()):
+            continue
+        drawn, small = io.BytesIO(), io.BytesIO()
+        drawer(report).savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
+        Image.open(drawn).convert("RGB").quantize(_SHADES).save(small, "png", optimize=True)
         aside = folder / f"{stem}.png.tmp"
-        aside.write_bytes(image.getvalue())
+        aside.write_bytes(small.getvalue())
         aside.replace(folder / f"{stem}.png")
+
+
+def publish(out: Path, docs: Path) -> Path:
+    """Copy the results of an experiment into the docs and write the page anew.
+
+    What a data set holds stays out: real crystals and their energies are left out of the JSON,
+    and the figures that show them are copied as they are.
+
+    Raises:
+        PaperError: If there are no results, or one is damaged.
+        OutputError: If the disk is full or refuses.
+    """
+    paths = [path for name in TEXTS if (path := out / f"{name}.json").exists()]
+    if not paths:
+        raise PaperError(f"{out} holds no results: measure some with `crystorus paper`")
+    folder = docs / FOLDER
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            report = _without_data(read_result(path))
+            text = json.dumps(report, indent=None, ensure_ascii=False, allow_nan=False)
+            write_whole(folder / path.name, text + "\n")
+            for stem in report.get("withheld", ()):
+                shutil.copyfile(out / f"{stem}.png", folder / f"{stem}.png")
+    return write_page(docs)
+
+
+def _without_data(report: Tree) -> Tree:
+    if report["experiment"] == "figure1":
+        gallery = report["gallery"]
+        made = {"names": gallery["names"][:1], "rows": gallery["rows"][:1]}
+        return report | {"gallery": made, "withheld": ["figure1"]}
+    if report["experiment"] == "latent":
+        return {k: v for k, v in report.items() if k != "map"} | {"withheld": ["latent-map"]}
+    return report
 
 
 def read_result(path: Path) -> Tree:
