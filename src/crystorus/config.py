@@ -57,6 +57,10 @@ class DiffusionConfig:
     """Standard deviation of the volume coefficient at t = T."""
     target: TorusTarget = "posterior_mean"
     """What the displacement means: see `TorusProcess`."""
+    centred: bool = True
+    """Whether displacements have zero mean per crystal; the paper's have not."""
+    weighted: bool = True
+    """Whether their errors count in units of each level; the paper's, in fractions of the cell."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class TrainingConfig:
     """Passes over the training crystals at most."""
     minutes: float = 0.0
     """Stop, with the learning rate run down, after this wall time; 0 means no limit."""
+    cpu_minutes: float = 0.0
+    """The same after this processor time of all training processes together, which other work on
+    the machine does not shorten; 0 means no limit."""
     batch_size: int = 128
     """Crystals per batch; 0 leaves it to `batch_pairs`."""
     batch_pairs: int = 0

@@ -34,7 +34,12 @@ def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
             LogLatticeProcess(cell_alpha, space=d.lattice_space),
         )
     return Diffusion(
-        TorusProcess(geometric_levels(d.torus_lowest, d.torus_highest, d.steps), target=d.target),
+        TorusProcess(
+            geometric_levels(d.torus_lowest, d.torus_highest, d.steps),
+            target=d.target,
+            centred=d.centred,
+            weighted=d.weighted,
+        ),
         StrainProcess(
             geometric_levels(d.strain_lowest, d.shape_highest, d.steps),
             geometric_levels(d.strain_lowest, d.volume_highest, d.steps),

@@ -321,3 +321,16 @@ def test_a_missing_file_and_an_empty_folder_say_so(tmp_path):
         list(read_crystals(tmp_path / "folder.csv"))
     with pytest.raises(ReadingError, match=r"no \.cif files"):
         list(read_crystals(tmp_path))
+
+
+def test_a_collapsed_cell_has_no_space_group_and_is_not_searched_for_ever():
+    """Two atoms 0.34 Å apart, for which moyo 0.21 comes to no end within 0.17 Å."""
+    from prototypes import crystal, cscl
+
+    rows = [[-0.104423, 0.313533, -0.061325], [-0.314762, 0.073642, 0.265710],
+            [1.430483, 0.635617, 1.477308]]  # fmt: skip
+    flat = crystal(rows, "O O", [[0.132710, 0.804687, 0.668656], [0.621635, 0.320373, 0.142531]])
+    assert symmetry(flat, 0.17).number == 1
+    # A crystal that is as symmetric as they come, and the same below the distance of 0.5 Å.
+    assert symmetry(cscl()).number == 221
+    assert symmetry(cscl().with_geometry(cscl().lattice / 10, cscl().frac_coords)).number == 1

@@ -439,6 +439,49 @@ def test_the_paper_configuration_is_table_1(request):
     assert (t.loss_limit, t.decay, t.warmup_steps, t.batch_pairs) == (0.0, 0.0, 0, 0)
 
 
+class FakeProcessor:
+    """A processor clock that only training steps move: half a second each."""
+
+    def __init__(self, monkeypatch, interrupt_at=None):
+        self.seconds = 100.0
+        real = TrainingModule.training_step
+
+        def step(module, batch, batch_idx):
+            self.seconds += 0.5
+            if module.trainer.global_step == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(module, batch, batch_idx)
+
+        monkeypatch.setattr(TrainingModule, "training_step", step)
+        monkeypatch.setattr("time.process_time", lambda: self.seconds)
+
+
+def test_a_run_limited_in_cpu_time_spends_it_and_its_learning_rate_follows(
+    stores, tmp_path, monkeypatch
+):
+    """20 steps of half a second in 10 s, however long they take on the wall."""
+    settings = config(stores, epochs=1000, cpu_minutes=1 / 6, decay=1.0, log_every=1)
+    with monkeypatch.context() as patch:
+        FakeProcessor(patch)
+        train(settings, tmp_path / "whole")
+    card = read_card(tmp_path / "whole" / "last")["card"]
+    assert (card["steps"], card["training_cpu_minutes"]) == (20, round(1 / 6, 3))
+    with (tmp_path / "whole" / "metrics.csv").open() as stream:
+        rates = [float(r["learning_rate"]) for r in csv.DictReader(stream) if r["learning_rate"]]
+    full = settings.training.learning_rate
+    assert rates == pytest.approx([full * (1 - n / 20) for n in range(20)], rel=1e-6)
+    with monkeypatch.context() as patch:
+        FakeProcessor(patch, interrupt_at=6)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        FakeProcessor(patch)
+        train(settings, tmp_path / "run", resume=True)
+        assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+        train(settings, tmp_path / "run", resume=True)  # nothing is left to do
+    assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
 def test_two_processes_train_as_one(stores, tmp_path, launcher):

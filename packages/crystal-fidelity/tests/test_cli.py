@@ -83,3 +83,34 @@ def test_progress_goes_to_standard_error_only(files):
     assert "validity" in done.stdout
     assert "invalid: frame 2" in done.stderr
     assert "reading" not in done.stdout
+
+
+def test_distributions_as_numbers_are_the_densities_themselves(files):
+    from crystal_fidelity.distances import densities
+    from crystal_fidelity.reading import read_structures
+
+    found = files / "out.json"
+    sets = files / "made.extxyz", files / "real.extxyz"
+    result = run("study", "distributions", *sets, "--energy", "none", "--json", found)
+    assert result.exit_code == 0
+    (density,) = json.loads(found.read_text())["distributions"]
+    assert (density["name"], density["unit"]) == ("density", "g/cm³")
+    for path in sets:
+        assert density["values"][path.name] == pytest.approx(densities(read_structures(path)))
+
+
+@pytest.mark.parametrize("words", [[], ["--json", "out.json"]])
+def test_distributions_need_somewhere_to_go_and_sets_of_different_names(files, words):
+    made = files / "made.extxyz"
+    with pytest.raises(ValueError, match=r"nothing to write|the same file name"):
+        run("study", "distributions", made, made, "--energy", "none", *words)
+
+
+def test_the_module_runs_as_a_program(files):
+    done = subprocess.run(
+        [sys.executable, "-m", "crystal_fidelity", "validity", str(files / "made.extxyz")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "validity" in done.stdout

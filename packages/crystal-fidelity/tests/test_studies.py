@@ -10,6 +10,7 @@ from crystal_fidelity.studies import (
     add_noise,
     default_sizes,
     distribution_plots,
+    distributions,
     extrapolated,
     level_of,
     noise_curve,
@@ -101,6 +102,8 @@ def test_distributions_hold_every_set():
         def energies(self, structures):
             return np.arange(len(structures), dtype=float)
 
-    plots = distribution_plots({"one": everything(), "two": everything()[:4]}, Model())
+    plots = distribution_plots(
+        distributions({"one": everything(), "two": everything()[:4]}, Model())
+    )
     assert len(plots) == 2
     assert all("one (n = 6)" in svg and "two (n = 4)" in svg for svg in plots)

@@ -6,9 +6,12 @@ import moyopy
 import numpy as np
 import torch
 
+from crystorus.data.io import least_distance
 from crystorus.geometry import Crystals
 
 _TRIES = 6
+COLLIDING = 0.5
+"""Å. Crystals with atoms nearer than this count as P1."""
 
 
 class SpaceGroup(NamedTuple):
@@ -44,7 +47,11 @@ def symmetry(crystal: Crystals, symprec: float = 0.1) -> SpaceGroup:
 
 
 def dataset(crystal: Crystals, symprec: float) -> moyopy.MoyoDataset | None:
-    """Return what moyopy finds, or None where no tolerance down to symprec/32 gives a group."""
+    """Return what moyopy finds, or None where no tolerance down to symprec/32 gives a group.
+
+    Tolerances beyond half the least distance of two atoms are left out, and crystals with
+    colliding atoms have none.
+    """
     if len(crystal) != 1:
         raise ValueError(
             f"symmetry is asked of {len(crystal)} crystals: give one, with select([i])"
@@ -54,11 +61,16 @@ def dataset(crystal: Crystals, symprec: float) -> moyopy.MoyoDataset | None:
         crystal.frac_coords.detach().double().cpu().tolist(),
         crystal.atomic_numbers.tolist(),
     )
+    # In collapsed cells, and within tolerances that cannot tell atoms apart, moyo may never end.
+    least = float(least_distance(crystal)[0])
+    if not least >= COLLIDING:
+        return None
     for halvings in range(_TRIES):
+        tolerance = symprec / 2**halvings
+        if tolerance > least / 2:
+            continue
         try:
-            return moyopy.MoyoDataset(
-                cell, symprec=symprec / 2**halvings, setting=moyopy.Setting.standard()
-            )
+            return moyopy.MoyoDataset(cell, symprec=tolerance, setting=moyopy.Setting.standard())
         except (ValueError, RuntimeError):
             continue
     return None

@@ -53,3 +53,9 @@ class FieldDenoiser(nn.Module):
         strain = from_coefficients(coefficients)
         lattice = symmetric_exp(-strain.detach()) @ crystals.lattice
         return Prediction(lattice, centre(displacement, crystals), strain)
+
+    def representation(
+        self, crystals: Crystals, t: Int[Tensor, " crystals"]
+    ) -> Float[Tensor, "crystals features"]:
+        """Return the network's invariant features of every crystal, before its heads."""
+        return self.network.representation(crystals, t)

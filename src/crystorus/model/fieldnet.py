@@ -172,20 +172,53 @@ class FieldNet(nn.Module):
         Returns:
             Cartesian displacement field in units of (V/n)^⅓ and strain, both unscaled.
         """
-        pairs = GROUP_PAIRS.get(crystals.n_atoms.device.type, GROUP_PAIRS_ELSEWHERE)
-        order = torch.argsort(crystals.n_atoms, descending=True, stable=True)
-        sizes = size_groups(crystals.n_atoms[order].tolist(), pairs)
-        if len(sizes) == 1:
+        order, groups = self._groups(crystals)
+        if len(groups) == 1:
             return self._evaluate(crystals, t)
         atoms = torch.arange(len(crystals.frac_coords), device=order.device)
         places = replace(crystals, atomic_numbers=atoms).select(order).atomic_numbers
-        parts = [self._evaluate(crystals.select(group), t[group]) for group in order.split(sizes)]
+        parts = [self._evaluate(crystals.select(group), t[group]) for group in groups]
         displacement = torch.cat([part.displacement for part in parts])
         strain = torch.cat([part.strain for part in parts])
         return FieldNetOutput(displacement[places.argsort()], strain[order.argsort()])
 
+    def representation(
+        self, crystals: Crystals, t: Int[Tensor, " crystals"]
+    ) -> Float[Tensor, "crystals features"]:
+        """Return what the last block leaves to the heads, averaged over each crystal.
+
+        The scalars of atoms, normalised as `_heads` reads them, then those of pairs: `channels` +
+        `pair_channels` features that no symmetry of Eq. 10 changes.
+        """
+        order, groups = self._groups(crystals)
+        parts = [self._represent(crystals.select(group), t[group]) for group in groups]
+        return torch.cat(parts)[order.argsort()]
+
+    def _groups(self, crystals: Crystals) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the crystals' indices, largest first, whole and in groups of similar size."""
+        pairs = GROUP_PAIRS.get(crystals.n_atoms.device.type, GROUP_PAIRS_ELSEWHERE)
+        order = torch.argsort(crystals.n_atoms, descending=True, stable=True)
+        return order, order.split(size_groups(crystals.n_atoms[order].tolist(), pairs))
+
+    def _represent(
+        self, crystals: Crystals, t: Int[Tensor, " crystals"]
+    ) -> Float[Tensor, "crystals features"]:
+        """Average the state of crystals of similar size over atoms and over pairs."""
+        state, _, weight, _ = self._trunk(crystals, t)
+        atoms = torch.einsum("bic,bi->bc", self.normalise(state.scalar), weight)
+        pairs = torch.einsum("bijp,bi,bj->bp", state.pair.to(weight), weight, weight)
+        return torch.cat([atoms, pairs], -1)
+
     def _evaluate(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> "FieldNetOutput":
         """Evaluate the fields on crystals of similar size, padded to the largest."""
+        state, fields, weight, mask = self._trunk(crystals, t)
+        displacement, strain = self._heads(state, fields, weight)
+        return FieldNetOutput(displacement[mask], strain)
+
+    def _trunk(
+        self, crystals: Crystals, t: Int[Tensor, " crystals"]
+    ) -> tuple[_State, PairFields, Tensor, Tensor]:
+        """Return the state after the last block, the fields, 1/n for atoms, and who is one."""
         frac, mask = to_dense(crystals.frac_coords, crystals.n_atoms)
         numbers, _ = to_dense(crystals.atomic_numbers, crystals.n_atoms)
         fields = lattice_sums(crystals.lattice, frac, mask, self.config.sums)
@@ -195,8 +228,7 @@ class FieldNet(nn.Module):
         with torch.autocast(frac.device.type, torch.bfloat16, enabled=self.bf16):
             for block in self.blocks:
                 state = block(state, rounded, time, weight)
-        displacement, strain = self._heads(state, fields, weight)
-        return FieldNetOutput(displacement[mask], strain)
+        return state, fields, weight, mask
 
     def _start(
         self, crystals: Crystals, numbers: Tensor, fields: PairFields, t: Tensor

@@ -283,14 +283,28 @@ class GemsNetDenoiser(torch.nn.Module):
 
         Source: Eqs 7, 9 and 11.
         """
-        config = self.config
-        edges = nearest_neighbours(crystals, neighbours=config.neighbours, cutoff=config.cutoff)
-        graph = edge_graph(edges, self.basis, num_spherical=config.num_spherical)
+        graph = self._graph(crystals)
         atoms = self._encode(self.embedding(crystals, t), crystals, graph)
         _, layers = self.decoder(atoms, graph)
         action = self._lattice_action(layers, crystals, graph)
-        lattice = action if config.decode_from == "cubic" else action @ crystals.lattice
+        lattice = action if self.config.decode_from == "cubic" else action @ crystals.lattice
         return Prediction(lattice, self.position_head(layers[-1], graph))
+
+    def representation(
+        self, crystals: Crystals, t: Int[Tensor, " crystals"]
+    ) -> Float[Tensor, "crystals atom"]:
+        """Return z^enc, what the encoder hands to the decoder, averaged over each crystal.
+
+        Source: Eq. 9b.
+        """
+        atoms = self._encode(self.embedding(crystals, t), crystals, self._graph(crystals))
+        return mean_per_crystal(atoms, crystals)
+
+    def _graph(self, crystals: Crystals) -> EdgeGraph:
+        """Return the edges of every atom to its nearest neighbours."""
+        config = self.config
+        edges = nearest_neighbours(crystals, neighbours=config.neighbours, cutoff=config.cutoff)
+        return edge_graph(edges, self.basis, num_spherical=config.num_spherical)
 
     def _encode(
         self, embedded: Float[Tensor, "atoms atom"], crystals: Crystals, graph: EdgeGraph

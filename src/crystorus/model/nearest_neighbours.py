@@ -114,12 +114,23 @@ def _search_radius(
     A ball of radius R + μ, with μ the lattice's covering radius, holds at least vol(R)/V points
     of every translate of the lattice; μ is at most half the diagonal of a box with the basis'
     lengths. The atom itself is one of the points, so k + 1 are needed.
+
+    An atom's own images alone fill a disc in the plane of the two shortest vectors by the same
+    argument, and a line along the shortest. In flat and needle-like cells these are far smaller,
+    and so is what is searched.
     """
     volume = torch.linalg.det(reduced).abs()
-    covering = 0.5 * reduced.square().sum((1, 2)).sqrt()
+    lengths = reduced.square().sum(1)
+    covering = 0.5 * lengths.sum(1).sqrt()
     points = (neighbours + 1) * volume / n_atoms.to(volume.dtype)
-    sphere = (3 * points / (4 * math.pi)).pow(1 / 3)
-    return ((covering + sphere) * (1 + 2 * TIE_TOLERANCE)).clamp_max(cutoff)
+    ball = covering + (3 * points / (4 * math.pi)).pow(1 / 3)
+    squares, order = lengths.sort(1)
+    first, second = (reduced[torch.arange(len(order)), :, order[:, k]] for k in (0, 1))
+    area = torch.linalg.cross(first, second).square().sum(1).sqrt()
+    disc = 0.5 * squares[:, :2].sum(1).sqrt() + ((neighbours + 1) * area / math.pi).sqrt()
+    line = math.ceil(neighbours / 2) * squares[:, 0].sqrt()
+    radius = torch.minimum(torch.minimum(ball, disc), line)
+    return (radius * (1 + 2 * TIE_TOLERANCE)).clamp_max(cutoff)
 
 
 def _enumerate(

@@ -58,15 +58,15 @@ class Conductor(Callback):
     def __init__(self, stop: StopSignal) -> None:
         self.stop = stop
         self.stopping = False
-        self._last = 0.0
+        self._last = (0.0, 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
-        """Start the clock."""
-        self._last = time.monotonic()
+        """Start the clocks."""
+        self._last = time.monotonic(), time.process_time()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: TrainingModule) -> None:
         """Leave validation out of the time."""
-        self._last = time.monotonic()
+        self._last = time.monotonic(), time.process_time()
 
     def on_train_batch_end(
         self,
@@ -77,20 +77,21 @@ class Conductor(Callback):
         batch_idx: int,
     ) -> None:
         """Add a step; all processes agree on the figures."""
-        now = time.monotonic()
-        spent, self._last = now - self._last, now
+        now = time.monotonic(), time.process_time()
+        spent, cpu = now[0] - self._last[0], now[1] - self._last[1]
+        self._last = now
         crystals = len(batch)
         stop = self.stop.wanted or trainer.received_sigterm
         if trainer.world_size > 1:
             figures = torch.tensor(
-                [spent, crystals, stop], dtype=torch.float32, device=pl_module.device
+                [spent, crystals, stop, cpu], dtype=torch.float32, device=pl_module.device
             )
             figures = trainer.strategy.reduce(figures, reduce_op="sum")
             spent, crystals, stop = figures[0].item(), int(figures[1]), bool(figures[2] > 0)
-            spent /= trainer.world_size
+            spent, cpu = spent / trainer.world_size, figures[3].item()
         self.stopping = stop
         pl_module.tally.crystals += crystals
-        pl_module.measure(spent)
+        pl_module.measure(spent, cpu)
         if is_over(pl_module):
             trainer.should_stop = True
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
@@ -99,8 +100,7 @@ class Conductor(Callback):
 
 def is_over(module: TrainingModule) -> bool:
     """Tell whether a run that is limited in time has used it up."""
-    minutes = module.settings.minutes
-    return minutes > 0 and module.tally.seconds >= 60 * minutes
+    return module.tally.share_of_time(module.settings) >= 1
 
 
 class TrainingLog(Callback):
@@ -240,6 +240,7 @@ class Evaluation(Callback):
             "epochs": round(trainer.global_step / trainer.num_training_batches, 3),
             "crystals_seen": tally.crystals,
             "training_minutes": round(tally.seconds / 60, 3),
+            "training_cpu_minutes": round(tally.step_cpu_seconds / 60, 3),
             "wall_minutes": round(tally.wall_seconds / 60, 3),
             "cpu_minutes": round(tally.cpu_seconds / 60, 3),
             "figures": {k: v for k, v in self.figures.items() if v == v},

@@ -30,6 +30,7 @@ def check_settings(config: Config) -> None:
         "validation_crystals",
         "workers",
         "minutes",
+        "cpu_minutes",
         "save_minutes",
         "clip_norm",
         "cell_weight",

@@ -38,8 +38,18 @@ class Tally:
     """Wall time of everything."""
     cpu_seconds: float = 0.0
     """CPU time of everything, of this process."""
+    step_cpu_seconds: float = 0.0
+    """CPU time of training steps, without validation, of all processes together."""
     crystals: int = 0
     """Crystals seen by all processes together."""
+
+    def share_of_time(self, settings: TrainingConfig) -> float:
+        """Return how much of the wall time or of the CPU time a run may take is spent."""
+        limits = (
+            (self.seconds, settings.minutes),
+            (self.step_cpu_seconds, settings.cpu_minutes),
+        )
+        return max((spent / (60 * limit) for spent, limit in limits if limit > 0), default=0.0)
 
 
 @dataclass
@@ -90,12 +100,10 @@ class TrainingModule(pl.LightningModule):
         self._wall_start = time.monotonic() - self.tally.wall_seconds
 
     def progress(self) -> float:
-        """Return the share of the run that is over, in steps or in minutes of training."""
+        """Return the share of the run that is over: of its steps, minutes or CPU minutes."""
         total = self.settings.epochs * self.trainer.num_training_batches
         done = self.trainer.global_step / total
-        if self.settings.minutes > 0:
-            done = max(done, self.tally.seconds / (60 * self.settings.minutes))
-        return done
+        return max(done, self.tally.share_of_time(self.settings))
 
     def on_train_batch_start(self, batch: Crystals, batch_idx: int) -> None:
         """Set the learning rate of this step."""
@@ -210,9 +218,10 @@ class TrainingModule(pl.LightningModule):
         sums = rows.new_zeros(FIFTHS, 3, dtype=torch.float64)
         self.validated.append(sums.index_add_(0, fifth, rows.clamp(max=self.limit).double()))
 
-    def measure(self, seconds: float) -> None:
-        """Add the time of a step to the tally, with the crystals of all processes."""
+    def measure(self, seconds: float, cpu_seconds: float) -> None:
+        """Add the wall time and the CPU time of a step to the tally."""
         self.tally.seconds += seconds
+        self.tally.step_cpu_seconds += cpu_seconds
         self.tally.wall_seconds = time.monotonic() - self._wall_start
         self.tally.cpu_seconds = time.process_time() - self._cpu_start
 

@@ -27,7 +27,7 @@ from crystorus.train.checks import check_settings
 from crystorus.train.errors import Interrupted, TrainingError
 from crystorus.train.folder import STATE, claim, open_data, read_state
 from crystorus.train.logs import build_loggers
-from crystorus.train.module import TrainingModule
+from crystorus.train.module import Tally, TrainingModule
 from crystorus.train.progress import ProgressLine
 
 _FEWEST = 8
@@ -107,8 +107,8 @@ def _small_enough(store: CrystalStore, config: Config, setting: str) -> np.ndarr
 def _is_finished(state: dict, config: Config) -> bool:
     """Tell whether a saved run has nothing left to do."""
     processed = state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    limit = 60 * config.training.minutes
-    return processed >= config.training.epochs or 0 < limit <= state["tally"]["seconds"]
+    spent = Tally(**state["tally"]).share_of_time(config.training)
+    return processed >= config.training.epochs or spent >= 1
 
 
 def _start_model(config: Config, train_set: CrystalDataset) -> CrystalModel:

@@ -1,6 +1,7 @@
 """Commands of the studies: curves and distributions to HTML and JSON."""
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from crystal_fidelity.models import (
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.report import digits, write_json
 from crystal_fidelity.studies import (
+    Distribution,
     distribution_plots,
     extrapolated,
     level_of,
@@ -29,6 +31,7 @@ from crystal_fidelity.studies import (
     size_plot,
     size_study,
 )
+from crystal_fidelity.studies import distributions as property_distributions
 
 study_app = typer.Typer(help="How the metrics behave: Figs 3-6.", no_args_is_help=True)
 
@@ -128,15 +131,33 @@ def size(
 @study_app.command("distributions")
 def distributions(
     sets: Annotated[list[Path], typer.Argument(help="two or more sets, the real one last")],
-    html: Annotated[Path, typer.Option("--html", help="write the plots here")],
+    html: Html = None,
+    json: Json = None,
     energy: Annotated[
         str, typer.Option(help="chgnet, an ASE calculator's module:factory, or none")
     ] = "chgnet",
     cache: Cache = None,
 ) -> None:
     """Densities and energies of several sets side by side (Figs 5 and 6)."""
+    if html is None and json is None:
+        raise ValueError("nothing to write: give --html FILE or --json FILE")
     entries = {path.name: read_structures(path) for path in sets}
+    if len(entries) < len(sets):
+        raise ValueError("two of the sets have the same file name: rename one")
     model = None if energy == "none" else make_energy_model(energy, cache=cache, on_progress=_say)
     references = load_references() if energy == "chgnet" else None
-    write_plots(html, "Distributions", distribution_plots(entries, model, references))
-    _say(f"wrote {html}")
+    found = property_distributions(entries, model, references)
+    if html:
+        write_plots(html, "Distributions", distribution_plots(found))
+        _say(f"wrote {html}")
+    if json:
+        write_json(json, {"distributions": [_plain(d) for d in found]})
+
+
+def _plain(found: Distribution) -> dict[str, object]:
+    """Return a distribution for JSON, NaN as null."""
+    values = {
+        label: [float(v) if isfinite(v) else None for v in row]
+        for label, row in found.values.items()
+    }
+    return {"name": found.name, "unit": found.unit, "values": values}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import EnergyModel, References, formation_energies
@@ -197,24 +198,47 @@ def size_plot(points: Mapping[str, Sequence[SizePoint]], name: str) -> str:
     )
 
 
-def distribution_plots(
+@dataclass(frozen=True)
+class Distribution:
+    """One property of several sets.
+
+    Attributes:
+        name: The property.
+        unit: Its unit.
+        values: Per set by its label, one per structure; NaN where there is none.
+    """
+
+    name: str
+    unit: str
+    values: Mapping[str, NDArray[np.float64]]
+
+
+def distributions(
     sets: Mapping[str, Sequence[Entry]],
     model: EnergyModel | None = None,
     references: References | None = None,
-) -> list[str]:
-    """Return densities and, given a model, energies of several sets side by side (Figs 5, 6)."""
-    found = [(label, densities(entries)) for label, entries in sets.items()]
-    plots = [histogram(found, title="density", x_label="density / g/cm³")]
+) -> list[Distribution]:
+    """Return densities and, given a model, energies of several sets (Figs 5, 6)."""
+    found = {label: densities(entries) for label, entries in sets.items()}
+    result = [Distribution("density", "g/cm³", found)]
     if model is not None:
-        energies = []
+        energies = {}
         for label, entries in sets.items():
             values = model.energies(entries)
             if references is not None:
                 values = formation_energies(entries, values, references.potentials)
-            energies.append((label, values))
-        what = "formation energy" if references else "total energy"
-        plots.append(histogram(energies, title=what, x_label=f"{what} / eV/atom"))
-    return plots
+            energies[label] = values
+        name = "formation energy" if references else "total energy"
+        result.append(Distribution(name, "eV/atom", energies))
+    return result
+
+
+def distribution_plots(found: Sequence[Distribution]) -> list[str]:
+    """Return a plot of each property, its sets side by side."""
+    return [
+        histogram(list(d.values.items()), title=d.name, x_label=f"{d.name} / {d.unit}")
+        for d in found
+    ]
 
 
 def level_of(path_stem: str) -> float:

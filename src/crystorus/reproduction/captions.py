@@ -1,0 +1,65 @@
+"""Figures 1 and 2 and the latent space as Markdown: pure functions of a result."""
+
+from crystorus.reproduction.drawing import Gallery
+from crystorus.reproduction.lattice_systems import (
+    LATTICE_SYSTEMS,
+    LatticeStudy,
+    Symmetries,
+    agreement,
+    distance,
+)
+from crystorus.reproduction.markdown import header, line, number, page
+from crystorus.reproduction.probing import ProbeStudy
+from crystorus.reproduction.records import from_json
+from crystorus.reproduction.settings import Tree
+
+
+def gallery(report: Tree) -> str:
+    """Return the space groups of the crystals of Fig. 1."""
+    drawn = from_json(Gallery, report["gallery"])
+    lines = [header(["composition", "generated", "real"])]
+    for made, real in zip(drawn.rows[0], report["real_groups"], strict=True):
+        lines.append(line([made.formula, f"{made.symbol} ({made.number})", real]))
+    return page(report, lines)
+
+
+def lattices(report: Tree) -> str:
+    """Return the shares of the lattice systems, by space group and by the cell alone."""
+    study = from_json(LatticeStudy, report["lattices"])
+    titles = ["set", "tolerance, Å", "by", *LATTICE_SYSTEMS, "distance from real"]
+    lines = [header(titles)]
+    for tolerance in study.tolerances:
+        real = study.of("real", tolerance)
+        for name in study.names:
+            found = study.of(name, tolerance)
+            if found.groups:
+                lines.append(_shares(found, found.crystal_shares(), real.crystal_shares(), "group"))
+            lines.append(_shares(found, found.cell_shares(), real.cell_shares(), "cell"))
+    return page(report, lines)
+
+
+def _shares(found: Symmetries, shares: dict[str, float], real: dict[str, float], by: str) -> str:
+    cells = [f"{100 * shares.get(system, 0):.1f}" for system in LATTICE_SYSTEMS]
+    return line([found.name, f"{found.symprec:g}", by, *cells, f"{distance(shares, real):.3f}"])
+
+
+def agreement_of(report: Tree, name: str, tolerance: float) -> tuple[float, float]:
+    """Return how often a set's crystals have the lattice system of their reference."""
+    study = from_json(LatticeStudy, report["lattices"])
+    left, right = study.of(name, tolerance), study.of("real", tolerance)
+    return agreement(left.groups, right.groups)
+
+
+def latent(report: Tree) -> str:
+    """Return the errors of the linear probes with most crystals."""
+    study = from_json(ProbeStudy, report["probe"])
+    size = max(s.n_train for s in study.scores)
+    lines = [header([f"features ({size} training crystals)", "MAE", "R²", "right order"])]
+    for name in dict.fromkeys(s.features for s in study.scores):
+        cells = []
+        for key in ("mae", "r2", "right_order"):
+            mean, spread = study.mean(name, size, key)
+            cells.append("–" if mean != mean else f"{number(mean)} ± {spread:.2g}")
+        lines.append(line([name, *cells]))
+    lines.append(line(["a constant", number(study.spread), "0", ""]))
+    return page(report, lines)
