@@ -22,8 +22,7 @@ from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import training_losses
 from crystorus.diffusion.strain_process import fit_cell_statistics
 from crystorus.system import build_model
-from crystorus.train import TrainingError, train
-from crystorus.train import module as module_file
+from crystorus.train import TrainingError, pieces, train
 from crystorus.train.callbacks import Keeper
 from crystorus.train.folder import read_state
 from crystorus.train.module import TrainingModule
@@ -312,7 +311,7 @@ def spoiled(monkeypatch, at, spoil):
         return spoil(found) if spoiled.step == at + 1 and torch.is_grad_enabled() else found
 
     spoiled.step = 0
-    monkeypatch.setattr(module_file, "training_losses", losses)
+    monkeypatch.setattr(pieces, "training_losses", losses)
 
 
 def infinite_loss(losses):

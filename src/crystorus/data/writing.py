@@ -47,7 +47,9 @@ def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> 
     """
     data = dataset(crystal, symprec)
     if data is None:
-        return cif_text(crystal, name)
+        return f"# no symmetry looked for or found within symprec = {symprec:g} Å\n" + cif_text(
+            crystal, name
+        )
     rotations, shifts = operations(data.hall_number)
     cell = data.std_cell
     lattice, frac = np.array(cell.basis).T, wrap_coords(np.array(cell.positions))

@@ -141,7 +141,14 @@ class Bench:
             [*words, "--metrics", "validity,density,energy,frechet,match"], raw
         )
         if weights:
-            alignn: list[str | Path] = ["--metrics", "frechet", "--featurizer", "alignn", "--weights", weights]
+            alignn: list[str | Path] = [
+                "--metrics",
+                "frechet",
+                "--featurizer",
+                "alignn",
+                "--weights",
+                weights,
+            ]
             more = fidelity.run_for_json([*words, *alignn], raw)
             found["scores"] += more["scores"]
             found["not_computed"] |= more["not_computed"]
