@@ -77,7 +77,8 @@ def draw_distribution(report: Tree) -> Figure:
         axes.stairs(height, edges, label=text, **style)
     axes.set_xlabel(f"{report['property']} / {report['unit']}")
     axes.set_ylabel("share per unit")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
