@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.diffusion.algorithms import Precision, SamplerConfig
 from crystorus.diffusion.log_lattice_process import LatticeSpace
 from crystorus.diffusion.torus_process import TorusTarget
 from crystorus.model.fieldnet import FieldNetConfig
@@ -117,7 +117,7 @@ class TrainingConfig:
     """A crystal's loss counts up to this, so that no odd cell rules a batch; 0 means no limit."""
     high_noise_fraction: float = 0.2
     """Share of the training steps drawn from the noisiest fifth of t; 0.2 is uniform."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the products inside the blocks; weights and geometry stay fp32."""
     seed: int = 0
     """Seed of weights, order and noise."""

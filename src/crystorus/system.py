@@ -108,7 +108,7 @@ class CrystalModel:
         """
         self.denoiser.eval()
         sampler = sampler or self.config.sampling
-        with self._products_in(sampler.precision):
+        with products_in(self.denoiser, sampler.precision):
             crystals = sample(
                 self.denoiser,
                 self.diffusion,
@@ -122,18 +122,19 @@ class CrystalModel:
         held = start is not None and start.held_cells is not None
         return crystals if held else in_reduced_cell(crystals)
 
-    @contextmanager
-    def _products_in(self, precision: Precision) -> Iterator[None]:
-        """Set the precision of the network's products for a while; `paper` has fp32 only."""
-        if not isinstance(self.denoiser, FieldDenoiser):
-            yield
-            return
-        network, before = self.denoiser.network, self.denoiser.network.bf16
-        network.bf16 = precision == "bf16"
-        try:
-            yield
-        finally:
-            network.bf16 = before
+
+@contextmanager
+def products_in(denoiser: nn.Module, precision: Precision) -> Iterator[None]:
+    """Set the precision of a network's products for a while; `paper` has fp32 only."""
+    if not isinstance(denoiser, FieldDenoiser):
+        yield
+        return
+    network, before = denoiser.network, denoiser.network.bf16
+    network.bf16 = precision == "bf16"
+    try:
+        yield
+    finally:
+        network.bf16 = before
 
 
 def in_reduced_cell(crystals: Crystals) -> Crystals:

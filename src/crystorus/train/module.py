@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from crystorus.config import TrainingConfig
 from crystorus.diffusion.algorithms import Losses, training_losses
 from crystorus.geometry import Crystals
-from crystorus.model.fieldnet import FieldNet
-from crystorus.system import CrystalModel
+from crystorus.system import CrystalModel, products_in
 from crystorus.train.errors import TrainingError
 from crystorus.train.optimizers import build_optimizer
 from crystorus.train.pieces import loss_by_pieces
@@ -128,17 +127,16 @@ class TrainingModule(pl.LightningModule):
             high_noise_fraction=self.settings.high_noise_fraction,
             generator=generator,
         ).to(self.device)
-        self._use_bf16(self.settings.precision == "bf16")
-        total, losses = loss_by_pieces(
-            self.denoiser,
-            self.model.diffusion,
-            batch,
-            t,
-            generator,
-            objective=self._objective,
-            piece_atoms=self.settings.cpu_atoms if self.device.type == "cpu" else 0,
-        )
-        self._use_bf16(False)
+        with products_in(self.denoiser, self.settings.precision):
+            total, losses = loss_by_pieces(
+                self.denoiser,
+                self.model.diffusion,
+                batch,
+                t,
+                generator,
+                objective=self._objective,
+                piece_atoms=self.settings.cpu_atoms if self.device.type == "cpu" else 0,
+            )
         self._present = batch, t, losses
         return total
 
@@ -146,11 +144,6 @@ class TrainingModule(pl.LightningModule):
         """Return the sum over crystals of what is minimised."""
         cell, torus = losses.cell.clamp(max=self.limit), losses.torus.clamp(max=self.limit)
         return torus.sum() + self.settings.cell_weight * cell.sum()
-
-    def _use_bf16(self, wanted: bool) -> None:
-        network = getattr(self.denoiser, "network", None)
-        if isinstance(network, FieldNet):
-            network.bf16 = wanted
 
     def configure_gradient_clipping(
         self,
