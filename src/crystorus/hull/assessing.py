@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from ase import Atoms
@@ -168,7 +168,7 @@ def assess(
         for row in unique
     ]
     ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
-    failures = [_failure(row) for row in rows if row.status not in (*USABLE, WAITING)]
+    failures = [_unranked(row) for row in rows if row.status not in (*USABLE, WAITING)]
     held = {phase.held_out: phase.name for phase in reversed(ranked) if phase.held_out}
     counts = _count(campaign, ranked) | {
         "known phases": len(references),
@@ -221,10 +221,27 @@ def _rank(
     n_twins: int,
     symprec: float,
 ) -> RankedPhase:
-    atoms = row.toatoms()
+    unranked = _unranked(row)
+    atoms = unranked.atoms
     group = symmetry(crystals_from_atoms(atoms, dtype=torch.float64), symprec)
-    provenance = Provenance.of(row)
-    copied = provenance.origin == "known"  # the library itself holds it
+    copied = unranked.provenance.origin == "known"  # the library itself holds it
+    return replace(
+        unranked,
+        energy_per_atom=phase.energy_per_atom,
+        formation_energy=hull.formation_energy(phase),
+        e_above_hull=hull.energy_above(phase),
+        e_above_full_hull=max(0.0, full.energy_above(phase)),
+        volume_change=row.volume_change,
+        space_group=(group.symbol, group.number),
+        novelty=known.judge(atoms),
+        held_out="" if copied else hidden.judge(atoms).id,
+        found=1 + n_twins,
+    )
+
+
+def _unranked(row: AtomsRow) -> RankedPhase:
+    """Return what is known of a candidate before, or without, its place on the hull."""
+    atoms = row.toatoms()
     return RankedPhase(
         row.name,
         row.id,
@@ -232,28 +249,6 @@ def _rank(
         atoms,
         row.status,
         row.get("reason", ""),
-        phase.energy_per_atom,
-        hull.formation_energy(phase),
-        hull.energy_above(phase),
-        max(0.0, full.energy_above(phase)),
-        row.volume_change,
-        (group.symbol, group.number),
-        known.judge(atoms),
-        "" if copied else hidden.judge(atoms).id,
-        provenance,
-        1 + n_twins,
-    )
-
-
-def _failure(row: AtomsRow) -> RankedPhase:
-    atoms = row.toatoms()
-    return RankedPhase(
-        row.name,
-        row.id,
-        reduced_formula(atoms),
-        atoms,
-        row.status,
-        row.reason,
         provenance=Provenance.of(row),
     )
 
