@@ -131,6 +131,13 @@ def sample(
             rich_help_panel="How",
         ),
     ] = None,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            help="Walks from noise per crystal; the one that the model finds likeliest is kept.",
+            rich_help_panel="How",
+        ),
+    ] = 1,
     sampler: Annotated[
         SamplerName | None,
         typer.Option(help="How noise is removed.", show_default=_OWN, rich_help_panel="How"),
@@ -234,6 +241,7 @@ def sample(
             steps=steps,
             anti_annealing=anti_annealing,
             quality=quality.value if quality else None,
+            candidates=candidates,
             precision=precision.value if precision else None,
             workers=workers,
             checkpoint=checkpoint,
