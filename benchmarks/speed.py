@@ -10,7 +10,8 @@ On a machine that others use, `processor_share` is the one to compare: it counts
 process computed, not those it waited. With several sizes or batches the exponents of time per
 crystal in each are fitted, with three sizes also time per atom = a + b · atoms, whose second
 term is that of the pairs. `--processes 2` does everything twice, side by side, each with its own
-`--threads`, and adds up the rates: that is how `--workers 2` samples. `--history` appends one JSON line per combination.
+`--threads`, and adds up the rates: that is how `--workers 2` samples. `--history` appends one JSON
+line per combination.
 
 Crystals are those of `--data` (a store), or random ones with MP-20's range of sizes. Sampling is
 timed in the middle of the walk: that of an untrained network ends in cells no trained one visits.
