@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ase.io
+import moyopy
 import pytest
 import torch
 from prototypes import perovskite, rocksalt, zincblende
@@ -23,6 +24,7 @@ from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds
 from crystorus.generation.plan import Known, Phase, make_requests
+from crystorus.generation.run import Job, _Maker
 from crystorus.generation.texts import finish_crystal
 from crystorus.geometry import Crystals
 from crystorus.system import build_model
@@ -192,6 +194,30 @@ def test_a_known_phase_made_anyway_keeps_its_row_and_has_no_files():
     assert finish_crystal(request, salt, symprec=0.1, total=1).files
     blende = with_numbers(zincblende(), [11, 17])
     assert finish_crystal(request, blende, symprec=0.1, total=1, new_only=True).files
+
+
+def test_a_known_phase_is_left_out_of_the_films_of_a_batch(files):
+    """One crystal of a batch is known, the other is not: one film, that of the other."""
+    salt, blende = (with_numbers(c, [11, 17]) for c in (rocksalt(), zincblende()))
+    requests = make_requests([Composition.of([11, 17])], n=2)
+    requests = tuple(replace(r, phases=(Phase("salt", salt),)) for r in requests)
+    for new_only, films in ((True, ["00001-NaCl.extxyz"]),
+                            (False, ["00000-NaCl.extxyz", "00001-NaCl.extxyz"])):  # fmt: skip
+        job = Job(requests, GUIDED_SAMPLER, keep_trajectory=True, new_only=new_only)
+        maker = _Maker(crystorus.load(files / "model"), job, total=2)
+        made = maker.finish(requests, Crystals.concat([salt, blende]))
+        assert [name for name, _ in made.trajectories] == films
+
+
+def test_the_symmetry_of_a_crystal_is_looked_for_once(monkeypatch):
+    looked = []
+    search = moyopy.MoyoDataset
+    monkeypatch.setattr(moyopy, "MoyoDataset", lambda *a, **k: looked.append(1) or search(*a, **k))
+    (request,) = make_requests([Composition.of([11, 17])])
+    made = finish_crystal(request, with_numbers(rocksalt(), [11, 17]), symprec=0.1, total=1)
+    assert made.row["space_group"] == "Fm-3m"
+    assert "'F m -3 m'" in made.files["cif-symmetrised/00000-NaCl.cif"]
+    assert len(looked) == 1
 
 
 def test_python_has_the_options_of_the_command_line(files):

@@ -40,6 +40,15 @@ def test_shares_are_of_all_votes(library):
     assert [c.share for c in found] == sorted((c.share for c in found), reverse=True)
 
 
+def test_the_share_of_a_known_phase_is_that_of_its_votes(library):
+    """Where nothing else is heard it has them all: that they count a fifth is for the order."""
+    (alone,) = find_templates(library, parse_formula("SrTiO3"))
+    assert alone.same_composition
+    assert alone.share == pytest.approx(1.0)
+    found = find_templates(library, parse_formula("KBr"))
+    assert sum(c.share for c in found) >= 0.95
+
+
 def test_elements_go_to_the_sites_of_the_elements_they_resemble(library):
     (found,) = find_templates(library, parse_formula("BaZrS3"))
     assert found.assignment == {38: 56, 22: 40, 8: 16}

@@ -40,10 +40,15 @@ def symmetry(crystal: Crystals, symprec: float = 0.1) -> SpaceGroup:
         ValueError: If the batch does not hold exactly one crystal.
     """
     data = dataset(crystal, symprec)
+    standard = crystal.to(dtype=torch.float64) if data is None else _to_crystals(data.std_cell)
+    return SpaceGroup(*group_of(data), standard)
+
+
+def group_of(data: moyopy.MoyoDataset | None) -> tuple[str, int]:
+    """Return symbol and number of the group that `dataset` found, those of P1 for none."""
     if data is None:
-        return SpaceGroup("P1", 1, crystal.to(dtype=torch.float64))
-    symbol = moyopy.HallSymbolEntry(data.hall_number).hm_short.replace(" ", "")
-    return SpaceGroup(symbol, data.number, _to_crystals(data.std_cell))
+        return "P1", 1
+    return moyopy.HallSymbolEntry(data.hall_number).hm_short.replace(" ", ""), data.number
 
 
 def dataset(crystal: Crystals, symprec: float) -> moyopy.MoyoDataset | None:

@@ -37,15 +37,22 @@ def cif_text(crystal: Crystals, name: str) -> str:
 
 
 def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
+    """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`."""
+    return dataset_cif_text(crystal, dataset(crystal, symprec), name, symprec)
+
+
+def dataset_cif_text(
+    crystal: Crystals, data: moyopy.MoyoDataset | None, name: str, symprec: float
+) -> str:
     """Write one crystal as CIF in its conventional cell, one atom of every orbit listed.
 
     Args:
         crystal: A batch of one.
+        data: Its symmetry, from `spacegroups.dataset`.
         name: Name of the data block.
-        symprec: Tolerance in Å within which symmetry is looked for and then imposed. It is
+        symprec: Tolerance in Å within which the symmetry was looked for and is imposed. It is
             named in the file.
     """
-    data = dataset(crystal, symprec)
     if data is None:
         return f"# no symmetry looked for or found within symprec = {symprec:g} Å\n" + cif_text(
             crystal, name

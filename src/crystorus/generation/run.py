@@ -374,8 +374,8 @@ class _Maker:
         steps = [step.split() for step in self._walks.film]
         films = [
             trajectory_text(request, [step[position] for step in steps], total=self._total)
-            for position, request in enumerate(batch)
-            if job.keep_trajectory
+            for position, (request, record) in enumerate(zip(batch, records, strict=True))
+            if job.keep_trajectory and not (job.new_only and record.row["origin"] == "known")
         ]
         self._done += len(records)
         return Made(tuple(records), tuple(films))

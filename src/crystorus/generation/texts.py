@@ -8,8 +8,8 @@ import ase.io
 import torch
 
 from crystorus.data.io import crystals_to_atoms, density, least_distance
-from crystorus.data.spacegroups import symmetry
-from crystorus.data.writing import cif_text, symmetrised_cif_text
+from crystorus.data.spacegroups import dataset, group_of
+from crystorus.data.writing import cif_text, dataset_cif_text
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.folder import CIF, SYMMETRISED, Finished
 from crystorus.generation.guiding import Origin, origin_of
@@ -45,18 +45,14 @@ def finish_crystal(
         )
     if not _is_finite(crystal):
         return Finished(request.index, _row(request, valid=False), "", {})
-    name = file_stem(request, total)
-    files = {
-        f"{CIF}/{name}.cif": cif_text(crystal, name),
-        f"{SYMMETRISED}/{name}.cif": symmetrised_cif_text(crystal, name, symprec),
-    }
     distance, volume = float(least_distance(crystal)[0]), float(crystal.volume[0])
-    group = symmetry(crystal, symprec)
+    data = dataset(crystal, symprec)
+    symbol, number = group_of(data)
     measured = {
         "volume": f"{volume:.4f}",
         "density": f"{float(density(crystal)[0]):.4f}",
-        "space_group": group.symbol,
-        "space_group_number": str(group.number),
+        "space_group": symbol,
+        "space_group_number": str(number),
         "symprec": f"{symprec:g}",
         "least_distance": f"{distance:.4f}",
     }
@@ -65,6 +61,11 @@ def finish_crystal(
     if new_only and origin[0] == "known":
         row = _row(request, valid=valid, measured=measured, origin=origin)
         return Finished(request.index, row, "", {})
+    name = file_stem(request, total)
+    files = {
+        f"{CIF}/{name}.cif": cif_text(crystal, name),
+        f"{SYMMETRISED}/{name}.cif": dataset_cif_text(crystal, data, name, symprec),
+    }
     row = _row(request, valid=valid, measured=measured, files=list(files), origin=origin)
     return Finished(request.index, row, _frame(crystal, row), files)
 

@@ -32,7 +32,8 @@ OWN_VOTE = 0.08
 SAME_COMPOSITION_VOTE = 0.13
 """Vote of a crystal of the very composition: what is asked for often is another polymorph."""
 LIKE_KNOWN = 0.2
-"""What the votes for a known phase of the very composition count, whoever gave them."""
+"""What the votes for a known phase of the very composition count in the order of the candidates,
+whoever gave them."""
 KNOWN_WITHIN = 0.05
 """Difference of surroundings within which a candidate counts as that phase."""
 DISTINCT = 0.08
@@ -51,7 +52,8 @@ class Candidate:
         assignment: Wanted element by template element, as atomic numbers.
         cost: -log of the probability that the prototype survives the exchange, the least likely
             of its elements counted 1.6 times, ≥ 0; 0.022 per element that stays.
-        share: Of all votes, those for this prototype, 0 to 1.
+        share: Of all votes, those for this prototype, 0 to 1; the votes for a known phase of the
+            very composition count in full here, and less in the order of the candidates.
         copies: Template cells along each lattice vector.
         distances: Surroundings with the elements in the order of the wanted slots.
     """
@@ -142,7 +144,7 @@ def _of_pattern(
     slot = assigned[near]
     distances = group.distances[near[:, None, None], slot[:, :, None], slot[:, None, :]]
     elements = np.take_along_axis(group.elements[near], slot, 1)
-    share = _votes(cost[near], distances, (elements == wanted).all(1))
+    share, weight = _votes(cost[near], distances, (elements == wanted).all(1))
     return [
         Candidate(
             int(group.indices[near[n]]),
@@ -153,7 +155,7 @@ def _of_pattern(
             _compact(library.template(int(group.indices[near[n]])), copies),
             distances[n],
         )
-        for n in _distinct(share, distances, limit)
+        for n in _distinct(share * weight, distances, limit)
     ]
 
 
@@ -175,21 +177,23 @@ def _assignments(counts: list[int]) -> itertools.chain[list[int]]:
     return itertools.chain([slot for run in order for slot in run] for order in orders)
 
 
-def _votes(cost: np.ndarray, distances: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Return the share of votes for each candidate's prototype."""
+def _votes(
+    cost: np.ndarray, distances: np.ndarray, same: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of votes for each candidate's prototype, and what it counts."""
     apart = difference(distances[:, None], distances[None])
     beyond = cost - cost.min()
     vote = sum((weight * np.exp(-beyond / t) for weight, t in TEMPERATURES), np.zeros_like(cost))
     vote *= np.where(same, SAME_COMPOSITION_VOTE, 1.0)
     heard = np.exp(-0.5 * (apart / WIDTH) ** 2) @ vote + OWN_VOTE * vote
     known = (apart[:, same] < KNOWN_WITHIN).any(1)
-    return np.asarray(heard / (1 + OWN_VOTE) / vote.sum() * np.where(known, LIKE_KNOWN, 1.0))
+    return heard / (1 + OWN_VOTE) / vote.sum(), np.where(known, LIKE_KNOWN, 1.0)
 
 
-def _distinct(share: np.ndarray, distances: np.ndarray, limit: int) -> list[int]:
-    """Return the candidates with most votes, those like an earlier one left out."""
+def _distinct(preference: np.ndarray, distances: np.ndarray, limit: int) -> list[int]:
+    """Return the candidates, the most preferred first, those like an earlier one left out."""
     chosen: list[int] = []
-    for n in np.argsort(-share, kind="stable").tolist():
+    for n in np.argsort(-preference, kind="stable").tolist():
         if all(difference(distances[n], distances[c]) >= DISTINCT for c in chosen):
             chosen.append(n)
             if len(chosen) == limit:
