@@ -22,7 +22,7 @@ from crystorus.reproduction.portraits import portrait
 from crystorus.reproduction.probing import FOLDS, probe
 from crystorus.reproduction.records import to_json
 from crystorus.reproduction.settings import Tree, load_variants
-from crystorus.reproduction.tables import BASES
+from crystorus.reproduction.tables import BASES, sample_checkpoint
 from crystorus.system import CrystalModel
 
 ENERGY = "formation_energy_per_atom"
@@ -37,7 +37,7 @@ def gallery(bench: Bench, checkpoint: Path | None) -> Tree:
     The first of a random order are taken, not the best; only crystals that are not finite are
     passed over, and counted.
     """
-    path, sampling = bench.sampled(checkpoint or SHIPPED, "checkpoint", seed=0)
+    path, sampling = sample_checkpoint(bench, checkpoint or SHIPPED)
     made, real = _read(path), _read(bench.inputs.held_out)
     order = np.random.default_rng(ORDER_SEED).permutation(len(real))
     finite = [int(i) for i in order if _is_finite(made[i])]
@@ -57,7 +57,7 @@ def gallery(bench: Bench, checkpoint: Path | None) -> Tree:
 def lattices(bench: Bench, checkpoint: Path | None) -> Tree:
     """Return Fig. 2's claim as numbers: lattice systems of real, generated and random cells."""
     variants = load_variants()
-    path, sampling = bench.sampled(checkpoint or SHIPPED, "checkpoint", seed=0)
+    path, sampling = sample_checkpoint(bench, checkpoint or SHIPPED)
     sets = {"real": _read(bench.inputs.held_out), "checkpoint": _read(path)}
     seed = bench.budget.seeds[0]
     for name in BASES:

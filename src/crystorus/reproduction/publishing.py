@@ -20,6 +20,7 @@ from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.latent import LatentMap
 from crystorus.reproduction.latent_plots import draw_latent_map, draw_probe
 from crystorus.reproduction.lattice_systems import LatticeStudy, draw_lattice_systems
+from crystorus.reproduction.parts import beside
 from crystorus.reproduction.plots import draw_distribution, draw_noise, draw_size
 from crystorus.reproduction.probing import ProbeStudy
 from crystorus.reproduction.records import from_json
@@ -97,10 +98,12 @@ def publish(out: Path, docs: Path) -> Path:
     """Copy the results of an experiment into the docs and write the page anew.
 
     What a data set holds stays out: real crystals and their energies are left out of the JSON,
-    and the figures that show them are copied as they are.
+    and the figures that show them are copied as they are. Rows of a table that were published
+    before and not measured again stay, as a measurement of their own.
 
     Raises:
-        PaperError: If there are no results, or one is damaged.
+        PaperError: If there are no results, one is damaged, or rows would stand beside rows of
+             another budget or of other crystals.
         OutputError: If the disk is full or refuses.
     """
     paths = [path for name in TEXTS if (path := out / f"{name}.json").exists()]
@@ -111,8 +114,11 @@ def publish(out: Path, docs: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             report = _without_data(read_result(path))
+            before = folder / path.name
+            if "rows" in report and before.exists():
+                report = beside(report, read_result(before))
             text = json.dumps(report, indent=None, ensure_ascii=False, allow_nan=False)
-            write_whole(folder / path.name, text + "\n")
+            write_whole(before, text + "\n")
             for stem in report.get("withheld", ()):
                 shutil.copyfile(out / f"{stem}.png", folder / f"{stem}.png")
     return write_page(docs)
