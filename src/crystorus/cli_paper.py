@@ -20,6 +20,7 @@ class What(StrEnum):
     figure5 = "figure5"
     figure6 = "figure6"
     latent = "latent"
+    times = "times"
     all = "all"
     checkpoint = "checkpoint"
     page = "page"

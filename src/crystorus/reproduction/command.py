@@ -30,11 +30,12 @@ from crystorus.reproduction.tables import (
     checkpoint_table,
     systems_table,
 )
+from crystorus.reproduction.times import times_study
 from crystorus.terminal import say
 
 Experiment = Literal[
     "table2", "table3", "table4", "figure1", "figure2", "figure3", "figure4", "figure5",
-    "figure6", "latent",
+    "figure6", "latent", "times",
 ]  # fmt: skip
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 OF_CHECKPOINT: tuple[Experiment, ...] = (
@@ -156,6 +157,8 @@ def _measure(
             return distribution_study(bench, checkpoint, baselines, "density")
         case "figure6":
             return distribution_study(bench, checkpoint, baselines, "formation energy")
+        case "times":
+            return times_study(bench)
         case _:
             return latent_space(bench, checkpoint)
 

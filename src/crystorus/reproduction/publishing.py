@@ -47,6 +47,7 @@ TEXTS: Mapping[str, Text] = {
     "figure5": markdown.distribution,
     "figure6": markdown.distribution,
     "latent": captions.latent,
+    "times": captions.times,
 }
 """The Markdown of every experiment."""
 
