@@ -124,3 +124,13 @@ def test_a_row_that_was_left_out_is_not_measured(report):
     assert markdown.effect(report, "paper-e", "validity") == "not measured"
     assert markdown.value(report, "paper-e", "validity") == "not measured"
     assert "(e)" not in markdown.table4(report)
+
+
+def test_verdicts_name_the_scores_that_count(report):
+    assert markdown.verdicts(report, "paper").splitlines() == [
+        "- paper-a: worse by validity",
+        "- paper-d: worse by density EMD; better by validity",
+    ]
+    assert markdown.verdicts(report, "default") == ""
+    report["rows"][2]["runs"][0]["diverged"] = "step 0"
+    assert "- paper-d: diverged by validity" in markdown.verdicts(report, "paper")

@@ -85,7 +85,7 @@ def test_size_curve_falls_and_extrapolates_below_its_last_point():
 
 def test_sizes_double_up_to_the_set():
     assert default_sizes(300) == [64, 128, 256, 300]
-    assert default_sizes(10) == [10]
+    assert default_sizes(63) == [7, 14, 28, 56, 63]
 
 
 def test_level_is_the_last_number_of_the_name():

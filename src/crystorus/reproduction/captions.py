@@ -52,16 +52,43 @@ def agreement_of(report: Tree, name: str, tolerance: float) -> tuple[float, floa
     return agreement(left.groups, right.groups)
 
 
+def distance_of(report: Tree, name: str, tolerance: float) -> str:
+    """Return how far a set's cells are from the real ones, by their lattice systems."""
+    study = from_json(LatticeStudy, report["lattices"])
+    left, right = study.of(name, tolerance), study.of("real", tolerance)
+    return f"{distance(left.cell_shares(), right.cell_shares()):.2f}"
+
+
+def _rounded(spread: float) -> str:
+    return f"{spread:.2g}" if spread > 1e-9 else "0"
+
+
+CONTROLS = ("composition", "untrained latent")
+
+
+def probe_verdict(report: Tree) -> str:
+    """Say which controls the representation beats, from the probes with most crystals."""
+    study = from_json(ProbeStudy, report["probe"])
+    size = max(s.n_train for s in study.scores)
+    own = study.mean("latent", size, "mae")[0]
+    theirs = {name: study.mean(name, size, "mae")[0] for name in CONTROLS}
+    told = ", ".join(f"{name} {number(mae)}" for name, mae in theirs.items())
+    better = [name for name, mae in theirs.items() if mae <= own]
+    word = f"no better than {' and '.join(better)}" if better else "better than its controls"
+    return f"{word}: error of a linear probe of the {study.target}: latent {number(own)}, {told}"
+
+
 def latent(report: Tree) -> str:
     """Return the errors of the linear probes with most crystals."""
     study = from_json(ProbeStudy, report["probe"])
     size = max(s.n_train for s in study.scores)
-    lines = [header([f"features ({size} training crystals)", "MAE", "R²", "right order"])]
+    titles = [f"features ({size} training crystals)", f"MAE, {study.target}", "R²", "right order"]
+    lines = [header(titles)]
     for name in dict.fromkeys(s.features for s in study.scores):
         cells = []
         for key in ("mae", "r2", "right_order"):
             mean, spread = study.mean(name, size, key)
-            cells.append("–" if mean != mean else f"{number(mean)} ± {spread:.2g}")
+            cells.append("–" if mean != mean else f"{number(mean)} ± {_rounded(spread)}")
         lines.append(line([name, *cells]))
     lines.append(line(["a constant", number(study.spread), "0", ""]))
     return page(report, lines)

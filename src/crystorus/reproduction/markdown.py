@@ -128,6 +128,22 @@ def effect(report: Tree, name: str, key: str) -> str:
     return f"{found} (paper: {theirs})" if theirs else found
 
 
+def verdicts(report: Tree, preset: str) -> str:
+    """Say of every row of a preset by which scores its change counts, and which way."""
+    lines = []
+    for row in _all_rows(report):
+        if row["preset"] != preset or row["name"] == preset:
+            continue
+        found = {c.title.split(",")[0]: effect(report, row["name"], c.key) for c in COLUMNS}
+        ways = {
+            way: [title for title, text in found.items() if text.startswith(way)]
+            for way in ("worse", "better", "diverged")
+        }
+        said = [f"{way} by {', '.join(titles)}" for way, titles in ways.items() if titles]
+        lines.append(f"- {row['label']}: {'; '.join(said) or 'no difference that counts'}")
+    return "\n".join(lines)
+
+
 def value(report: Tree, name: str, key: str) -> str:
     """Return one score of one row as text."""
     part = part_with(report, name)

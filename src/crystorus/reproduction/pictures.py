@@ -79,8 +79,10 @@ def latent_space(bench: Bench, checkpoint: Path | None) -> Tree:
     Probes predict the formation energy where the crystals come with it, else the density.
     """
     model = load_checkpoint(checkpoint or SHIPPED, device=bench.device)
-    train, known = _sample(open_store(bench.inputs.train, verify=False), bench, model)
-    judged, theirs = _sample(open_store(bench.inputs.held_out_store, verify=False), bench, model)
+    count, largest = bench.budget.study_crystals, model.max_atoms
+    train, known = with_energies(open_store(bench.inputs.train, verify=False), count, largest)
+    held_out = open_store(bench.inputs.held_out_store, verify=False)
+    judged, theirs = with_energies(held_out, count, largest)
     of_train, of_judged = feature_sets(model, train), feature_sets(model, judged)
     energies = bool(np.isfinite(known).all() and np.isfinite(theirs).all())
     target = (known, theirs) if energies else (_densities(train), _densities(judged))
@@ -126,13 +128,23 @@ def _prior_cells(model: CrystalModel, store: CrystalStore, bench: Bench) -> np.n
     return cells.double().numpy()
 
 
-def _sample(store: CrystalStore, bench: Bench, model: CrystalModel) -> tuple[Crystals, np.ndarray]:
-    """Return crystals a model can hold, and their formation energies (NaN where unknown)."""
-    chosen = choose(store, bench.budget.study_crystals)
-    chosen = chosen[store.n_atoms[chosen] <= model.max_atoms]
-    energies = np.full(len(chosen), np.nan)
-    if ENERGY in store.extra_columns:
-        energies = np.asarray(store.extra(ENERGY), float)[chosen]
+def with_energies(store: CrystalStore, count: int, max_atoms: int) -> tuple[Crystals, np.ndarray]:
+    """Return crystals of a set and their formation energies in eV/atom.
+
+    Crystals whose energy is unknown are left out, unless none is known: then all are NaN.
+
+    Args:
+        store: The set.
+        count: How many are chosen, before any is left out; 0 means all.
+        max_atoms: Larger crystals are left out.
+    """
+    chosen = choose(store, count)
+    chosen = chosen[store.n_atoms[chosen] <= max_atoms]
+    if ENERGY not in store.extra_columns:
+        return store.select(chosen), np.full(len(chosen), np.nan)
+    energies = np.asarray(store.extra(ENERGY), float)[chosen]
+    known = np.isfinite(energies)
+    chosen, energies = (chosen[known], energies[known]) if known.any() else (chosen, energies)
     return store.select(chosen), energies
 
 

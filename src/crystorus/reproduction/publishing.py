@@ -154,7 +154,8 @@ def render_page(folder: Path) -> str:
     """Return the page that the results in a folder make.
 
     The text around them is a template. `{{table4}}` is a table, `{{table4 effects}}` the
-    directions, `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
+    directions, `{{table4 verdicts PRESET}}` those that count,
+    `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
     effect; so no number of a result is typed. What was not measured is said to be missing.
 
     Raises:
@@ -182,6 +183,12 @@ def _part(report: Tree, words: list[str]) -> str:
             return "".join(images) + TEXTS[name](report)
         case ["effects"]:
             return markdown.effects(report)
+        case ["verdicts", preset]:
+            return markdown.verdicts(report, preset)
+        case ["verdict"]:
+            return captions.probe_verdict(report)
+        case ["distance", name, tolerance]:
+            return captions.distance_of(report, name, float(tolerance))
         case ["heading"]:
             return markdown.heading(report)
         case ["agreement", name, tolerance]:

@@ -152,8 +152,9 @@ class SizePoint:
 
 
 def default_sizes(n: int) -> list[int]:
-    """Return sizes that double from 64 up to n."""
-    sizes = [64 * 2**k for k in range(20) if 64 * 2**k < n]
+    """Return sizes that double up to n, from 64, or from n / 8 if n is small."""
+    first = 64 if n >= 256 else max(2, n // 8)
+    sizes = [first * 2**k for k in range(20) if first * 2**k < n]
     return [*sizes, n]
 
 
