@@ -235,9 +235,13 @@ def noise_points(report: Tree) -> str:
     lines = [header(["t / T", *report["curves"]])]
     curves = [curve["points"] for curve in report["curves"].values()]
     for row in zip(*curves, strict=True):
-        cells = [f"{number(p['frechet'])} ({p['failed']} without)" for p in row]
+        cells = [f"{_or_dash(p['frechet'])} ({p['failed']} without)" for p in row]
         lines.append(line([f"{row[0]['share']:g}", *cells]))
     return page(report, lines)
+
+
+def _or_dash(found: float | None) -> str:
+    return "–" if found is None else number(found)
 
 
 def size_points(report: Tree) -> str:

@@ -28,10 +28,11 @@ def draw_noise(report: Tree) -> Figure:
     for name, curve in report["curves"].items():
         points = curve["points"]
         shares = [p["share"] for p in points]
-        errors = [p["error"] or 0.0 for p in points]
-        values = [p["frechet"] for p in points]
+        known = [p for p in points if p["frechet"] is not None]
+        errors = [p["error"] or 0.0 for p in known]
+        values = [p["frechet"] for p in known]
         style = {"color": COLOURS[name], "label": f"{name}'s noise", "marker": "o", "ms": 3}
-        axes.errorbar(shares, values, errors, capsize=2, lw=1.2, **style)
+        axes.errorbar([p["share"] for p in known], values, errors, capsize=2, lw=1.2, **style)
         without = [p["failed"] / (p["n"] + p["failed"]) for p in points]
         lost.plot(shares, without, lw=1.2, **style)
     axes.set_ylabel("Fréchet CHGNet distance")
