@@ -8,6 +8,7 @@ import pytest
 from crystorus.reproduction import markdown
 from crystorus.reproduction.settings import load_printed
 from crystorus.reproduction.tables import summary
+from crystorus.reproduction.verdicts import of_ablations
 
 
 def run(seed, **values):
@@ -127,10 +128,10 @@ def test_a_row_that_was_left_out_is_not_measured(report):
 
 
 def test_verdicts_name_the_scores_that_count(report):
-    assert markdown.verdicts(report, "paper").splitlines() == [
+    assert of_ablations(report, "paper").splitlines() == [
         "- paper-a: worse by validity",
         "- paper-d: worse by density EMD; better by validity",
     ]
-    assert markdown.verdicts(report, "default") == ""
+    assert of_ablations(report, "default") == ""
     report["rows"][2]["runs"][0]["diverged"] = "step 0"
-    assert "- paper-d: diverged by validity" in markdown.verdicts(report, "paper")
+    assert "- paper-d: diverged by validity" in of_ablations(report, "paper")

@@ -1,9 +1,10 @@
-"""Figures 3 and 4: what has no distance is not drawn as one."""
+"""Figures 3 and 4: what has no distance is not drawn as one, and words follow from numbers."""
 
 import pytest
 
 from crystorus.reproduction import markdown
 from crystorus.reproduction.plots import draw_noise, draw_size
+from crystorus.reproduction.verdicts import of_noise, of_size
 
 ABOUT = {
     "budget": {"name": "smoke", "about": "nothing"},
@@ -45,3 +46,14 @@ def test_the_axis_of_sizes_names_every_size():
     (axes,) = draw_size(report).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["64", "128", "1000"]
     assert "| 1000 | 0.00100 | 1.00e-05 |" in markdown.size_points(report)
+    assert (
+        of_size(report) == "real against real: 0.00100 at 1000 crystals, 0.00100 beyond all sizes"
+    )
+
+
+def test_words_on_noise_follow_from_the_numbers(noise):
+    mild, collapsing = of_noise(noise).split("; `")
+    assert "0.100 at t = 0, rises at every step, to 3.00 at 1 T" in mild
+    assert "to 2.00 at 0.5 T; at T 88 % of the crystals have no features" in collapsing
+    noise["curves"]["default"]["points"][1]["frechet"] = 4.0
+    assert "rises but for t = 1 T, to 3.00" in of_noise(noise)

@@ -63,21 +63,6 @@ def _rounded(spread: float) -> str:
     return f"{spread:.2g}" if spread > 1e-9 else "0"
 
 
-CONTROLS = ("composition", "untrained latent")
-
-
-def probe_verdict(report: Tree) -> str:
-    """Say which controls the representation beats, from the probes with most crystals."""
-    study = from_json(ProbeStudy, report["probe"])
-    size = max(s.n_train for s in study.scores)
-    own = study.mean("latent", size, "mae")[0]
-    theirs = {name: study.mean(name, size, "mae")[0] for name in CONTROLS}
-    told = ", ".join(f"{name} {number(mae)}" for name, mae in theirs.items())
-    better = [name for name, mae in theirs.items() if mae <= own]
-    word = f"no better than {' and '.join(better)}" if better else "better than its controls"
-    return f"{word}: error of a linear probe of the {study.target}: latent {number(own)}, {told}"
-
-
 def latent(report: Tree) -> str:
     """Return the errors of the linear probes with most crystals."""
     study = from_json(ProbeStudy, report["probe"])

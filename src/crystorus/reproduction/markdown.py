@@ -53,7 +53,7 @@ def heading(report: Tree) -> str:
 
 def table2(report: Tree) -> str:
     """Return Table 2 beside the paper's."""
-    rows = _all_rows(report)
+    rows = all_rows(report)
     keys = _present(rows, TABLE_2)
     lines = [header(["system", "", *(BY_KEY[k].title for k in keys)])]
     for name, *values in report["printed"]["table2"]["rows"]:
@@ -70,7 +70,7 @@ def table3(report: Tree) -> str:
         "frechet_chgnet_corrected": "bias-corrected",
         "kernel_chgnet": "kernel CHGNet",
     }
-    rows = _all_rows(report)
+    rows = all_rows(report)
     keys = [k for k in TABLE_3 if k == "fad" or k in _present(rows, TABLE_3)]
     lines = [header(["system", "", *(titles[k] for k in keys)])]
     for name, value in report["printed"]["table3"]["rows"]:
@@ -107,7 +107,7 @@ def effects(report: Tree) -> str:
     A difference is called one if it exceeds twice its standard error. The variance of a score is
     that of the two rows' seeds, or the median of all rows of the preset where that is larger.
     """
-    rows = _all_rows(report)
+    rows = all_rows(report)
     keys = [k for k in _present(rows, TABLE_4) if k != "match_rmse"]
     lines = [header(["changed", *(BY_KEY[k].title for k in keys)])]
     for row in rows:
@@ -126,22 +126,6 @@ def effect(report: Tree, name: str, key: str) -> str:
     found = _direction(part, row, _row(part, row["preset"]), key)
     theirs = _printed_direction(part, row, key)
     return f"{found} (paper: {theirs})" if theirs else found
-
-
-def verdicts(report: Tree, preset: str) -> str:
-    """Say of every row of a preset by which scores its change counts, and which way."""
-    lines = []
-    for row in _all_rows(report):
-        if row["preset"] != preset or row["name"] == preset:
-            continue
-        found = {c.title.split(",")[0]: effect(report, row["name"], c.key) for c in COLUMNS}
-        ways = {
-            way: [title for title, text in found.items() if text.startswith(way)]
-            for way in ("worse", "better", "diverged")
-        }
-        said = [f"{way} by {', '.join(titles)}" for way, titles in ways.items() if titles]
-        lines.append(f"- {row['label']}: {'; '.join(said) or 'no difference that counts'}")
-    return "\n".join(lines)
 
 
 def value(report: Tree, name: str, key: str) -> str:
@@ -181,7 +165,8 @@ def _printed_direction(report: Tree, row: Tree, key: str) -> str:
     return "better" if (theirs > base) == BY_KEY[key].higher_is_better else "worse"
 
 
-def _all_rows(report: Tree) -> list[Tree]:
+def all_rows(report: Tree) -> list[Tree]:
+    """Return the rows of a table, of all its measurements."""
     return [row for part in parts(report) for row in part["rows"]]
 
 

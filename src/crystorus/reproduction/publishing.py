@@ -14,7 +14,7 @@ from typing import Any
 
 from crystorus.data.files import write_whole
 from crystorus.generation.disk import disk_errors
-from crystorus.reproduction import captions, markdown
+from crystorus.reproduction import captions, markdown, verdicts
 from crystorus.reproduction.drawing import Gallery, draw_gallery
 from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.latent import LatentMap
@@ -50,6 +50,14 @@ TEXTS: Mapping[str, Text] = {
     "times": captions.times,
 }
 """The Markdown of every experiment."""
+
+VERDICTS: Mapping[str, Callable[..., str]] = {
+    "table4": verdicts.of_ablations,
+    "figure3": verdicts.of_noise,
+    "figure4": verdicts.of_size,
+    "latent": verdicts.of_probe,
+}
+"""What a result says of the paper's statement, where words can follow from numbers."""
 
 DRAWERS: Mapping[str, Mapping[str, Drawer]] = {
     "figure1": {"figure1": lambda r: draw_gallery(from_json(Gallery, r["gallery"]))},
@@ -154,7 +162,7 @@ def render_page(folder: Path) -> str:
     """Return the page that the results in a folder make.
 
     The text around them is a template. `{{table4}}` is a table, `{{table4 effects}}` the
-    directions, `{{table4 verdicts PRESET}}` those that count,
+    directions, `{{table4 verdict PRESET}}` those that count,
     `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
     effect; so no number of a result is typed. What was not measured is said to be missing.
 
@@ -183,10 +191,8 @@ def _part(report: Tree, words: list[str]) -> str:
             return "".join(images) + TEXTS[name](report)
         case ["effects"]:
             return markdown.effects(report)
-        case ["verdicts", preset]:
-            return markdown.verdicts(report, preset)
-        case ["verdict"]:
-            return captions.probe_verdict(report)
+        case ["verdict", *about]:
+            return VERDICTS[report["experiment"]](report, *about)
         case ["distance", name, tolerance]:
             return captions.distance_of(report, name, float(tolerance))
         case ["heading"]:
