@@ -1,5 +1,6 @@
 """Candidates: which is kept, from the walks to the files."""
 
+import csv
 import json
 
 import ase.io
@@ -127,6 +128,12 @@ def test_the_command_line_chooses_and_records_it(fake, tmp_path):
     after = ase.io.read(chosen / "crystals.extxyz", ":")
     longer = [new.cell.lengths()[0] >= old.cell.lengths()[0] for old, new in zip(before, after)]
     assert all(longer)
+    rows = list(csv.DictReader((chosen / "table.csv").open()))
+    told = [float(row["denoising_error"]) for row in rows]
+    assert told == pytest.approx([-atoms.cell.lengths()[0] for atoms in after], abs=1e-3)
+    assert told == [atoms.info["denoising_error"] for atoms in after]
+    plain_rows = csv.DictReader((plain / "table.csv").open())
+    assert {row["denoising_error"] for row in plain_rows} == {""}
     films = sorted((chosen / "trajectories").glob("*.extxyz"))
     assert [len(ase.io.read(film, ":")) for film in films] == [3] * 6
     for film, made in zip(films, after, strict=True):

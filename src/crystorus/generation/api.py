@@ -238,12 +238,12 @@ def _sample_all(
     keep_trajectory: bool,
     batch_atoms: int,
 ) -> GeneratedCrystals:
-    walks = Walks(model, sampler, guided_sampler, candidates=candidates, keep_film=keep_trajectory)
+    walks = Walks(model, sampler, guided_sampler, candidates, keep_trajectory)
     batches = FittingBatches(walks.make)
     parts: list[GeneratedCrystals] = []
     for batch in plan_batches(requests, batch_atoms=batch_atoms):
-        for part, crystals in batches.run(batch):
-            parts.append(GeneratedCrystals(crystals, part, tuple(walks.film)))
+        for part, walked in batches.run(batch):
+            parts.append(GeneratedCrystals(walked.crystals, part, walked.film))
     return _in_order(parts)
 
 

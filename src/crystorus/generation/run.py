@@ -205,42 +205,55 @@ def sample_batch(
     return choice
 
 
-class Walks:
-    """Makes batches from noise or from known crystals, keeping their steps if they are wanted.
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """The crystals of a batch, on the CPU.
 
     Attributes:
-        film: Every step of the last batch, if it was asked for.
+        crystals: One per request.
+        errors: By what they were chosen; NaN where there was no choice.
+        film: Every step, if it was asked for.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        sampler: SamplerConfig,
-        guided_sampler: SamplerConfig = GUIDED_SAMPLER,
-        *,
-        candidates: int = 1,
-        keep_film: bool = False,
-    ) -> None:
-        self._model, self._candidates, self._keep = model, candidates, keep_film
-        self._samplers = {False: sampler, True: guided_sampler}
-        self.film: list[Crystals] = []
+    crystals: Crystals
+    errors: tuple[float, ...]
+    film: tuple[Crystals, ...] = ()
 
-    def make(self, batch: Sequence[Request], on_step: OnStep | None = None) -> Crystals:
+
+@dataclass(frozen=True, eq=False)
+class Walks:
+    """Makes batches from noise or from known crystals.
+
+    Attributes:
+        model: A loaded checkpoint.
+        sampler: How noise is removed.
+        guided_sampler: The same for crystals that start at known ones.
+        candidates: Walks from noise per crystal, of which the likeliest is kept.
+        keep_film: Whether every step is kept.
+    """
+
+    model: Model
+    sampler: SamplerConfig
+    guided_sampler: SamplerConfig = GUIDED_SAMPLER
+    candidates: int = 1
+    keep_film: bool = False
+
+    def make(self, batch: Sequence[Request], on_step: OnStep | None = None) -> Walked:
         """Make the crystals of one batch; walks from known crystals have one candidate."""
         steps: list[Crystals] = []
         guided = batch[0].known is not None
-        candidates = 1 if guided else self._candidates
+        candidates = 1 if guided else self.candidates
 
         def keep(step: int, total: int, crystals: Crystals) -> None:
-            if self._keep:
+            if self.keep_film:
                 steps.append(crystals.to(device="cpu"))
             if on_step is not None:
                 on_step(step, total, crystals)
 
-        sampler = self._samplers[guided]
-        choice = sample_batch(self._model, batch, sampler, keep, candidates=candidates)
-        self.film = kept_steps(steps, choice.walk, candidates)
-        return choice.crystals
+        sampler = self.guided_sampler if guided else self.sampler
+        choice = sample_batch(self.model, batch, sampler, keep, candidates=candidates)
+        film = tuple(kept_steps(steps, choice.walk, candidates))
+        return Walked(choice.crystals, tuple(choice.error.tolist()), film)
 
 
 def sample_to_folder(
@@ -326,8 +339,8 @@ def _make_all(
     maker = _Maker(model, job, total, on_progress, done=total - sum(map(len, batches)))
     fitting = FittingBatches(maker.make)
     for batch in batches:
-        for part, crystals in fitting.run(batch):
-            yield maker.finish(part, crystals)
+        for part, walked in fitting.run(batch):
+            yield maker.finish(part, walked)
 
 
 def _make_batch(model: Model, task: _Task) -> list[Made]:
@@ -351,27 +364,30 @@ class _Maker:
         self._job, self._total = job, total
         self._on_progress, self._done = on_progress, done
         self._walks = Walks(
-            model,
-            job.sampler,
-            job.guided_sampler,
-            candidates=job.candidates,
-            keep_film=job.keep_trajectory,
+            model, job.sampler, job.guided_sampler, job.candidates, job.keep_trajectory
         )
 
-    def make(self, batch: Sequence[Request]) -> Crystals:
+    def make(self, batch: Sequence[Request]) -> Walked:
         def on_step(step: int, steps: int, crystals: Crystals) -> None:
             share = len(batch) * step / steps
             self._on_progress(Progress(self._done + share, self._total))
 
         return self._walks.make(batch, on_step)
 
-    def finish(self, batch: Sequence[Request], crystals: Crystals) -> Made:
-        job, pairs = self._job, zip(batch, crystals.split(), strict=True)
+    def finish(self, batch: Sequence[Request], walked: Walked) -> Made:
+        job, crystals = self._job, walked.crystals.split()
         records = [
-            finish_crystal(r, c, symprec=job.symprec, total=self._total, new_only=job.new_only)
-            for r, c in pairs
+            finish_crystal(
+                request,
+                crystal,
+                symprec=job.symprec,
+                total=self._total,
+                new_only=job.new_only,
+                error=error,
+            )
+            for request, crystal, error in zip(batch, crystals, walked.errors, strict=True)
         ]
-        steps = [step.split() for step in self._walks.film]
+        steps = [step.split() for step in walked.film]
         films = [
             trajectory_text(request, [step[position] for step in steps], total=self._total)
             for position, (request, record) in enumerate(zip(batch, records, strict=True))
