@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--last", type=float, default=None)
     parser.add_argument("--temperature", type=float, default=None)
     parser.add_argument("--stretch", type=float, default=None)
+    parser.add_argument("--settle", type=int, default=None)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--quality", default="default", help="fast, default or best, before these")
     parser.add_argument("--candidates", type=int, default=1, help="walks, the likeliest is kept")
@@ -161,6 +162,7 @@ def main() -> None:
             "last",
             "temperature",
             "stretch",
+            "settle",
             "precision",
         )
     }

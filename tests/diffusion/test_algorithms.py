@@ -13,6 +13,7 @@ from crystorus.diffusion.algorithms import (
     Start,
     add_noise,
     sample,
+    settle,
     training_losses,
 )
 from crystorus.diffusion.noise import CrystalNoise
@@ -334,3 +335,62 @@ def test_a_crystal_depends_on_its_own_level_only():
     )
     torch.testing.assert_close(together.lattice, alone.lattice)
     torch.testing.assert_close(together.frac_coords, alone.frac_coords)
+
+
+def shaken(crystals: Crystals) -> Crystals:
+    noise = 0.01 * torch.randn(
+        crystals.frac_coords.shape, generator=torch.Generator().manual_seed(1)
+    )
+    return crystals.with_geometry(1.02 * crystals.lattice, crystals.frac_coords + noise)
+
+
+@pytest.mark.parametrize("diffusion", [default_diffusion(), paper_diffusion()])
+def test_what_settles_comes_nearer_and_draws_no_random_numbers(diffusion):
+    target = targets()
+    start, oracle = shaken(target), Oracle(target)
+    walk = SamplerConfig(settle=8)
+    seeds = list(range(len(target)))
+    rest, again = (
+        settle(oracle, diffusion, start, walk, [seed + shift for seed in seeds])
+        for shift in (0, 100)
+    )
+    assert torch.equal(rest.frac_coords, again.frac_coords)
+    before = shortest_displacement(start.frac_coords, target.frac_coords, target).abs().max()
+    after = shortest_displacement(rest.frac_coords, target.frac_coords, target).abs().max()
+    assert after < 0.2 * before
+    unmoved = settle(oracle, diffusion, start, SamplerConfig(), seeds)
+    assert torch.equal(unmoved.frac_coords, start.frac_coords)
+
+
+def test_walks_that_settle_count_all_their_steps_and_hold_what_is_held():
+    target, diffusion, seen = targets(), default_diffusion(), []
+    held = torch.zeros(len(target.frac_coords), dtype=torch.bool)
+    held[0] = True
+    level = torch.full((len(target),), 30)
+    start = Start(shaken(target), level, held_atoms=held, held_cells=torch.ones(len(target)).bool())
+    made = sample(
+        Oracle(target),
+        diffusion,
+        target.atomic_numbers,
+        target.n_atoms,
+        SamplerConfig(steps=5, settle=3),
+        list(range(len(target))),
+        start=start,
+        on_step=lambda step, total, crystals: seen.append((step, total)),
+    )
+    assert seen == [(step, 8) for step in range(1, 9)]
+    assert torch.equal(made.frac_coords[0], start.crystals.frac_coords[0])
+    assert torch.equal(made.lattice, start.crystals.lattice)
+
+
+def test_a_negative_number_of_steps_to_settle_is_refused():
+    target = targets()
+    with pytest.raises(ValueError, match="settle = -1"):
+        sample(
+            Oracle(target),
+            default_diffusion(),
+            target.atomic_numbers,
+            target.n_atoms,
+            SamplerConfig(steps=2, settle=-1),
+            list(range(len(target))),
+        )

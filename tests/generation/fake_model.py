@@ -43,6 +43,8 @@ class FakeModel:
                 for numbers, seed in zip(atomic_numbers.split(n_atoms.tolist()), seeds, strict=True)
             ]
         )
+        if start is not None and not start.noised:  # it finds everything at rest
+            crystals = start.crystals
         for step in range(1, sampler.steps + 1):
             time.sleep(self.step_s)
             if on_step is not None:

@@ -15,7 +15,7 @@ from crystorus import cli
 from crystorus.data.io import crystals_to_atoms
 from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.generation import command
-from crystorus.generation.choosing import candidate_seed, choose_crystals, kept_steps
+from crystorus.generation.choosing import SETTLE, candidate_seed, choose_crystals, kept_steps
 from crystorus.generation.errors import RequestError
 from crystorus.geometry.crystals import Crystals
 
@@ -105,15 +105,16 @@ def test_films_are_those_of_the_crystals_that_were_kept():
         for walk in range(3)
         for step in range(4)
     ]
-    film = kept_steps(steps, torch.tensor([2, 0]), 3)
-    assert [int(step.lattice[0, 0, 0]) for step in film] == [20, 21, 22, 23]
-    assert [int(step.lattice[1, 0, 0]) for step in film] == [0, 1, 2, 3]
+    rest = [Crystals(99 * torch.eye(3).repeat(2, 1, 1), torch.zeros(5, 3), NUMBERS, SIZES)]
+    film = kept_steps(steps + rest, torch.tensor([2, 0]), 3, settled=1)
+    assert [int(step.lattice[0, 0, 0]) for step in film] == [20, 21, 22, 23, 99]
+    assert [int(step.lattice[1, 0, 0]) for step in film] == [0, 1, 2, 3, 99]
 
 
 def test_progress_counts_the_steps_of_all_walks():
     seen = []
     choose(FakeModel(), 4, on_step=lambda step, total, crystals: seen.append((step, total)))
-    assert seen == [(step, 12) for step in range(1, 13)]
+    assert seen == [(step, 4 * 3 + SETTLE) for step in range(1, 4 * 3 + SETTLE + 1)]
 
 
 def test_the_command_line_chooses_and_records_it(fake, tmp_path):
@@ -135,7 +136,7 @@ def test_the_command_line_chooses_and_records_it(fake, tmp_path):
     plain_rows = csv.DictReader((plain / "table.csv").open())
     assert {row["denoising_error"] for row in plain_rows} == {""}
     films = sorted((chosen / "trajectories").glob("*.extxyz"))
-    assert [len(ase.io.read(film, ":")) for film in films] == [3] * 6
+    assert [len(ase.io.read(film, ":")) for film in films] == [3 + SETTLE] * 6
     for film, made in zip(films, after, strict=True):
         assert ase.io.read(film, -1).cell.lengths() == pytest.approx(made.cell.lengths(), abs=1e-6)
 

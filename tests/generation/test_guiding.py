@@ -25,8 +25,9 @@ from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds
 from crystorus.generation.plan import Known, Phase, make_requests
-from crystorus.generation.run import Job, Walked, _Maker
+from crystorus.generation.run import Job, _Maker
 from crystorus.generation.texts import finish_crystal
+from crystorus.generation.walks import Walked
 from crystorus.geometry import Crystals
 from crystorus.system import build_model
 from crystorus.templates.library import build_library, open_library

@@ -6,7 +6,7 @@ from crystorus.data.compositions import Composition
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.memory import FittingBatches, is_out_of_memory
 from crystorus.generation.plan import make_requests, padded_atoms
-from crystorus.generation.run import Walks
+from crystorus.generation.walks import Walks
 
 REQUESTS = make_requests([Composition.of((3, 26, 8, 8))], n=13)
 

@@ -25,6 +25,10 @@ SamplerName = Literal["paper", "bridge", "ode"]
 Precision = Literal["fp32", "bf16"]
 
 
+SETTLING = 0.2
+"""Share of T that a crystal that settles is taken to be noised to."""
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """f_θ: noisy crystals and their step t = 1 … T to a prediction of the clean ones (Eq. 7)."""
@@ -65,6 +69,9 @@ class SamplerConfig:
     """Factor on the noise that steps add; below 1 the walk seeks the likeliest crystals."""
     stretch: float = 1.0
     """Factor on the moves of atoms but the last: above 1 they pass the mean of what is likely."""
+    settle: int = 0
+    """Further, deterministic evaluations at the end, as from `SETTLING` of T but without noise:
+    they change little but the symmetry, which what is random breaks."""
     precision: Precision = "fp32"
     """Precision of the products inside the default network's blocks; geometry stays fp32."""
 
@@ -188,7 +195,8 @@ def sample(
         sampler: Which walk, and in how many steps.
         seeds: One per crystal; a crystal depends on its own seed only.
         start: Known crystals of these compositions to walk from; pure noise without it.
-        on_step: Called with (steps done, steps, present crystals) after each step.
+        on_step: Called with (steps done, steps, present crystals) after each step, those of
+            settling included.
 
     Raises:
         ValueError: If the sampler has more steps than the process has levels, begins at none of
@@ -210,8 +218,54 @@ def sample(
         moved = _step(denoiser, diffusion, crystals, t, s, sampler, noise)
         crystals = moved if start is None else _hold(start, crystals, moved, t)
         if on_step is not None:
-            on_step(done, sampler.steps, crystals)
-    return crystals
+            on_step(done, sampler.steps + sampler.settle, crystals)
+    return settle(denoiser, diffusion, crystals, sampler, seeds, start=start, on_step=on_step)
+
+
+def settle(
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    crystals: Crystals,
+    sampler: SamplerConfig,
+    seeds: Sequence[int],
+    *,
+    start: Start | None = None,
+    on_step: Callable[[int, int, Crystals], None] | None = None,
+) -> Crystals:
+    """Let finished crystals come to rest: `sampler.settle` steps of the probability flow.
+
+    Args:
+        denoiser: The trained network.
+        diffusion: The process it was trained on.
+        crystals: What a walk of `sampler` ended in.
+        sampler: That walk; nothing is done if its `settle` is 0.
+        seeds: One per crystal; no random number is drawn.
+        start: What the walk began with: what was held is held on.
+        on_step: Called with (steps done, steps, present crystals), the walk's steps counted.
+    """
+    if not sampler.settle:
+        return crystals
+    level = torch.full_like(crystals.n_atoms, max(round(SETTLING * diffusion.steps), 1))
+    if start is None:
+        resting = Start(crystals, level, noised=False)
+    else:
+        resting = replace(start, crystals=crystals, level=level, noised=False)
+    total = sampler.steps + sampler.settle
+
+    def later(done: int, _: int, present: Crystals) -> None:
+        if on_step is not None:
+            on_step(sampler.steps + done, total, present)
+
+    return sample(
+        denoiser,
+        diffusion,
+        crystals.atomic_numbers,
+        crystals.n_atoms,
+        SamplerConfig("ode", min(sampler.settle, diffusion.steps)),
+        seeds,
+        start=resting,
+        on_step=later,
+    )
 
 
 def check_sampler(sampler: SamplerConfig) -> None:
@@ -227,6 +281,8 @@ def check_sampler(sampler: SamplerConfig) -> None:
     for name in ("temperature", "stretch"):
         if not 0 <= getattr(sampler, name) < math.inf:
             raise ValueError(f"{name} = {getattr(sampler, name)}: give a number from 0 up")
+    if sampler.settle < 0:
+        raise ValueError(f"settle = {sampler.settle}: give a number of steps, 0 or more")
     if not math.isfinite(sampler.anti_annealing):
         raise ValueError(f"anti_annealing = {sampler.anti_annealing}: give a finite number")
 

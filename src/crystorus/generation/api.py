@@ -23,7 +23,8 @@ from crystorus.generation.guiding import (
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
 from crystorus.generation.quality import Quality, sampler_at
-from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, Walks
+from crystorus.generation.run import DEFAULT_BATCH_ATOMS
+from crystorus.generation.walks import Model, Walks
 from crystorus.generation.wanted import of_formulas
 from crystorus.geometry.crystals import Crystals
 from crystorus.system import CrystalModel

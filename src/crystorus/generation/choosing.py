@@ -6,7 +6,7 @@ judges finished crystals better than it finds them (docs/choosing.md).
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,12 +14,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crystorus.data.io import least_distance
-from crystorus.diffusion.algorithms import Precision, SamplerConfig, Start
+from crystorus.diffusion.algorithms import (
+    SETTLING,
+    Diffusion,
+    Precision,
+    SamplerConfig,
+    Start,
+)
 from crystorus.generation.errors import RequestError
 from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
 from crystorus.geometry.crystals import Crystals
 
 MAX_CANDIDATES = 1000
+SETTLE = 8
+"""Steps in which a crystal that was kept settles, if its walk names none: they halve the
+crystals without symmetry (docs/choosing.md)."""
 
 
 OnStep = Callable[[int, int, Crystals], None]
@@ -28,6 +37,8 @@ OnStep = Callable[[int, int, Crystals], None]
 @runtime_checkable
 class Chooser(Protocol):
     """What a choice needs of a loaded checkpoint."""
+
+    diffusion: Diffusion
 
     def sample(
         self,
@@ -92,13 +103,12 @@ def choose_crystals(
     seeds: Sequence[int],
     sampler: SamplerConfig,
     candidates: int,
-    start: Start | None = None,
     on_step: OnStep | None = None,
 ) -> Choice:
     """Make several candidates of every crystal and keep the likeliest valid one of each.
 
     The walks follow one another, so that memory does not grow with their number. Where no candidate
-    is valid the first is kept.
+    is valid the first is kept. What is kept then settles (`diffusion.algorithms.settle`).
 
     Args:
         model: A loaded checkpoint.
@@ -107,13 +117,14 @@ def choose_crystals(
         seeds: One per crystal.
         sampler: How each candidate is made.
         candidates: How many.
-        start: Known crystals to walk from.
         on_step: Called with (steps done, steps of all walks, present crystals).
     """
     best: Crystals | None = None
+    plain = replace(sampler, settle=0)
     walk = torch.zeros_like(n_atoms, device="cpu")
     error = torch.full((len(n_atoms),), torch.inf)
-    total = candidates * sampler.steps
+    settle = sampler.settle or SETTLE
+    total = candidates * sampler.steps + settle
     for number in range(candidates):
 
         def step_of_all(step: int, steps: int, crystals: Crystals, before: int = number) -> None:
@@ -124,8 +135,7 @@ def choose_crystals(
             atomic_numbers,
             n_atoms,
             seeds=[candidate_seed(seed, number) for seed in seeds],
-            sampler=sampler,
-            start=start,
+            sampler=plain,
             on_step=step_of_all,
         )
         judged = _judge(model, made, seeds, sampler)
@@ -133,11 +143,41 @@ def choose_crystals(
         best = made.to(device="cpu") if best is None else _replace(best, made, better)
         walk, error = torch.where(better, number, walk), torch.where(better, judged, error)
     assert best is not None
-    return Choice(best, walk, error)
+    rest = SamplerConfig("ode", settle, precision=sampler.precision)
+    return Choice(_settled(model, best, seeds, rest, on_step, total), walk, error)
+
+
+def _settled(
+    model: Chooser,
+    kept: Crystals,
+    seeds: Sequence[int],
+    sampler: SamplerConfig,
+    on_step: OnStep | None,
+    total: int,
+) -> Crystals:
+    """Let the crystals that were kept come to rest, as `diffusion.algorithms.settle` does."""
+
+    def later(step: int, steps: int, crystals: Crystals) -> None:
+        if on_step is not None:
+            on_step(total - steps + step, total, crystals)
+
+    level = torch.full_like(kept.n_atoms, max(round(SETTLING * model.diffusion.steps), 1))
+    return model.sample(
+        kept.atomic_numbers,
+        kept.n_atoms,
+        seeds=seeds,
+        sampler=sampler,
+        start=Start(kept, level, noised=False),
+        on_step=later,
+    ).to(device="cpu")
 
 
 def kept_steps(
-    steps: Sequence[Crystals], walk: Int[Tensor, " crystals"], candidates: int
+    steps: Sequence[Crystals],
+    walk: Int[Tensor, " crystals"],
+    candidates: int,
+    *,
+    settled: int,
 ) -> list[Crystals]:
     """Return the steps of the candidates that were kept.
 
@@ -145,16 +185,18 @@ def kept_steps(
         steps: All steps of the first candidates, then all of the second, and so on.
         walk: Which candidate of each crystal was kept.
         candidates: How many there were.
+        settled: Steps at the end that only those that were kept have taken.
     """
-    if candidates == 1:
+    if candidates == 1 or not steps:
         return list(steps)
-    length = len(steps) // candidates
-    return [
+    length = (len(steps) - settled) // candidates
+    chosen = [
         Crystals.concat(
             [steps[int(w) * length + step].select([n]) for n, w in enumerate(walk.tolist())]
         )
         for step in range(length)
     ]
+    return chosen + list(steps[candidates * length :])
 
 
 def _judge(

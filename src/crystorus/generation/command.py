@@ -26,12 +26,12 @@ from crystorus.generation.refining import RefineOrder, structure_requests
 from crystorus.generation.run import (
     DEFAULT_BATCH_ATOMS,
     Job,
-    Model,
     Summary,
     program_versions,
     run_settings,
     sample_to_folder,
 )
+from crystorus.generation.walks import Model
 from crystorus.generation.wanted import of_formulas, of_structures, of_system
 from crystorus.generation.workers import Crew
 from crystorus.model.precision import has_fast_bf16

@@ -17,14 +17,8 @@ from crystorus.generation.command import (
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import StartName
 from crystorus.generation.plan import Request, check_requests, make_requests
-from crystorus.generation.run import (
-    Job,
-    Model,
-    Progress,
-    program_versions,
-    run_settings,
-    sample_to_folder,
-)
+from crystorus.generation.run import Job, Progress, program_versions, run_settings, sample_to_folder
+from crystorus.generation.walks import Model
 from crystorus.hull.errors import SpaceError
 
 FOLDER = "generated"
