@@ -287,6 +287,9 @@ def one_sentence(done, *words):
         ("Cu-Au", ("--calculator", "no_such:EMT"), ["no_such:EMT cannot be had"]),
         ("Cu-Au", ("--fmax", "0"), ["--fmax 0 eV/Å"]),
         ("Cu-Au", ("--budget", "0"), ["--budget 0"]),
+        ("Cu-Au", ("--symprec", "0"), ["--symprec 0 Å", "above 0"]),
+        ("Cu-Au", ("--symprec", "nan"), ["--symprec nan Å", "above 0"]),
+        ("Cu-Au", ("--held-out", "none.csv"), ["none.csv does not exist"]),
         ("Cu-Au", ("--scheduler", "tcp://127.0.0.1:9"), ["no Dask scheduler answers"]),
         ("Cu-Au", ("--animate", "99999-CuAu"), ["holds no trajectory of it"]),
         ("Cu-Au", ("--library", "none.templates"), ["none.templates does not exist"]),
@@ -298,6 +301,16 @@ def test_bad_input_ends_in_one_sentence(tmp_path, alloys, fake_model, system, mo
     done = crystorus("hull", system, "--budget", 2, "--n", 1, "--out", tmp_path / "run",
                      "--references", alloys, *ENERGY, *more)  # fmt: skip
     one_sentence(done, *words)
+
+
+@pytest.mark.parametrize("option", [("--held-out", "none.csv"), ("--symprec", "0")])
+def test_what_only_the_ranking_needs_is_looked_at_before_hours_of_work(
+    tmp_path, alloys, fake_model, option
+):
+    done = crystorus("hull", "Cu-Au", "--budget", 2, "--n", 1, "--out", tmp_path / "run",
+                     "--references", alloys, *ENERGY, *option)  # fmt: skip
+    one_sentence(done, option[0] if option[0] == "--symprec" else option[1])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_calculator_that_throws_on_everything_records_nothing(tmp_path, alloys, fake_model):
