@@ -11,11 +11,17 @@ import typer
 
 from crystorus import cli_hull, cli_paper
 from crystorus.cli_choices import (
+    OWN,
+    Checkpoint,
     DatasetName,
+    Device,
+    Library,
     PrecisionName,
     QualityName,
     SamplerName,
-    StartName,
+    Seed,
+    Start,
+    Steps,
 )
 
 app = typer.Typer(
@@ -32,9 +38,6 @@ data_app = typer.Typer(no_args_is_help=True, help="Fetch and prepare structures.
 app.add_typer(data_app, name="data")
 templates_app = typer.Typer(no_args_is_help=True, help="Known crystals to start from.")
 app.add_typer(templates_app, name="templates")
-
-
-_OWN = "the checkpoint's"
 
 
 @dataclass
@@ -105,7 +108,7 @@ def sample(
         str | None, typer.Option(help="Formula units per cell, as in 1,2,4.", show_default="1")
     ] = None,
     n: Annotated[int, typer.Option(help="Crystals per composition.")] = 1,
-    seed: Annotated[int, typer.Option(help="Same seed, same crystals.")] = 0,
+    seed: Seed = 0,
     like: Annotated[
         Path | None,
         typer.Option(help="Compositions of a CSV, of CIFs or of extxyz.", rich_help_panel="What"),
@@ -127,42 +130,24 @@ def sample(
         typer.Option(
             help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of the "
             "three options below.",
-            show_default=_OWN,
-            rich_help_panel="How",
+            show_default=OWN,
+            rich_help_panel="Sampling",
         ),
     ] = None,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="How noise is removed.", show_default=_OWN, rich_help_panel="How"),
+        typer.Option(help="How noise is removed.", show_default=OWN, rich_help_panel="Sampling"),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Denoising steps.", show_default=_OWN, rich_help_panel="How"),
-    ] = None,
+    steps: Steps = None,
     anti_annealing: Annotated[
         float | None,
-        typer.Option(help="Extra drift at low noise.", show_default=_OWN, rich_help_panel="How"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="How"),
-    ] = None,
-    start: Annotated[
-        StartName | None,
         typer.Option(
-            help="Begin at noise, at known crystals with other elements, or half at each.",
-            show_default="templates with --library, else noise",
-            rich_help_panel="Start",
+            help="Extra drift at low noise.", show_default=OWN, rich_help_panel="Sampling"
         ),
     ] = None,
-    library: Annotated[
-        Path | None,
-        typer.Option(
-            help="Known crystals, from `crystorus templates build`.",
-            show_default="AFLOW prototypes",
-            rich_help_panel="Start",
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
+    start: Start = None,
+    library: Library = None,
     level: Annotated[
         float | None,
         typer.Option(
@@ -187,21 +172,20 @@ def sample(
             rich_help_panel="Start",
         ),
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="How")
-    ] = "cpu",
+    device: Device = "cpu",
     batch_atoms: Annotated[
-        int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="How")
+        int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="Sampling")
     ] = 1024,
     workers: Annotated[
-        int, typer.Option(help="Processes; as many as cores is fastest.", rich_help_panel="How")
+        int,
+        typer.Option(help="Processes; as many as cores is fastest.", rich_help_panel="Sampling"),
     ] = 1,
     precision: Annotated[
         PrecisionName | None,
         typer.Option(
             help="Of the products; auto is bf16 where that is fast.",
             show_default="the checkpoint's, fp32",
-            rich_help_panel="How",
+            rich_help_panel="Sampling",
         ),
     ] = None,
     symprec: Annotated[

@@ -44,7 +44,7 @@ from crystorus.hull.state import (
     Original,
     remove_campaign,
 )
-from crystorus.hull.workers import Workers
+from crystorus.hull.workers import Workers, check_workers
 from crystorus.terminal import say, tell_of_versions
 
 COMPOSITIONS = "compositions.csv"
@@ -336,6 +336,7 @@ def _elements(campaign: Campaign, system: str | None) -> list[str]:
 
 
 def _check_calculator(settings: RelaxSettings, workers: Workers) -> None:
+    check_workers(workers)
     if not workers.scheduler:  # on a cluster it need not be installed here
         load_calculator(settings.calculator)
 
