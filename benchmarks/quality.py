@@ -26,6 +26,7 @@ from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.choosing import choose_crystals
 from crystorus.generation.quality import sampler_at
 from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry import Crystals
@@ -55,17 +56,30 @@ class Part:
     n_atoms: Tensor
     seeds: list[int]
     sampler: SamplerConfig
+    candidates: int = 1
 
 
 def sample_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, float]:
     """Make one batch; returns its first seed, its crystals and the seconds it took."""
     start = time.perf_counter()
-    made = model.sample(part.atomic_numbers, part.n_atoms, seeds=part.seeds, sampler=part.sampler)
+    numbers, sizes, walk = part.atomic_numbers, part.n_atoms, part.sampler
+    if part.candidates == 1:
+        made = model.sample(numbers, sizes, seeds=part.seeds, sampler=walk)
+    else:
+        made = choose_crystals(
+            model, numbers, sizes, seeds=part.seeds, sampler=walk, candidates=part.candidates
+        ).crystals
     return part.seeds[0], made, time.perf_counter() - start
 
 
 def generate(
-    model: CrystalModel, wanted: Crystals, sampler: SamplerConfig, seed: int, batch: int, crew: Crew
+    model: CrystalModel,
+    wanted: Crystals,
+    sampler: SamplerConfig,
+    seed: int,
+    batch: int,
+    crew: Crew,
+    candidates: int = 1,
 ) -> tuple[Crystals, float]:
     """Sample one crystal per composition, in batches of similar size, in the order given.
 
@@ -78,7 +92,7 @@ def generate(
         chosen = order[start : start + batch]
         one = wanted.select(chosen)
         seeds = [seed * 1_000_003 + int(i) for i in chosen]
-        parts.append(Part(one.atomic_numbers, one.n_atoms, seeds, sampler))
+        parts.append(Part(one.atomic_numbers, one.n_atoms, seeds, sampler, candidates))
     if crew.processes > 1:
         made = list(share_out(sample_part, parts[::-1], crew))  # the longest first
     else:
@@ -128,6 +142,7 @@ def main() -> None:
     parser.add_argument("--stretch", type=float, default=None)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--quality", default="default", help="fast, default or best, before these")
+    parser.add_argument("--candidates", type=int, default=1, help="walks, the likeliest is kept")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1, help="that sample")
     parser.add_argument("--workers", type=int, default=2, help="processes that compare")
@@ -154,12 +169,13 @@ def main() -> None:
     chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
     wanted = store.select(chosen)
     crew = Crew(a.processes, a.checkpoint)
-    crystals, seconds = generate(model, wanted, sampler, a.seed, a.batch, crew)
+    crystals, seconds = generate(model, wanted, sampler, a.seed, a.batch, crew, a.candidates)
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
         "sampler": vars(sampler),
         "seed": a.seed,
+        "candidates": a.candidates,
         "seconds_per_crystal": seconds / a.n,
         "processes": a.processes,
         "threads": torch.get_num_threads() if a.processes == 1 else "shared out",

@@ -9,7 +9,9 @@ operations counted, and their share of the 2048³ float32 product rate measured 
 On a machine that others use, `processor_share` is the one to compare: it counts the seconds this
 process computed, not those it waited. With several sizes or batches the exponents of time per
 crystal in each are fitted, with three sizes also time per atom = a + b · atoms, whose second
-term is that of the pairs. `--history` appends one JSON line per combination.
+term is that of the pairs. `--processes 2` does everything twice, side by side, each with its own
+`--threads`, and adds up the rates: that is how `--workers 2` samples. `--history` appends one JSON
+line per combination.
 
 Crystals are those of `--data` (a store), or random ones with MP-20's range of sizes. Sampling is
 timed in the middle of the walk: that of an untrained network ends in cells no trained one visits.
@@ -224,6 +226,22 @@ def run(case: Case) -> dict:
     }
 
 
+def together(rows: Sequence[dict]) -> dict:
+    """Join what processes measured side by side: rates and memory add up, shares are averaged."""
+    rate = sum(row["crystals_per_second"] for row in rows)
+    averaged = ("share", "processor_share", "product_gigaoperations_per_second")
+    return (
+        rows[0]
+        | {key: statistics.mean(row[key] for row in rows) for key in averaged}
+        | {
+            "processes": len(rows),
+            "crystals_per_second": rate,
+            "seconds_per_crystal": 1 / rate,
+            "peak_memory_mib": sum(row["peak_memory_mib"] for row in rows),
+        }
+    )
+
+
 def provenance(device: str) -> dict:
     """Say when, on what and with which commit a figure was taken."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
@@ -316,6 +334,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--atoms", type=numbers, default=[0], help="0 is a mixture of 1 to 20")
     parser.add_argument("--device", type=words, default=["cpu"])
     parser.add_argument("--threads", type=numbers, default=[2])
+    parser.add_argument("--processes", type=int, default=1, help="that do the same side by side")
     parser.add_argument("--bf16", action="store_true", help="products of the default preset")
     parser.add_argument("--count", type=int, default=64, help="crystals, at least one batch")
     parser.add_argument("--repeats", type=int, default=3)
@@ -335,8 +354,8 @@ def main() -> None:
         if a.batch_atoms:
             batch = max(a.batch_atoms // (case.atoms or MEAN_ATOMS), 1)
             case = replace(case, batch=batch, count=batch)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            row = process.submit(run, case).result()
+        with ProcessPoolExecutor(a.processes, mp_context=get_context("spawn")) as pool:
+            row = together(list(pool.map(run, [case] * a.processes)))
         print(json.dumps(row, indent=2), flush=True)
         rows.append(row)
         if a.history:

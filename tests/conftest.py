@@ -1,9 +1,13 @@
 """Shapes and types written in signatures are checked while the tests run, and only then."""
 
+import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+# As the command line does, before torch is loaded: spinning threads crawl beside other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 install_import_hook("crystorus", "typechecking.check")
 

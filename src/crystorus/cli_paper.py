@@ -20,7 +20,9 @@ class What(StrEnum):
     figure5 = "figure5"
     figure6 = "figure6"
     latent = "latent"
+    times = "times"
     all = "all"
+    checkpoint = "checkpoint"
     page = "page"
     publish = "publish"
 
@@ -35,7 +37,11 @@ class BudgetName(StrEnum):
 
 def paper(
     what: Annotated[
-        What, typer.Argument(help="What to measure; page and publish write the page of results.")
+        What,
+        typer.Argument(
+            help="What to measure; checkpoint: all that shows the trained model; page and publish "
+            "write the page of results."
+        ),
     ],
     budget: Annotated[
         BudgetName, typer.Option(help="Minutes, an hour, or the paper's own settings.")
@@ -80,6 +86,7 @@ def paper(
     """Measure the paper's tables and figures again, beside what it printed."""
     from crystorus.reproduction.command import (
         EXPERIMENTS,
+        OF_CHECKPOINT,
         PaperOrder,
         carry_out,
         make_page,
@@ -94,6 +101,8 @@ def paper(
         publish_results(out, docs)
         return
     chosen = tuple(name for name in EXPERIMENTS if what.value in ("all", name))
+    if what is What.checkpoint:
+        chosen = OF_CHECKPOINT
     carry_out(
         PaperOrder(
             experiments=chosen,
@@ -102,6 +111,7 @@ def paper(
             sources=Sources(data, validation, held_out),
             seeds=seeds,
             rows=rows,
+            checkpoint_row=what is What.checkpoint,
             baselines=tuple(baseline or ()),
             checkpoint=checkpoint,
             alignn_weights=alignn_weights,

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from crystorus.config import Config, DiffusionConfig, PaperDiffusionConfig
 from crystorus.diffusion.algorithms import Diffusion, Precision, SamplerConfig, Start, sample
+from crystorus.diffusion.likelihood import denoising_error
 from crystorus.diffusion.log_lattice_process import LogLatticeProcess
 from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
@@ -121,6 +122,19 @@ class CrystalModel:
             )
         held = start is not None and start.held_cells is not None
         return crystals if held else in_reduced_cell(crystals)
+
+    def denoising_error(
+        self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision = "fp32"
+    ) -> Float[Tensor, " crystals"]:
+        """Judge finished crystals by what the network loses on them when they are noised.
+
+        The least of several of one composition is the likeliest; see `diffusion.likelihood`.
+        """
+        self.denoiser.eval()
+        with products_in(self.denoiser, precision):
+            return denoising_error(
+                self.denoiser, self.diffusion, crystals.to(device=self.device), seeds
+            )
 
 
 @contextmanager

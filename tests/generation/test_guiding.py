@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds
 from crystorus.generation.plan import Known, Phase, make_requests
-from crystorus.generation.run import Job, _Maker
+from crystorus.generation.run import Job, Walked, _Maker
 from crystorus.generation.texts import finish_crystal
 from crystorus.geometry import Crystals
 from crystorus.system import build_model
@@ -205,7 +206,8 @@ def test_a_known_phase_is_left_out_of_the_films_of_a_batch(files):
                             (False, ["00000-NaCl.extxyz", "00001-NaCl.extxyz"])):  # fmt: skip
         job = Job(requests, GUIDED_SAMPLER, keep_trajectory=True, new_only=new_only)
         maker = _Maker(crystorus.load(files / "model"), job, total=2)
-        made = maker.finish(requests, Crystals.concat([salt, blende]))
+        walked = Walked(Crystals.concat([salt, blende]), (math.nan, math.nan))
+        made = maker.finish(requests, walked)
         assert [name for name, _ in made.trajectories] == films
 
 

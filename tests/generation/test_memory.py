@@ -6,14 +6,14 @@ from crystorus.data.compositions import Composition
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.memory import FittingBatches, is_out_of_memory
 from crystorus.generation.plan import make_requests, padded_atoms
-from crystorus.generation.run import sample_batch
+from crystorus.generation.run import Walks
 
 REQUESTS = make_requests([Composition.of((3, 26, 8, 8))], n=13)
 
 
 def run(model, requests=REQUESTS):
     sampler = model.config.sampling
-    batches = FittingBatches(lambda batch: sample_batch(model, batch, sampler))
+    batches = FittingBatches(Walks(model, sampler).make)
     return batches, list(batches.run(requests))
 
 
@@ -24,8 +24,8 @@ def test_batches_are_halved_until_they_fit_and_nothing_is_lost():
     assert all(padded_atoms(part) <= 8 for part, _ in made)
     assert batches.limit is not None
     _, whole = run(FakeModel())
-    together = torch.cat([crystals.frac_coords for _, crystals in made])
-    assert torch.equal(together, whole[0][1].frac_coords)
+    together = torch.cat([walked.crystals.frac_coords for _, walked in made])
+    assert torch.equal(together, whole[0][1].crystals.frac_coords)
 
 
 def test_what_did_not_fit_is_not_tried_again():
@@ -35,7 +35,7 @@ def test_what_did_not_fit_is_not_tried_again():
     def make(batch):
         nonlocal failures
         failures += padded_atoms(batch) > 8
-        return sample_batch(model, batch, model.config.sampling)
+        return Walks(model, model.config.sampling).make(batch)
 
     batches = FittingBatches(make)
     list(batches.run(REQUESTS))

@@ -1,5 +1,6 @@
 """The representation is a function of the crystal, not of how it is written down."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -202,6 +203,10 @@ def test_the_map_is_the_plane_of_largest_variance():
     drawn = [panel.collections[0].get_offsets() for panel in panels]
     assert [len(d) for d in drawn] == [15, 14, 15]  # an unknown energy is not drawn as zero
     assert sorted(drawn[0][:, 0]) == pytest.approx(sorted(found.x))
+    unknown = dataclasses.replace(found, energy_ev_per_atom=(None,) * 15)
+    titles = [axes.get_title() for axes in latent_plots.draw_latent_map(unknown).axes]
+    assert "density" in titles
+    assert "energy" not in titles
 
 
 def test_the_probe_figure_shows_every_mean():

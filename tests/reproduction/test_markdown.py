@@ -8,6 +8,7 @@ import pytest
 from crystorus.reproduction import markdown
 from crystorus.reproduction.settings import load_printed
 from crystorus.reproduction.tables import summary
+from crystorus.reproduction.verdicts import of_ablations
 
 
 def run(seed, **values):
@@ -124,3 +125,13 @@ def test_a_row_that_was_left_out_is_not_measured(report):
     assert markdown.effect(report, "paper-e", "validity") == "not measured"
     assert markdown.value(report, "paper-e", "validity") == "not measured"
     assert "(e)" not in markdown.table4(report)
+
+
+def test_verdicts_name_the_scores_that_count(report):
+    assert of_ablations(report, "paper").splitlines() == [
+        "- paper-a: worse by validity",
+        "- paper-d: worse by density EMD; better by validity",
+    ]
+    assert of_ablations(report, "default") == ""
+    report["rows"][2]["runs"][0]["diverged"] = "step 0"
+    assert "- paper-d: diverged by validity" in of_ablations(report, "paper")

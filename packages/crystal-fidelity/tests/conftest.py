@@ -1,10 +1,12 @@
 """Make the prototype structures importable, and skip what needs the real data."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as its command line does, before torch
 sys.path.insert(0, str(Path(__file__).parent))
 MP20 = Path(__file__).parents[3].parent / "shared" / "data" / "mp20"
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_noise_curve_grows_and_counts_what_it_loses():
     assert len(noise_plot(points, "toy", "level")) == 2
 
 
+def test_noise_that_leaves_no_structure_is_a_point_without_a_distance():
+    crystals = everything()
+    collapsed = [replace(c, lattice=c.lattice * 1e-3) for c in crystals]
+    first, last = noise_curve({0.0: crystals, 1.0: collapsed}, crystals, Toy())
+    assert first.frechet is not None
+    assert (last.frechet, last.kernel, last.n, last.failed) == (None, None, 0, len(crystals))
+    shown, lost = noise_plot([first, last], "toy", "level")
+    assert shown.count("<circle") == 1
+    assert lost.count("<circle") == 2
+
+
 def test_size_curve_falls_and_extrapolates_below_its_last_point():
     generator = np.random.default_rng(0)
 
@@ -85,7 +97,7 @@ def test_size_curve_falls_and_extrapolates_below_its_last_point():
 
 def test_sizes_double_up_to_the_set():
     assert default_sizes(300) == [64, 128, 256, 300]
-    assert default_sizes(10) == [10]
+    assert default_sizes(63) == [7, 14, 28, 56, 63]
 
 
 def test_level_is_the_last_number_of_the_name():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.generation.choosing import check_candidates
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import (
     GUIDED_SAMPLER,
@@ -22,7 +23,7 @@ from crystorus.generation.guiding import (
 from crystorus.generation.memory import FittingBatches
 from crystorus.generation.plan import Request, check_requests, make_requests, plan_batches
 from crystorus.generation.quality import Quality, sampler_at
-from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, OnStep, sample_batch
+from crystorus.generation.run import DEFAULT_BATCH_ATOMS, Model, Walks
 from crystorus.generation.wanted import of_formulas
 from crystorus.geometry.crystals import Crystals
 from crystorus.system import CrystalModel
@@ -127,6 +128,7 @@ def generate(
     model: Model | None = None,
     sampler: SamplerConfig | None = None,
     quality: Quality | None = None,
+    candidates: int = 1,
     library: TemplateLibrary | Path | str | None = None,
     start: StartName | None = None,
     level: float | None = None,
@@ -147,6 +149,8 @@ def generate(
         sampler: How the noise is removed; by default the checkpoint's own way, and from templates
             a short deterministic walk.
         quality: "fast", "default" or "best": a measured sampler from noise, instead of naming one.
+        candidates: Walks from noise per crystal, of which the one that the model finds likeliest
+            is kept; time grows with them, and so does the match rate (docs/choosing.md).
         library: Known crystals to start from, or the file of `crystorus templates build`; the
             AFLOW prototypes that pymatgen carries if `start` asks for templates without it.
         start: "templates" if there is a library, else "noise"; "both" alternates. Samples that no
@@ -179,6 +183,7 @@ def generate(
     )
     for warning in unseen:
         warnings.warn(warning, stacklevel=2)
+    check_candidates(candidates)
     if quality is not None and sampler is not None:
         raise RequestError("both sampler and quality are given: leave one out")
     config, levels = model.config, model.diffusion.steps
@@ -190,6 +195,7 @@ def generate(
         requests,
         own,
         _guided_sampler(sampler, own, guidance),
+        candidates=candidates,
         keep_trajectory=keep_trajectory,
         batch_atoms=batch_atoms,
     )
@@ -228,27 +234,16 @@ def _sample_all(
     sampler: SamplerConfig,
     guided_sampler: SamplerConfig,
     *,
+    candidates: int,
     keep_trajectory: bool,
     batch_atoms: int,
 ) -> GeneratedCrystals:
-    steps: list[Crystals] = []
-
-    def keep(step: int, n_steps: int, crystals: Crystals) -> None:
-        if step == 1:
-            steps.clear()
-        steps.append(crystals.to(device="cpu"))
-
-    on_step: OnStep | None = keep if keep_trajectory else None
-
-    def make(batch: Sequence[Request]) -> Crystals:
-        guided = batch[0].known is not None
-        return sample_batch(model, batch, guided_sampler if guided else sampler, on_step)
-
-    batches = FittingBatches(make)
+    walks = Walks(model, sampler, guided_sampler, candidates, keep_trajectory)
+    batches = FittingBatches(walks.make)
     parts: list[GeneratedCrystals] = []
     for batch in plan_batches(requests, batch_atoms=batch_atoms):
-        for part, crystals in batches.run(batch):
-            parts.append(GeneratedCrystals(crystals, part, tuple(steps)))
+        for part, walked in batches.run(batch):
+            parts.append(GeneratedCrystals(walked.crystals, part, walked.film))
     return _in_order(parts)
 
 

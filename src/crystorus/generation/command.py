@@ -11,6 +11,7 @@ import torch
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.algorithms import Precision, SamplerConfig, SamplerName
+from crystorus.generation.choosing import check_candidates
 from crystorus.generation.errors import RequestError
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import (
@@ -69,6 +70,8 @@ class SampleOrder:
     """See `SamplerConfig`."""
     quality: Quality | None = None
     """A measured way to sample, instead of the three above."""
+    candidates: int = 1
+    """Walks from noise per crystal, of which the likeliest is kept."""
     precision: PrecisionChoice | None = None
     """Precision of the network's products."""
     workers: int = 1
@@ -121,6 +124,7 @@ def carry_out(order: SampleOrder) -> Summary:
         order.keep_trajectory,
         large=order.large,
         new_only=order.new_only,
+        candidates=order.candidates,
     )
     summary = _make(order, model, job)
     _tell_of_known(summary, job)
@@ -341,6 +345,8 @@ def check_numbers(order: SampleOrder | RefineOrder) -> None:
         raise RequestError(f"--symprec is {order.symprec:g} Å: give a length above 0, as in 0.1")
     if order.batch_atoms < 1:
         raise RequestError(f"--batch-atoms is {order.batch_atoms}: give 1 or more")
+    if isinstance(order, SampleOrder):
+        check_candidates(order.candidates)
     if order.workers < 1:
         raise RequestError(f"--workers is {order.workers}: give 1 process or more")
     if order.workers > 1 and order.device != "cpu":

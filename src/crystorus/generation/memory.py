@@ -1,12 +1,14 @@
 """Sampling in batches that fit: when memory runs out, the batch is halved and work goes on."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.plan import Request, padded_atoms
-from crystorus.geometry.crystals import Crystals
+
+Result = TypeVar("Result")
 
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
@@ -18,19 +20,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _SIGNS)
 
 
-class FittingBatches:
+class FittingBatches(Generic[Result]):
     """Runs batches, halving those that do not fit and remembering what did not.
 
     Attributes:
         limit: Padded atoms that the next batches may have; None until memory runs out once.
     """
 
-    def __init__(self, make: Callable[[Sequence[Request]], Crystals]) -> None:
+    def __init__(self, make: Callable[[Sequence[Request]], Result]) -> None:
         self._make = make
         self.limit: int | None = None
 
-    def run(self, batch: Sequence[Request]) -> Iterator[tuple[tuple[Request, ...], Crystals]]:
-        """Yield (requests, crystals) until the whole batch is made, in its order.
+    def run(self, batch: Sequence[Request]) -> Iterator[tuple[tuple[Request, ...], Result]]:
+        """Yield (requests, what was made) until the whole batch is made, in its order.
 
         Raises:
             GenerationError: If not even one crystal fits in memory.
@@ -41,9 +43,9 @@ class FittingBatches:
             if self.limit is not None and len(part) > 1 and padded_atoms(part) > self.limit:
                 waiting = [*_halves(part), *waiting]
                 continue
-            crystals = self._attempt(part)
-            if crystals is not None:
-                yield part, crystals
+            made = self._attempt(part)
+            if made is not None:
+                yield part, made
             elif len(part) == 1:
                 raise GenerationError(
                     f"memory ran out on a single crystal of {part[0].n_atoms} atoms: free "
@@ -53,8 +55,8 @@ class FittingBatches:
                 self.limit = padded_atoms(part) // 2
                 waiting = [*_halves(part), *waiting]
 
-    def _attempt(self, part: Sequence[Request]) -> Crystals | None:
-        """Return the crystals, or None if memory ran out; the failed tensors are gone by then."""
+    def _attempt(self, part: Sequence[Request]) -> Result | None:
+        """Return what was made, or None if memory ran out; the failed tensors are gone by then."""
         try:
             return self._make(part)
         except (MemoryError, RuntimeError) as error:

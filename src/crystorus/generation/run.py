@@ -11,12 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from crystorus.config import Config
-from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, Start
+from crystorus.diffusion.algorithms import Diffusion, SamplerConfig
 from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.generation.choosing import Choice, Chooser, OnStep, choose_crystals, kept_steps
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.folder import Finished, RunFolder
 from crystorus.generation.guiding import GUIDED_SAMPLER, start_of
@@ -29,11 +28,9 @@ from crystorus.geometry.crystals import Crystals
 DEFAULT_BATCH_ATOMS = 1024
 _PROGRAMS = ("crystorus", "torch", "numpy", "ase", "gemmi", "moyopy")
 
-OnStep = Callable[[int, int, Crystals], None]
-
 
 @runtime_checkable
-class Model(Protocol):
+class Model(Chooser, Protocol):
     """What sampling needs of a loaded checkpoint."""
 
     config: Config
@@ -42,19 +39,6 @@ class Model(Protocol):
     trained_elements: frozenset[int]
     max_atoms: int
     digest: str
-
-    def sample(
-        self,
-        atomic_numbers: Int[Tensor, " atoms"],
-        n_atoms: Int[Tensor, " crystals"],
-        *,
-        seeds: Sequence[int],
-        sampler: SamplerConfig,
-        start: Start | None = None,
-        on_step: OnStep | None = None,
-    ) -> Crystals:
-        """Make one crystal per entry of `n_atoms`, each from its own seed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +59,8 @@ class Job:
     """Whether cells may have more atoms than the training crystals."""
     new_only: bool = False
     """Whether known phases are left out of the files."""
+    candidates: int = 1
+    """Walks from noise per crystal, of which the likeliest is kept."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +110,7 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
         "checkpoint_sha256": checkpoint,
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         **(about_guided if guided else {}),
+        **({"candidates": job.candidates} if job.candidates > 1 else {}),
         **({"new_only": _phases_digest(job.requests)} if job.new_only else {}),
     }
 
@@ -175,28 +162,98 @@ def sample_batch(
     batch: Sequence[Request],
     sampler: SamplerConfig,
     on_step: OnStep | None = None,
-) -> Crystals:
+    *,
+    candidates: int = 1,
+) -> Choice:
     """Make the crystals of one batch, on the CPU, with exactly the composition asked for.
+
+    Args:
+        model: A loaded checkpoint.
+        batch: What to make; all begin at noise, or all at known crystals.
+        sampler: How the noise is removed.
+        on_step: Called after each step of each walk.
+        candidates: Walks per crystal, of which the likeliest is kept.
 
     Raises:
         GenerationError: If the model returns another composition.
     """
     atomic_numbers = torch.tensor([z for r in batch for z in r.composition.atomic_numbers])
     n_atoms = torch.tensor([request.n_atoms for request in batch])
-    crystals = model.sample(
-        atomic_numbers,
-        n_atoms,
-        seeds=[request.seed for request in batch],
-        sampler=sampler,
-        start=start_of(batch, model.diffusion.steps),
-        on_step=on_step,
-    ).to(device="cpu")
-    same = torch.equal(crystals.n_atoms, n_atoms) and torch.equal(
-        crystals.atomic_numbers, atomic_numbers
+    seeds = [request.seed for request in batch]
+    start = start_of(batch, model.diffusion.steps)
+    if candidates == 1:
+        crystals = model.sample(
+            atomic_numbers, n_atoms, seeds=seeds, sampler=sampler, start=start, on_step=on_step
+        ).to(device="cpu")
+        choice = Choice(crystals, torch.zeros_like(n_atoms), torch.full((len(batch),), torch.nan))
+    else:
+        choice = choose_crystals(
+            model,
+            atomic_numbers,
+            n_atoms,
+            seeds=seeds,
+            sampler=sampler,
+            candidates=candidates,
+            start=start,
+            on_step=on_step,
+        )
+    same = torch.equal(choice.crystals.n_atoms, n_atoms) and torch.equal(
+        choice.crystals.atomic_numbers, atomic_numbers
     )
     if not same:
         raise GenerationError("the model changed a composition: report this with the checkpoint")
-    return crystals
+    return choice
+
+
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """The crystals of a batch, on the CPU.
+
+    Attributes:
+        crystals: One per request.
+        errors: By what they were chosen; NaN where there was no choice.
+        film: Every step, if it was asked for.
+    """
+
+    crystals: Crystals
+    errors: tuple[float, ...]
+    film: tuple[Crystals, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Walks:
+    """Makes batches from noise or from known crystals.
+
+    Attributes:
+        model: A loaded checkpoint.
+        sampler: How noise is removed.
+        guided_sampler: The same for crystals that start at known ones.
+        candidates: Walks from noise per crystal, of which the likeliest is kept.
+        keep_film: Whether every step is kept.
+    """
+
+    model: Model
+    sampler: SamplerConfig
+    guided_sampler: SamplerConfig = GUIDED_SAMPLER
+    candidates: int = 1
+    keep_film: bool = False
+
+    def make(self, batch: Sequence[Request], on_step: OnStep | None = None) -> Walked:
+        """Make the crystals of one batch; walks from known crystals have one candidate."""
+        steps: list[Crystals] = []
+        guided = batch[0].known is not None
+        candidates = 1 if guided else self.candidates
+
+        def keep(step: int, total: int, crystals: Crystals) -> None:
+            if self.keep_film:
+                steps.append(crystals.to(device="cpu"))
+            if on_step is not None:
+                on_step(step, total, crystals)
+
+        sampler = self.guided_sampler if guided else self.sampler
+        choice = sample_batch(self.model, batch, sampler, keep, candidates=candidates)
+        film = tuple(kept_steps(steps, choice.walk, candidates))
+        return Walked(choice.crystals, tuple(choice.error.tolist()), film)
 
 
 def sample_to_folder(
@@ -282,8 +339,8 @@ def _make_all(
     maker = _Maker(model, job, total, on_progress, done=total - sum(map(len, batches)))
     fitting = FittingBatches(maker.make)
     for batch in batches:
-        for part, crystals in fitting.run(batch):
-            yield maker.finish(part, crystals)
+        for part, walked in fitting.run(batch):
+            yield maker.finish(part, walked)
 
 
 def _make_batch(model: Model, task: _Task) -> list[Made]:
@@ -304,30 +361,33 @@ class _Maker:
         *,
         done: int = 0,
     ) -> None:
-        self._model, self._job, self._total = model, job, total
+        self._job, self._total = job, total
         self._on_progress, self._done = on_progress, done
-        self._steps: list[Crystals] = []
+        self._walks = Walks(
+            model, job.sampler, job.guided_sampler, job.candidates, job.keep_trajectory
+        )
 
-    def make(self, batch: Sequence[Request]) -> Crystals:
-        self._steps = []
-
+    def make(self, batch: Sequence[Request]) -> Walked:
         def on_step(step: int, steps: int, crystals: Crystals) -> None:
-            if self._job.keep_trajectory:
-                self._steps.append(crystals.to(device="cpu"))
             share = len(batch) * step / steps
             self._on_progress(Progress(self._done + share, self._total))
 
-        guided = batch[0].known is not None
-        sampler = self._job.guided_sampler if guided else self._job.sampler
-        return sample_batch(self._model, batch, sampler, on_step)
+        return self._walks.make(batch, on_step)
 
-    def finish(self, batch: Sequence[Request], crystals: Crystals) -> Made:
-        job, pairs = self._job, zip(batch, crystals.split(), strict=True)
+    def finish(self, batch: Sequence[Request], walked: Walked) -> Made:
+        job, crystals = self._job, walked.crystals.split()
         records = [
-            finish_crystal(r, c, symprec=job.symprec, total=self._total, new_only=job.new_only)
-            for r, c in pairs
+            finish_crystal(
+                request,
+                crystal,
+                symprec=job.symprec,
+                total=self._total,
+                new_only=job.new_only,
+                error=error,
+            )
+            for request, crystal, error in zip(batch, crystals, walked.errors, strict=True)
         ]
-        steps = [step.split() for step in self._steps]
+        steps = [step.split() for step in walked.film]
         films = [
             trajectory_text(request, [step[position] for step in steps], total=self._total)
             for position, (request, record) in enumerate(zip(batch, records, strict=True))

@@ -21,7 +21,13 @@ VALID_VOLUME = 0.1  # Å³
 
 
 def finish_crystal(
-    request: Request, crystal: Crystals, *, symprec: float, total: int, new_only: bool = False
+    request: Request,
+    crystal: Crystals,
+    *,
+    symprec: float,
+    total: int,
+    new_only: bool = False,
+    error: float = math.nan,
 ) -> Finished:
     """Describe one crystal in full.
 
@@ -34,6 +40,7 @@ def finish_crystal(
         symprec: Symmetry tolerance in Å.
         total: Crystals of the run, for the width of the index in file names.
         new_only: Whether known phases are left out.
+        error: Its `denoising_error`, where it was chosen by that.
 
     Raises:
         GenerationError: If its composition is not the one asked for.
@@ -44,7 +51,7 @@ def finish_crystal(
             f"{request.composition.formula}: nothing of its batch was written"
         )
     if not _is_finite(crystal):
-        return Finished(request.index, _row(request, valid=False), "", {})
+        return Finished(request.index, _row(request, valid=False, error=error), "", {})
     distance, volume = float(least_distance(crystal)[0]), float(crystal.volume[0])
     data = dataset(crystal, symprec)
     symbol, number = group_of(data)
@@ -59,14 +66,16 @@ def finish_crystal(
     valid = distance >= VALID_DISTANCE and volume >= VALID_VOLUME
     origin = origin_of(request, crystal)
     if new_only and origin[0] == "known":
-        row = _row(request, valid=valid, measured=measured, origin=origin)
+        row = _row(request, valid=valid, error=error, measured=measured, origin=origin)
         return Finished(request.index, row, "", {})
     name = file_stem(request, total)
     files = {
         f"{CIF}/{name}.cif": cif_text(crystal, name),
         f"{SYMMETRISED}/{name}.cif": dataset_cif_text(crystal, data, name, symprec),
     }
-    row = _row(request, valid=valid, measured=measured, files=list(files), origin=origin)
+    row = _row(
+        request, valid=valid, error=error, measured=measured, files=list(files), origin=origin
+    )
     return Finished(request.index, row, _frame(crystal, row), files)
 
 
@@ -98,6 +107,7 @@ def _row(
     request: Request,
     *,
     valid: bool,
+    error: float,
     measured: dict[str, str] | None = None,
     files: Sequence[str] = ("", ""),
     origin: tuple[Origin, str] = ("new", ""),
@@ -111,6 +121,7 @@ def _row(
         "n_atoms": str(request.n_atoms),
         **(measured or blank),
         "valid": str(valid),
+        "denoising_error": f"{error:.4f}" if math.isfinite(error) else "",
         "sample": str(request.sample),
         "seed": str(request.seed),
         **_start_columns(request.known),
@@ -144,6 +155,8 @@ def _frame(crystal: Crystals, row: dict[str, str]) -> str:
         "start": row["start"],
         "origin": row["origin"],
     }
+    if row["denoising_error"]:
+        atoms.info["denoising_error"] = float(row["denoising_error"])
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz", write_results=False)
     return text.getvalue()

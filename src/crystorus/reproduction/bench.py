@@ -189,15 +189,16 @@ def _aligned(folder: Path, cifs: Sequence[str], held_out: Path) -> Path:
     """
     if all(cifs):
         return folder / CRYSTALS
-    frames = iter(_frames((folder / CRYSTALS).read_text("utf-8")))
+    made = frames((folder / CRYSTALS).read_text("utf-8"))
     nothing = '1\nLattice="' + " ".join(["nan"] * 9) + '" Properties=species:S:1:pos:R:3\n'
-    text = "".join(next(frames) if cif else nothing + "H nan nan nan\n" for cif in cifs)
+    text = "".join(next(made) if cif else nothing + "H nan nan nan\n" for cif in cifs)
     path = folder / ALIGNED
     write_whole(path, text)
     return path
 
 
-def _frames(text: str) -> Iterator[str]:
+def frames(text: str) -> Iterator[str]:
+    """Cut an extxyz file into its crystals."""
     lines = text.splitlines(keepends=True)
     start = 0
     while start < len(lines):

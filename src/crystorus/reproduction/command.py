@@ -1,6 +1,6 @@
 """`crystorus paper` from its options to a result, its table and its figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,14 +24,24 @@ from crystorus.reproduction.settings import (
     load_variants,
 )
 from crystorus.reproduction.studies import distribution_study, noise_study, size_study
-from crystorus.reproduction.tables import ablation_table, systems_table
+from crystorus.reproduction.tables import (
+    CHECKPOINT_SEED,
+    ablation_table,
+    checkpoint_table,
+    systems_table,
+)
+from crystorus.reproduction.times import times_study
 from crystorus.terminal import say
 
 Experiment = Literal[
     "table2", "table3", "table4", "figure1", "figure2", "figure3", "figure4", "figure5",
-    "figure6", "latent",
+    "figure6", "latent", "times",
 ]  # fmt: skip
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
+OF_CHECKPOINT: tuple[Experiment, ...] = (
+    "table2", "table3", "figure1", "figure2", "figure5", "figure6", "latent",
+)  # fmt: skip
+"""What shows the shipped checkpoint, to be measured again when another one is shipped."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class PaperOrder:
     """Seeds of the trainings, comma-separated."""
     rows: str | None = None
     """Rows of Table 4 by name, comma-separated."""
+    checkpoint_row: bool = False
+    """Whether Tables 2 and 3 have the checkpoint's row alone."""
     baselines: tuple[str, ...] = ()
     """Other systems' crystals, each NAME=FILE."""
     checkpoint: Path | None = None
@@ -69,6 +81,23 @@ def carry_out(order: PaperOrder) -> None:
     """
     baselines = parse_baselines(order.baselines)
     seeds, rows = parse_seeds(order.seeds), parse_rows(order.rows)
+    bench = _bench(order, baselines)
+    for experiment in order.experiments:
+        chosen = seeds or _own_seeds(experiment, bench.budget)
+        if experiment == "table4":
+            content = ablation_table(bench, chosen, rows)
+        elif order.checkpoint_row and experiment in ("table2", "table3"):
+            chosen, content = (CHECKPOINT_SEED,), checkpoint_table(bench, order.checkpoint)
+        else:
+            content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
+        write_result(order.out, _about(experiment, bench, chosen) | content)
+        typer.echo(
+            f"{order.out / experiment}.json, budget {bench.budget.name}: {bench.budget.about}"
+        )
+
+
+def _bench(order: PaperOrder, baselines: Mapping[str, Path]) -> Bench:
+    """Check what was ordered before anything is trained, and make its folder ready."""
     fidelity.check_installed()
     check_device(order.device)
     budget = load_budget(order.budget)
@@ -83,17 +112,9 @@ def carry_out(order: PaperOrder) -> None:
     if missing:
         raise PaperError(f"--baseline {missing[0]} does not exist: give a file of structures")
     inputs = prepare(order.out, budget, order.sources)
-    bench = Bench(
+    return Bench(
         order.out, budget, inputs, order.device, weights, lambda step: say(order.budget, step)
     )
-    for experiment in order.experiments:
-        chosen = seeds or _own_seeds(experiment, budget)
-        if experiment == "table4":
-            content = ablation_table(bench, chosen, rows)
-        else:
-            content = _measure(experiment, bench, chosen, baselines, order.checkpoint)
-        write_result(order.out, _about(experiment, bench, chosen) | content)
-        typer.echo(f"{order.out / experiment}.json, budget {budget.name}: {budget.about}")
 
 
 def publish_results(out: Path, docs: Path) -> None:
@@ -136,6 +157,8 @@ def _measure(
             return distribution_study(bench, checkpoint, baselines, "density")
         case "figure6":
             return distribution_study(bench, checkpoint, baselines, "formation energy")
+        case "times":
+            return times_study(bench)
         case _:
             return latent_space(bench, checkpoint)
 

@@ -1,5 +1,6 @@
 """The latent representation on paper: its map, and what linear probes read from it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,35 +36,44 @@ def draw_latent_map(latent: LatentMap) -> Figure:
     """Draw the map three times: coloured by anions, by formation energy, by density.
 
     Colours of properties run between their 2nd and 98th percentile; crystals of unknown energy
-    are left out of that panel.
+    are left out of that panel, and the panel where none is known.
     """
-    figure = Figure(figsize=(7.0, 2.95), layout="constrained")
-    FigureCanvasAgg(figure)
-    chemistry, energy, density = figure.subplots(1, 3, sharex=True, sharey=True)
-    x, y = np.array(latent.x), np.array(latent.y)
     # Drawn in one shuffled order, so that no group lies on top for being last.
-    order = np.random.default_rng(0).permutation(len(x))
-    _scatter(chemistry, x[order], y[order], c=[GROUP_COLOURS[latent.anions[i]] for i in order])
-    present = [g for g in (*ANION_GROUPS, INTERMETALLIC) if g in latent.anions]
-    for group in present:
-        chemistry.scatter([], [], s=14, color=GROUP_COLOURS[group], label=group)
-    chemistry.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, fontsize=6, frameon=False,
-        handletextpad=0.1, columnspacing=0.8, borderaxespad=0,
-    )  # fmt: skip
-    known = np.array([e is not None for e in latent.energy_ev_per_atom])[order]
-    values = np.array([np.nan if e is None else e for e in latent.energy_ev_per_atom])[order]
-    shown = _scatter(energy, x[order][known], y[order][known], **_scale(values[known]))
-    _bar(figure, shown, energy, "formation energy / eV per atom")
-    dense = np.array(latent.density_g_cm3)[order]
-    shown = _scatter(density, x[order], y[order], **_scale(dense))
-    _bar(figure, shown, density, "density / g cm⁻³")
-    for axes, title in ((chemistry, "chemistry"), (energy, "energy"), (density, "density")):
+    order = np.random.default_rng(0).permutation(len(latent.x))
+    x, y = np.array(latent.x)[order], np.array(latent.y)[order]
+    energies = np.array([np.nan if e is None else e for e in latent.energy_ev_per_atom])[order]
+    properties = {
+        "energy": ("formation energy / eV per atom", energies),
+        "density": ("density / g cm⁻³", np.array(latent.density_g_cm3)[order]),
+    }
+    properties = {k: v for k, v in properties.items() if not np.isnan(v[1]).all()}
+    panels = 1 + len(properties)
+    figure = Figure(figsize=(7.0 * panels / 3, 2.95), layout="constrained")
+    FigureCanvasAgg(figure)
+    chemistry, *others = figure.subplots(1, panels, sharex=True, sharey=True)
+    _draw_chemistry(chemistry, x, y, [latent.anions[i] for i in order])
+    for axes, (title, (label, values)) in zip(others, properties.items(), strict=True):
+        known = ~np.isnan(values)
+        shown = _scatter(axes, x[known], y[known], **_scale(values[known]))
+        _bar(figure, shown, axes, label)
         axes.set_title(title, fontsize=8)
+    for axes in (chemistry, *others):
         axes.tick_params(labelsize=6)
         axes.set_xlabel(f"first direction ({100 * latent.explained[0]:.0f} %)", fontsize=7)
     chemistry.set_ylabel(f"second direction ({100 * latent.explained[1]:.0f} %)", fontsize=7)
     return figure
+
+
+def _draw_chemistry(axes: Any, x: np.ndarray, y: np.ndarray, anions: Sequence[str]) -> None:
+    _scatter(axes, x, y, c=[GROUP_COLOURS[group] for group in anions])
+    for group in (*ANION_GROUPS, INTERMETALLIC):
+        if group in anions:
+            axes.scatter([], [], s=14, color=GROUP_COLOURS[group], label=group)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, fontsize=6, frameon=False,
+        handletextpad=0.1, columnspacing=0.8, borderaxespad=0,
+    )  # fmt: skip
+    axes.set_title("chemistry", fontsize=8)
 
 
 def draw_probe(study: ProbeStudy) -> Figure:

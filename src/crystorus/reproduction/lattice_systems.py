@@ -4,6 +4,7 @@ The paper sees cubic, hexagonal … cells that no rule asked for (Figures 1 and 
 system follows from its space group; a cell's from the lattice alone, one atom on every point.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from crystorus.data.arrays import CrystalArrays, least_distance, niggli_reduce
 from crystorus.data.io import crystals_from_atoms, join_arrays, split_arrays
 from crystorus.data.spacegroups import dataset
+from crystorus.reproduction.plots import COLOURS
 
 LATTICE_SYSTEMS = (
     "triclinic", "monoclinic", "orthorhombic", "tetragonal", "rhombohedral", "hexagonal", "cubic",
@@ -35,7 +37,10 @@ LEAST_DISTANCES = 3.0
 SMALLEST_TOLERANCE = 1e-4
 """Å, for atoms that coincide."""
 
-_COLOURS = ("#c8553d", "#2d6a8f", "#9aa3ab", "#5b8e4a", "#8a5a9e")
+DRAWN = (0.1, 0.5)
+"""Å. The tolerances that are drawn; of others all are."""
+
+_MORE = ("#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab")
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,10 @@ def agreement(left: Sequence[int], right: Sequence[int]) -> tuple[float, float]:
 def draw_lattice_systems(study: LatticeStudy) -> Figure:
     """Draw the shares of the lattice systems: cells above, crystals below, a panel a tolerance.
 
-    The whiskers are one standard error of a share.
+    Drawn are the tolerances that the paper names, or all where they were not measured. The
+    whiskers are one standard error of a share.
     """
-    tolerances = study.tolerances
+    tolerances = [s for s in DRAWN if s in study.tolerances] or study.tolerances
     figure = Figure(figsize=(7.0, 4.7), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(tolerances), sharey="row", sharex=True, squeeze=False)
@@ -201,6 +207,8 @@ def _draw_shares(
 ) -> None:
     width = 0.8 / len(names)
     places = np.arange(len(LATTICE_SYSTEMS))
+    spare = itertools.cycle(_MORE)
+    colours = {name: COLOURS.get(name) or next(spare) for name in names}
     for one in sets:
         numbers = one.holohedries if cells else one.groups
         if not numbers:
@@ -210,7 +218,7 @@ def _draw_shares(
         error = np.sqrt(values * (1 - values) / len(numbers))
         axes.bar(
             places + (rank - (len(names) - 1) / 2) * width, values, width, yerr=error,
-            color=_COLOURS[rank % len(_COLOURS)], label=f"{one.name} (n = {len(numbers)})",
+            color=colours[one.name], label=f"{one.name} (n = {len(numbers)})",
             error_kw={"lw": 0.6, "ecolor": "#333"},
         )  # fmt: skip
     axes.set_xticks(places, LATTICE_SYSTEMS, rotation=60, ha="right", rotation_mode="anchor")

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from crystorus.reproduction.parts import part_with, parts
 from crystorus.reproduction.settings import Tree
 
 
@@ -52,12 +53,13 @@ def heading(report: Tree) -> str:
 
 def table2(report: Tree) -> str:
     """Return Table 2 beside the paper's."""
-    keys = _present(report["rows"], TABLE_2)
+    rows = all_rows(report)
+    keys = _present(rows, TABLE_2)
     lines = [header(["system", "", *(BY_KEY[k].title for k in keys)])]
     for name, *values in report["printed"]["table2"]["rows"]:
         lines.append(line([name, "printed", *values, *[""] * (len(keys) - 3)]))
-    lines += [_measured(row, keys) for row in report["rows"]]
-    return page(report, lines)
+    lines += [_measured(row, keys) for row in rows]
+    return "\n\n".join([_headings(report), "\n".join(lines)])
 
 
 def table3(report: Tree) -> str:
@@ -68,16 +70,24 @@ def table3(report: Tree) -> str:
         "frechet_chgnet_corrected": "bias-corrected",
         "kernel_chgnet": "kernel CHGNet",
     }
-    keys = [k for k in TABLE_3 if k == "fad" or k in _present(report["rows"], TABLE_3)]
+    rows = all_rows(report)
+    keys = [k for k in TABLE_3 if k == "fad" or k in _present(rows, TABLE_3)]
     lines = [header(["system", "", *(titles[k] for k in keys)])]
     for name, value in report["printed"]["table3"]["rows"]:
         lines.append(line([name, "printed", value, *[""] * (len(keys) - 1)]))
-    lines += [_measured(row, keys) for row in report["rows"]]
-    return page(report, lines)
+    lines += [_measured(row, keys) for row in rows]
+    return "\n\n".join([_headings(report), "\n".join(lines)])
 
 
 def table4(report: Tree) -> str:
-    """Return Table 4: the paper's ablations as printed and measured, then the repairs'."""
+    """Return Table 4: the paper's ablations as printed and measured, then the repairs'.
+
+    Rows measured at different times are tables of their own.
+    """
+    return "\n\n".join(_table4(part) for part in parts(report))
+
+
+def _table4(report: Tree) -> str:
     keys = _present(report["rows"], TABLE_4)
     printed = report["printed"]["table4"]["rows"]
     lines = [header(["setting", "", *(BY_KEY[k].title for k in keys)])]
@@ -97,11 +107,11 @@ def effects(report: Tree) -> str:
     A difference is called one if it exceeds twice its standard error. The variance of a score is
     that of the two rows' seeds, or the median of all rows of the preset where that is larger.
     """
-    keys = [k for k in _present(report["rows"], TABLE_4) if k != "match_rmse"]
+    rows = all_rows(report)
+    keys = [k for k in _present(rows, TABLE_4) if k != "match_rmse"]
     lines = [header(["changed", *(BY_KEY[k].title for k in keys)])]
-    for row in report["rows"]:
-        base = _base(report, row)
-        if row["name"] != base["name"]:
+    for row in rows:
+        if row["name"] != row["preset"]:
             cells = [effect(report, row["name"], key) for key in keys]
             lines.append(line([row["label"], *cells]))
     return "\n".join(lines)
@@ -109,20 +119,19 @@ def effects(report: Tree) -> str:
 
 def effect(report: Tree, name: str, key: str) -> str:
     """Return one effect in words: worse, better or none, and what the paper has."""
-    if not _has(report, name):
+    part = part_with(report, name)
+    if part is None:
         return NOT_MEASURED
-    row = _row(report, name)
-    base = _base(report, row)
-    found = _direction(report, row, base, key)
-    theirs = _printed_direction(report, row, key)
+    row = _row(part, name)
+    found = _direction(part, row, _row(part, row["preset"]), key)
+    theirs = _printed_direction(part, row, key)
     return f"{found} (paper: {theirs})" if theirs else found
 
 
 def value(report: Tree, name: str, key: str) -> str:
     """Return one score of one row as text."""
-    if not _has(report, name):
-        return NOT_MEASURED
-    return _score(_row(report, name), key)
+    part = part_with(report, name)
+    return NOT_MEASURED if part is None else _score(_row(part, name), key)
 
 
 def _direction(report: Tree, row: Tree, base: Tree, key: str) -> str:
@@ -156,16 +165,23 @@ def _printed_direction(report: Tree, row: Tree, key: str) -> str:
     return "better" if (theirs > base) == BY_KEY[key].higher_is_better else "worse"
 
 
-def _has(report: Tree, name: str) -> bool:
-    return any(row["name"] == name for row in report["rows"])
+def all_rows(report: Tree) -> list[Tree]:
+    """Return the rows of a table, of all its measurements."""
+    return [row for part in parts(report) for row in part["rows"]]
+
+
+def _headings(report: Tree) -> str:
+    """Say what made the rows, and of several measurements which rows each made."""
+    several = parts(report)
+    if len(several) == 1:
+        return heading(report)
+    return "\n\n".join(
+        ", ".join(row["label"] for row in part["rows"]) + ": " + heading(part) for part in several
+    )
 
 
 def _row(report: Tree, name: str) -> Tree:
     return next(row for row in report["rows"] if row["name"] == name)
-
-
-def _base(report: Tree, row: Tree) -> Tree:
-    return _row(report, row["preset"])
 
 
 def _present(rows: Sequence[Tree], keys: Sequence[str]) -> list[str]:
@@ -204,9 +220,13 @@ def noise_points(report: Tree) -> str:
     lines = [header(["t / T", *report["curves"]])]
     curves = [curve["points"] for curve in report["curves"].values()]
     for row in zip(*curves, strict=True):
-        cells = [f"{number(p['frechet'])} ({p['failed']} without)" for p in row]
+        cells = [f"{_or_dash(p['frechet'])} ({p['failed']} without)" for p in row]
         lines.append(line([f"{row[0]['share']:g}", *cells]))
     return page(report, lines)
+
+
+def _or_dash(found: float | None) -> str:
+    return "–" if found is None else number(found)
 
 
 def size_points(report: Tree) -> str:

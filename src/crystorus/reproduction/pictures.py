@@ -4,11 +4,13 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import torch
 from ase import Atoms
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.data.arrays import ReadingError
 from crystorus.data.compositions import Composition
-from crystorus.data.io import density
+from crystorus.data.io import crystals_from_atoms, density
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.noise import CrystalNoise
 from crystorus.geometry import Crystals
@@ -22,7 +24,7 @@ from crystorus.reproduction.portraits import portrait
 from crystorus.reproduction.probing import FOLDS, probe
 from crystorus.reproduction.records import to_json
 from crystorus.reproduction.settings import Tree, load_variants
-from crystorus.reproduction.tables import BASES
+from crystorus.reproduction.tables import BASES, sample_checkpoint
 from crystorus.system import CrystalModel
 
 ENERGY = "formation_energy_per_atom"
@@ -34,22 +36,22 @@ PROBE_SEEDS = (0, 1, 2)
 def gallery(bench: Bench, checkpoint: Path | None) -> Tree:
     """Return Fig. 1: generated crystals above the real ones of their compositions.
 
-    The first of a random order are taken, not the best; only crystals that are not finite are
-    passed over, and counted.
+    The first of a random order are taken, not the best; only what is no crystal is passed over,
+    and counted.
     """
-    path, sampling = bench.sampled(checkpoint or SHIPPED, "checkpoint", seed=0)
+    path, sampling = sample_checkpoint(bench, checkpoint or SHIPPED)
     made, real = _read(path), _read(bench.inputs.held_out)
     order = np.random.default_rng(ORDER_SEED).permutation(len(real))
-    finite = [int(i) for i in order if _is_finite(made[i])]
-    passed = len(order) - len(finite)
-    shown = finite[: bench.budget.gallery]
+    usable = [int(i) for i in order if is_crystal(made[i])]
+    passed = len(order) - len(usable)
+    shown = usable[: bench.budget.gallery]
     if not shown:
-        raise PaperError("no crystal of the checkpoint is finite: there is nothing to draw")
+        raise PaperError("the checkpoint made no usable crystal: there is nothing to draw")
     rows = tuple(tuple(portrait(several[i]) for i in shown) for several in (made, real))
     return {
         "gallery": to_json(Gallery(("generated", "real"), rows)),
         "real_groups": [f"{p.symbol} ({p.number})" for p in rows[1]],
-        "not_finite": passed,
+        "no_crystals": passed,
         "sampling": sampling,
     }
 
@@ -57,18 +59,18 @@ def gallery(bench: Bench, checkpoint: Path | None) -> Tree:
 def lattices(bench: Bench, checkpoint: Path | None) -> Tree:
     """Return Fig. 2's claim as numbers: lattice systems of real, generated and random cells."""
     variants = load_variants()
-    path, sampling = bench.sampled(checkpoint or SHIPPED, "checkpoint", seed=0)
+    path, sampling = sample_checkpoint(bench, checkpoint or SHIPPED)
     sets = {"real": _read(bench.inputs.held_out), "checkpoint": _read(path)}
     seed = bench.budget.seeds[0]
     for name in BASES:
         trained, _ = bench.trained(variants[name], seed, ablation=False)
         sets[name] = _read(bench.sampled(trained, f"{name}-s{seed}", seed=seed)[0])
-    passed = {name: sum(not _is_finite(a) for a in several) for name, several in sets.items()}
-    kept = {name: [a for a in several if _is_finite(a)] for name, several in sets.items()}
+    kept = {name: [a for a in several if is_crystal(a)] for name, several in sets.items()}
+    passed = {name: len(several) - len(kept[name]) for name, several in sets.items()}
     model = load_checkpoint(checkpoint or SHIPPED)
     prior = _prior_cells(model, open_store(bench.inputs.held_out_store, verify=False), bench)
     study = study_lattices({k: v for k, v in kept.items() if v}, cells={"prior": prior})
-    return {"lattices": to_json(study), "not_finite": passed, "sampling": sampling}
+    return {"lattices": to_json(study), "no_crystals": passed, "sampling": sampling}
 
 
 def latent_space(bench: Bench, checkpoint: Path | None) -> Tree:
@@ -77,8 +79,10 @@ def latent_space(bench: Bench, checkpoint: Path | None) -> Tree:
     Probes predict the formation energy where the crystals come with it, else the density.
     """
     model = load_checkpoint(checkpoint or SHIPPED, device=bench.device)
-    train, known = _sample(open_store(bench.inputs.train, verify=False), bench, model)
-    judged, theirs = _sample(open_store(bench.inputs.held_out_store, verify=False), bench, model)
+    count, largest = bench.budget.study_crystals, model.max_atoms
+    train, known = with_energies(open_store(bench.inputs.train, verify=False), count, largest)
+    held_out = open_store(bench.inputs.held_out_store, verify=False)
+    judged, theirs = with_energies(held_out, count, largest)
     of_train, of_judged = feature_sets(model, train), feature_sets(model, judged)
     energies = bool(np.isfinite(known).all() and np.isfinite(theirs).all())
     target = (known, theirs) if energies else (_densities(train), _densities(judged))
@@ -107,9 +111,13 @@ def _read(path: Path) -> list[Atoms]:
     return frames
 
 
-def _is_finite(atoms: Atoms) -> bool:
-    finite = np.isfinite(atoms.cell.array).all() and np.isfinite(atoms.positions).all()
-    return bool(finite) and atoms.cell.volume > 0
+def is_crystal(atoms: Atoms) -> bool:
+    """Whether a generated structure can be read: finite, in a cell that has not collapsed."""
+    try:
+        crystals_from_atoms(atoms, dtype=torch.float64)
+    except ReadingError:
+        return False
+    return True
 
 
 def _prior_cells(model: CrystalModel, store: CrystalStore, bench: Bench) -> np.ndarray:
@@ -120,13 +128,23 @@ def _prior_cells(model: CrystalModel, store: CrystalStore, bench: Bench) -> np.n
     return cells.double().numpy()
 
 
-def _sample(store: CrystalStore, bench: Bench, model: CrystalModel) -> tuple[Crystals, np.ndarray]:
-    """Return crystals a model can hold, and their formation energies (NaN where unknown)."""
-    chosen = choose(store, bench.budget.study_crystals)
-    chosen = chosen[store.n_atoms[chosen] <= model.max_atoms]
-    energies = np.full(len(chosen), np.nan)
-    if ENERGY in store.extra_columns:
-        energies = np.asarray(store.extra(ENERGY), float)[chosen]
+def with_energies(store: CrystalStore, count: int, max_atoms: int) -> tuple[Crystals, np.ndarray]:
+    """Return crystals of a set and their formation energies in eV/atom.
+
+    Crystals whose energy is unknown are left out, unless none is known: then all are NaN.
+
+    Args:
+        store: The set.
+        count: How many are chosen, before any is left out; 0 means all.
+        max_atoms: Larger crystals are left out.
+    """
+    chosen = choose(store, count)
+    chosen = chosen[store.n_atoms[chosen] <= max_atoms]
+    if ENERGY not in store.extra_columns:
+        return store.select(chosen), np.full(len(chosen), np.nan)
+    energies = np.asarray(store.extra(ENERGY), float)[chosen]
+    known = np.isfinite(energies)
+    chosen, energies = (chosen[known], energies[known]) if known.any() else (chosen, energies)
     return store.select(chosen), energies
 
 

@@ -17,6 +17,7 @@ COLOURS = {
 }
 _MORE = ("#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab")
 _BINS = 40
+_DECADES = [step * 10.0**power for power in range(-5, 4) for step in (1, 2, 5)]
 _SHOWN = (0.5, 99.5)
 """Percentiles of the real values between which a histogram is shown, widened by a tenth."""
 
@@ -27,10 +28,11 @@ def draw_noise(report: Tree) -> Figure:
     for name, curve in report["curves"].items():
         points = curve["points"]
         shares = [p["share"] for p in points]
-        errors = [p["error"] or 0.0 for p in points]
-        values = [p["frechet"] for p in points]
+        known = [p for p in points if p["frechet"] is not None]
+        errors = [p["error"] or 0.0 for p in known]
+        values = [p["frechet"] for p in known]
         style = {"color": COLOURS[name], "label": f"{name}'s noise", "marker": "o", "ms": 3}
-        axes.errorbar(shares, values, errors, capsize=2, lw=1.2, **style)
+        axes.errorbar([p["share"] for p in known], values, errors, capsize=2, lw=1.2, **style)
         without = [p["failed"] / (p["n"] + p["failed"]) for p in points]
         lost.plot(shares, without, lw=1.2, **style)
     axes.set_ylabel("Fréchet CHGNet distance")
@@ -54,6 +56,11 @@ def draw_size(report: Tree) -> Figure:
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    ticks = [v for v in _DECADES if low <= v <= high]
+    axes.set_yticks(ticks, [f"{v:g}" for v in ticks])
     axes.set_xlabel("crystals on each side")
     axes.set_ylabel("Fréchet CHGNet distance")
     return figure

@@ -14,12 +14,13 @@ from typing import Any
 
 from crystorus.data.files import write_whole
 from crystorus.generation.disk import disk_errors
-from crystorus.reproduction import captions, markdown
+from crystorus.reproduction import captions, markdown, verdicts
 from crystorus.reproduction.drawing import Gallery, draw_gallery
 from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.latent import LatentMap
 from crystorus.reproduction.latent_plots import draw_latent_map, draw_probe
 from crystorus.reproduction.lattice_systems import LatticeStudy, draw_lattice_systems
+from crystorus.reproduction.parts import beside
 from crystorus.reproduction.plots import draw_distribution, draw_noise, draw_size
 from crystorus.reproduction.probing import ProbeStudy
 from crystorus.reproduction.records import from_json
@@ -46,8 +47,17 @@ TEXTS: Mapping[str, Text] = {
     "figure5": markdown.distribution,
     "figure6": markdown.distribution,
     "latent": captions.latent,
+    "times": captions.times,
 }
 """The Markdown of every experiment."""
+
+VERDICTS: Mapping[str, Callable[..., str]] = {
+    "table4": verdicts.of_ablations,
+    "figure3": verdicts.of_noise,
+    "figure4": verdicts.of_size,
+    "latent": verdicts.of_probe,
+}
+"""What a result says of the paper's statement, where words can follow from numbers."""
 
 DRAWERS: Mapping[str, Mapping[str, Drawer]] = {
     "figure1": {"figure1": lambda r: draw_gallery(from_json(Gallery, r["gallery"]))},
@@ -97,10 +107,12 @@ def publish(out: Path, docs: Path) -> Path:
     """Copy the results of an experiment into the docs and write the page anew.
 
     What a data set holds stays out: real crystals and their energies are left out of the JSON,
-    and the figures that show them are copied as they are.
+    and the figures that show them are copied as they are. Rows of a table that were published
+    before and not measured again stay, as a measurement of their own.
 
     Raises:
-        PaperError: If there are no results, or one is damaged.
+        PaperError: If there are no results, one is damaged, or rows would stand beside rows of
+             another budget or of other crystals.
         OutputError: If the disk is full or refuses.
     """
     paths = [path for name in TEXTS if (path := out / f"{name}.json").exists()]
@@ -111,8 +123,11 @@ def publish(out: Path, docs: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             report = _without_data(read_result(path))
+            before = folder / path.name
+            if "rows" in report and before.exists():
+                report = beside(report, read_result(before))
             text = json.dumps(report, indent=None, ensure_ascii=False, allow_nan=False)
-            write_whole(folder / path.name, text + "\n")
+            write_whole(before, text + "\n")
             for stem in report.get("withheld", ()):
                 shutil.copyfile(out / f"{stem}.png", folder / f"{stem}.png")
     return write_page(docs)
@@ -147,7 +162,8 @@ def render_page(folder: Path) -> str:
     """Return the page that the results in a folder make.
 
     The text around them is a template. `{{table4}}` is a table, `{{table4 effects}}` the
-    directions, `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
+    directions, `{{table4 verdict PRESET}}` those that count,
+    `{{table4 NAME SCORE}}` one value and `{{table4 NAME SCORE effect}}` its
     effect; so no number of a result is typed. What was not measured is said to be missing.
 
     Raises:
@@ -175,6 +191,10 @@ def _part(report: Tree, words: list[str]) -> str:
             return "".join(images) + TEXTS[name](report)
         case ["effects"]:
             return markdown.effects(report)
+        case ["verdict", *about]:
+            return VERDICTS[report["experiment"]](report, *about)
+        case ["distance", name, tolerance]:
+            return captions.distance_of(report, name, float(tolerance))
         case ["heading"]:
             return markdown.heading(report)
         case ["agreement", name, tolerance]:

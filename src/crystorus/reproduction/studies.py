@@ -19,7 +19,7 @@ from crystorus.reproduction import fidelity
 from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.inputs import choose
 from crystorus.reproduction.settings import Tree, load_variants, variant_config
-from crystorus.reproduction.tables import BASES
+from crystorus.reproduction.tables import BASES, sample_checkpoint
 from crystorus.system import build_diffusion
 
 NOISE_SEED = 0
@@ -71,7 +71,7 @@ def distribution_study(
         seed = bench.budget.seeds[0]
         trained, _ = bench.trained(variants[name], seed, ablation=False)
         sets[name], _ = bench.sampled(trained, f"{name}-s{seed}", seed=seed)
-    sets["checkpoint"], _ = bench.sampled(checkpoint or SHIPPED, "checkpoint", seed=0)
+    sets["checkpoint"], _ = sample_checkpoint(bench, checkpoint or SHIPPED)
     links = {label: _named(bench, label, path) for label, path in {**sets, **baselines}.items()}
     words: list[str | Path] = ["study", "distributions", *links.values(), "--energy", "chgnet"]
     answer = bench.out / "studies" / "distributions.json"

@@ -13,6 +13,7 @@ from crystorus.reproduction.errors import DivergedError
 from crystorus.reproduction.settings import Tree, Variant, load_printed, load_variants
 
 BASES = ("paper", "default")
+CHECKPOINT_SEED = 0
 
 
 def systems_table(
@@ -29,6 +30,11 @@ def systems_table(
     real = bench.scored(bench.inputs.others, "real")
     rows.append(_row("real", "training crystals, of other compositions", [real]))
     return {"rows": rows, "printed": load_printed()}
+
+
+def checkpoint_table(bench: Bench, checkpoint: Path | None) -> Tree:
+    """Return the row of a checkpoint in Tables 2 and 3, without training anything."""
+    return {"rows": [_checkpoint_row(bench, checkpoint or SHIPPED)], "printed": load_printed()}
 
 
 def ablation_table(bench: Bench, seeds: Sequence[int], names: Sequence[str]) -> Tree:
@@ -66,10 +72,16 @@ def _without_paths(message: str) -> str:
     return message.partition(":")[0]
 
 
+def sample_checkpoint(bench: Bench, checkpoint: Path) -> tuple[Path, Tree]:
+    """Sample a trained model, in a folder of its own: another one may be shipped later."""
+    digest = read_card(checkpoint)["sha256"]
+    return bench.sampled(checkpoint, f"checkpoint-{digest[:12]}", seed=CHECKPOINT_SEED)
+
+
 def _checkpoint_row(bench: Bench, checkpoint: Path) -> Tree:
     card = read_card(checkpoint)
     shipped = checkpoint == SHIPPED
-    crystals, sampling = bench.sampled(checkpoint, "checkpoint", seed=0)
+    crystals, sampling = sample_checkpoint(bench, checkpoint)
     run = {"sampling": sampling, "checkpoint": card["sha256"]} | bench.scored(
         crystals, "checkpoint"
     )

@@ -23,6 +23,8 @@ COLUMNS = (
 )
 """Losses with a number are those of a fifth of t, the fifth one the noisiest."""
 
+_DIGITS = {"minutes": 15}  # the rate near a run's end is told by the little that is left of them
+
 
 class CsvLog(Logger):
     """One table of a fixed set of columns, a line per entry, written at once.
@@ -56,7 +58,7 @@ class CsvLog(Logger):
         """Append a line."""
         if not self._ready:
             self._open()
-        row = {"step": step} | {k: f"{v:.8g}" for k, v in metrics.items()}
+        row = {"step": step} | {k: f"{v:.{_DIGITS.get(k, 8)}g}" for k, v in metrics.items()}
         with self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
 

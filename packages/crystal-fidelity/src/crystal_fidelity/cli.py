@@ -353,6 +353,8 @@ def _stem(distance_name: str) -> str:
 
 def main() -> None:
     """Run the command line; expected errors are one sentence, not a traceback."""
+    # Read when torch is loaded: threads that spin while they wait crawl on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except (ValueError, KeyError, OSError, ImportError) as error:

@@ -90,7 +90,7 @@ def noise(
     name = DISTANCE_NAMES[featurizer]
     table = Table("level", name, "± 1 s.e.", "kernel", "n", "without features")
     for p in points:
-        numbers = f"{p.level:g}", f"{p.frechet:.4g}", digits(p.error, 2), f"{p.kernel:.4g}"
+        numbers = f"{p.level:g}", digits(p.frechet), digits(p.error, 2), digits(p.kernel)
         table.add_row(*numbers, str(p.n), str(p.failed))
     Console().print(table)
     if html:

@@ -33,10 +33,11 @@ class NoisePoint:
     """One point of the noise curve."""
 
     level: float
-    frechet: float
+    frechet: float | None
+    """None where fewer than two structures have features: such noise leaves no distance."""
     error: float | None
     """Standard error from disjoint parts of the disturbed set; None for fewer than eight."""
-    kernel: float
+    kernel: float | None
     n: int
     failed: int
     """Structures without features, such as colliding ones: they are not in the distance."""
@@ -97,28 +98,24 @@ def noise_curve(
         reference: undisturbed structures, better others than those that were disturbed.
         featurizer: network.
         on_progress: told which level is computed.
-
-    Raises:
-        ValueError: a level leaves fewer than two structures with features.
     """
     target = featurizer.features(reference)
     points = []
     for level in sorted(sets):
         on_progress(f"level {level:g}")
         found = featurizer.features(sets[level])
-        if len(found) < 2:
-            raise ValueError(
-                f"level {level:g}: {len(found)} of {len(sets[level])} structures have features; "
-                "a distance needs two: give a lower level or more structures"
-            )
+        n, failed = len(found), len(found.failures)
+        if n < 2:
+            points.append(NoisePoint(level, None, None, None, n, failed))
+            continue
         points.append(
             NoisePoint(
                 level,
                 frechet_distance(found.features, target.features),
                 frechet_error(found.features, target.features),
                 kernel_distance(found.features, target.features),
-                len(found),
-                len(found.failures),
+                n,
+                failed,
             )
         )
     return points
@@ -127,8 +124,9 @@ def noise_curve(
 def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[str]:
     """Return the curve and how many structures it stands on."""
     levels = [point.level for point in points]
-    errors = [point.error for point in points]
-    curve = Curve(name, levels, [point.frechet for point in points], errors)
+    known = {p.level: p.frechet for p in points if p.frechet is not None}
+    errors = [p.error for p in points if p.level in known]
+    curve = Curve(name, [*known], [*known.values()], errors)
     share = [point.failed / (point.n + point.failed) for point in points]
     lost = Curve("without features", levels, share)
     return [
@@ -152,8 +150,9 @@ class SizePoint:
 
 
 def default_sizes(n: int) -> list[int]:
-    """Return sizes that double from 64 up to n."""
-    sizes = [64 * 2**k for k in range(20) if 64 * 2**k < n]
+    """Return sizes that double up to n, from 64, or from n / 8 if n is small."""
+    first = 64 if n >= 256 else max(2, n // 8)
+    sizes = [first * 2**k for k in range(20) if first * 2**k < n]
     return [*sizes, n]
 
 

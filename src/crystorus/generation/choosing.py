@@ -1,0 +1,184 @@
+"""Several walks for one crystal, of which the one that the model finds likeliest is kept.
+
+Walks from noise end in many crystals, of which the right one is often among a few; the model
+judges finished crystals better than it finds them (docs/choosing.md).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crystorus.data.io import least_distance
+from crystorus.diffusion.algorithms import Precision, SamplerConfig, Start
+from crystorus.generation.errors import RequestError
+from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
+from crystorus.geometry.crystals import Crystals
+
+MAX_CANDIDATES = 1000
+
+
+OnStep = Callable[[int, int, Crystals], None]
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """What a choice needs of a loaded checkpoint."""
+
+    def sample(
+        self,
+        atomic_numbers: Int[Tensor, " atoms"],
+        n_atoms: Int[Tensor, " crystals"],
+        *,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        start: Start | None = None,
+        on_step: OnStep | None = None,
+    ) -> Crystals:
+        """Make one crystal per entry of `n_atoms`, each from its own seed."""
+        ...
+
+    def denoising_error(
+        self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision
+    ) -> Float[Tensor, " crystals"]:
+        """Judge finished crystals; the least is the likeliest."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The crystals kept.
+
+    Attributes:
+        crystals: One per request.
+        walk: Which of its candidates each of them is, from 0.
+        error: Its `denoising_error`; infinite where no candidate is valid.
+    """
+
+    crystals: Crystals
+    walk: Int[Tensor, " crystals"]
+    error: Float[Tensor, " crystals"]
+
+
+def check_candidates(candidates: int) -> None:
+    """Refuse numbers of candidates that make no sense.
+
+    Raises:
+        RequestError: If there is none, or more than anybody can want.
+    """
+    if not 1 <= candidates <= MAX_CANDIDATES:
+        raise RequestError(
+            f"{candidates} candidates per crystal were asked for: give 1 to {MAX_CANDIDATES}"
+        )
+
+
+def candidate_seed(seed: int, walk: int) -> int:
+    """Derive the seed of one candidate; the first is the crystal that is made without a choice."""
+    if walk == 0:
+        return seed
+    digest = hashlib.sha256(f"candidate {walk} of {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def choose_crystals(
+    model: Chooser,
+    atomic_numbers: Int[Tensor, " atoms"],
+    n_atoms: Int[Tensor, " crystals"],
+    *,
+    seeds: Sequence[int],
+    sampler: SamplerConfig,
+    candidates: int,
+    start: Start | None = None,
+    on_step: OnStep | None = None,
+) -> Choice:
+    """Make several candidates of every crystal and keep the likeliest valid one of each.
+
+    The walks follow one another, so that memory does not grow with their number. Where no candidate
+    is valid the first is kept.
+
+    Args:
+        model: A loaded checkpoint.
+        atomic_numbers: z of all atoms.
+        n_atoms: Atoms of each crystal.
+        seeds: One per crystal.
+        sampler: How each candidate is made.
+        candidates: How many.
+        start: Known crystals to walk from.
+        on_step: Called with (steps done, steps of all walks, present crystals).
+    """
+    best: Crystals | None = None
+    walk = torch.zeros_like(n_atoms, device="cpu")
+    error = torch.full((len(n_atoms),), torch.inf)
+    total = candidates * sampler.steps
+    for number in range(candidates):
+
+        def step_of_all(step: int, steps: int, crystals: Crystals, before: int = number) -> None:
+            if on_step is not None:
+                on_step(before * steps + step, total, crystals)
+
+        made = model.sample(
+            atomic_numbers,
+            n_atoms,
+            seeds=[candidate_seed(seed, number) for seed in seeds],
+            sampler=sampler,
+            start=start,
+            on_step=step_of_all,
+        )
+        judged = _judge(model, made, seeds, sampler)
+        better = judged < error
+        best = made.to(device="cpu") if best is None else _replace(best, made, better)
+        walk, error = torch.where(better, number, walk), torch.where(better, judged, error)
+    assert best is not None
+    return Choice(best, walk, error)
+
+
+def kept_steps(
+    steps: Sequence[Crystals], walk: Int[Tensor, " crystals"], candidates: int
+) -> list[Crystals]:
+    """Return the steps of the candidates that were kept.
+
+    Args:
+        steps: All steps of the first candidates, then all of the second, and so on.
+        walk: Which candidate of each crystal was kept.
+        candidates: How many there were.
+    """
+    if candidates == 1:
+        return list(steps)
+    length = len(steps) // candidates
+    return [
+        Crystals.concat(
+            [steps[int(w) * length + step].select([n]) for n, w in enumerate(walk.tolist())]
+        )
+        for step in range(length)
+    ]
+
+
+def _judge(
+    model: Chooser, made: Crystals, seeds: Sequence[int], sampler: SamplerConfig
+) -> Float[Tensor, " crystals"]:
+    """Return the denoising error of valid crystals, infinity for the others."""
+    finished = made.to(device="cpu")
+    valid = (least_distance(finished) >= VALID_DISTANCE) & (finished.volume >= VALID_VOLUME)
+    places = valid.nonzero()[:, 0]
+    error = torch.full((len(finished),), torch.inf)
+    if len(places):
+        chosen = [seeds[n] for n in places.tolist()]
+        found = model.denoising_error(
+            made.select(places.to(made.n_atoms.device)), seeds=chosen, precision=sampler.precision
+        )
+        error[places] = found.to(error).nan_to_num(nan=torch.inf)
+    return error
+
+
+def _replace(kept: Crystals, made: Crystals, better: Tensor) -> Crystals:
+    """Return `kept` with the crystals of `made` where they are better."""
+    made = made.to(device="cpu")
+    atoms = better[kept.crystal_of_atom, None]
+    return kept.with_geometry(
+        torch.where(better[:, None, None], made.lattice, kept.lattice),
+        torch.where(atoms, made.frac_coords, kept.frac_coords),
+    )

@@ -1,0 +1,90 @@
+"""The suite killed five times with SIGKILL and repeated: the results of one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from crystorus.reproduction.command import EXPERIMENTS
+
+ORDER = ["paper", "all", "--budget", "smoke", "--seeds", "0", "--rows", "paper-bridge,default-ode"]
+PROGRAM = """
+import dataclasses
+from crystorus import cli
+from crystorus.reproduction import command
+from crystorus.reproduction.settings import load_budget, merged
+
+def tiny(name):
+    # Trainings of a number of steps, not of a time: they repeat exactly.
+    smoke = load_budget(name)
+    few = {"training": {"cpu_minutes": 0.0, "epochs": 1, "batch_size": 64, "batch_pairs": 0}}
+    settings = {preset: merged(tree, few) for preset, tree in smoke.settings.items()}
+    return dataclasses.replace(smoke, settings=settings, compositions=6, study_crystals=16,
+                               noise_levels=(0.0, 0.5), gallery=2)
+
+command.load_budget = tiny
+cli.main()
+"""
+KILLED_AT = (
+    "training default-s0",
+    "sampling checkpoint",
+    "scoring default-ode-s0",
+    "study noise",
+    "linear probes",
+)
+OF_THE_RUN = {"date", "training_minutes", "training_cpu_minutes", "cpu_seconds"}
+"""What two runs of one experiment do not share."""
+
+
+def start(out):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *ORDER, "--out", str(out)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_at(process, step):
+    """Kill a run in the middle of a step; True if it came so far."""
+    for line in process.stderr:
+        if line.rstrip().endswith(step):
+            time.sleep(0.3)
+            process.send_signal(signal.SIGKILL)
+            return process.wait() == -signal.SIGKILL
+    return False
+
+
+def to_the_end(process):
+    _, said = process.communicate()
+    assert process.returncode == 0, said[-2000:]
+    return said
+
+
+def measured(out, name):
+    return without_times(json.loads((out / f"{name}.json").read_text()))
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in OF_THE_RUN}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_a_suite_killed_again_and_again_ends_with_the_same_results(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for step in KILLED_AT:
+        assert kill_at(start(killed), step), f"it never came to {step}"
+    said = to_the_end(start(killed))
+    assert "scoring" not in said  # all of it was done before the last kill
+    to_the_end(start(whole))
+    for name in EXPERIMENTS:
+        if name == "times":  # rates of a machine are never the same twice
+            assert (killed / "times.json").exists()
+            continue
+        assert measured(killed, name) == measured(whole, name), name
+    assert measured(whole, "table2") != measured(whole, "table4")
