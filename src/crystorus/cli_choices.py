@@ -1,6 +1,10 @@
-"""The words that options of the command line take."""
+"""The words that options of the command line take, and options that several commands have."""
 
 from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 class SamplerName(StrEnum):
@@ -47,3 +51,32 @@ class OptimizerName(StrEnum):
     BFGS = "BFGS"
     LBFGS = "LBFGS"
     FIRE = "FIRE"
+
+
+OWN = "the checkpoint's"
+Seed = Annotated[int, typer.Option(help="Same seed, same crystals.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Denoising steps.", show_default=OWN, rich_help_panel="Sampling"),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="Sampling"),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="Sampling")]
+Start = Annotated[
+    StartName | None,
+    typer.Option(
+        help="Begin at noise, at known crystals with other elements, or half at each.",
+        show_default="templates with --library, else noise",
+        rich_help_panel="Start",
+    ),
+]
+Library = Annotated[
+    Path | None,
+    typer.Option(
+        help="Known crystals, from `crystorus templates build`.",
+        show_default="AFLOW prototypes",
+        rich_help_panel="Start",
+    ),
+]

@@ -5,11 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crystorus.cli_choices import OptimizerName, StartName
+from crystorus.cli_choices import (
+    Checkpoint,
+    Device,
+    Library,
+    OptimizerName,
+    Seed,
+    Start,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from crystorus.hull.orders import RankOrder
-    from crystorus.hull.relaxation import RelaxSettings
 
 
 _Calculator = Annotated[
@@ -74,28 +81,6 @@ _Animate = Annotated[
 _Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace another campaign.", rich_help_panel="Files")
 ]
-
-
-def _relaxation(
-    calculator: str,
-    fmax: float,
-    relax_steps: int,
-    optimizer: OptimizerName,
-    fixed_cell: bool,
-    keep_symmetry: bool,
-    max_force: float,
-) -> "RelaxSettings":
-    from crystorus.hull.orders import relax_settings
-
-    return relax_settings(
-        calculator,
-        fmax,
-        relax_steps,
-        optimizer.value,
-        max_force,
-        fixed_cell=fixed_cell,
-        keep_symmetry=keep_symmetry,
-    )
 
 
 def _ranking(
@@ -165,42 +150,12 @@ def hull(
             rich_help_panel="Compositions",
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Same seed, same crystals.", rich_help_panel="Sample")
-    ] = 0,
-    sampler_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Denoising steps.", show_default="the checkpoint's", rich_help_panel="Sample"
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="Sample"),
-    ] = None,
-    start: Annotated[
-        StartName | None,
-        typer.Option(
-            help="Begin at noise, at known crystals with other elements, or half at each.",
-            show_default="templates with --library, else noise",
-            rich_help_panel="Sample",
-        ),
-    ] = None,
-    library: Annotated[
-        Path | None,
-        typer.Option(
-            help="Known crystals, from `crystorus templates build`.",
-            show_default="AFLOW prototypes",
-            rich_help_panel="Sample",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="Sample")
-    ] = "cpu",
-    no_trajectories: Annotated[
-        bool,
-        typer.Option("--no-trajectories", help="Forget the steps.", rich_help_panel="Sample"),
-    ] = False,
+    seed: Seed = 0,
+    sampler_steps: Steps = None,
+    checkpoint: Checkpoint = None,
+    start: Start = None,
+    library: Library = None,
+    device: Device = "cpu",
     calculator: _Calculator = "chgnet",
     fmax: _Fmax = 0.05,
     relax_steps: _RelaxSteps = 300,
@@ -216,6 +171,10 @@ def hull(
     symprec: _Symprec = 0.1,
     no_report: _NoReport = False,
     animate: _Animate = None,
+    no_trajectories: Annotated[
+        bool,
+        typer.Option("--no-trajectories", help="Forget the steps.", rich_help_panel="Files"),
+    ] = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Go from a chemical system to relaxed phases on a convex hull.
@@ -249,8 +208,14 @@ def hull(
         device,
         keep_trajectories=not no_trajectories,
     )
-    relaxation = _relaxation(
-        calculator, fmax, relax_steps, optimizer, fixed_cell, keep_symmetry, max_force
+    relaxation = orders.relax_settings(
+        calculator,
+        fmax,
+        relax_steps,
+        optimizer.value,
+        max_force,
+        fixed_cell=fixed_cell,
+        keep_symmetry=keep_symmetry,
     )
     rank = _ranking(references, held_out, mix_energy_levels, symprec, no_report, animate)
     command.hull(
@@ -290,8 +255,14 @@ def relax(
         orders.RelaxOrder(
             source,
             out,
-            _relaxation(
-                calculator, fmax, relax_steps, optimizer, fixed_cell, keep_symmetry, max_force
+            orders.relax_settings(
+                calculator,
+                fmax,
+                relax_steps,
+                optimizer.value,
+                max_force,
+                fixed_cell=fixed_cell,
+                keep_symmetry=keep_symmetry,
             ),
             orders.workers(workers, scheduler),
             keep_duplicates,

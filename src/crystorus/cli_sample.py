@@ -5,9 +5,18 @@ from typing import Annotated
 
 import typer
 
-from crystorus.cli_choices import PrecisionName, QualityName, SamplerName, StartName
-
-_OWN = "the checkpoint's"
+from crystorus.cli_choices import (
+    OWN,
+    Checkpoint,
+    Device,
+    Library,
+    PrecisionName,
+    QualityName,
+    SamplerName,
+    Seed,
+    Start,
+    Steps,
+)
 
 
 def sample(
@@ -21,7 +30,7 @@ def sample(
         str | None, typer.Option(help="Formula units per cell, as in 1,2,4.", show_default="1")
     ] = None,
     n: Annotated[int, typer.Option(help="Crystals per composition.")] = 1,
-    seed: Annotated[int, typer.Option(help="Same seed, same crystals.")] = 0,
+    seed: Seed = 0,
     like: Annotated[
         Path | None,
         typer.Option(help="Compositions of a CSV, of CIFs or of extxyz.", rich_help_panel="What"),
@@ -43,49 +52,31 @@ def sample(
         typer.Option(
             help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of the "
             "three options below.",
-            show_default=_OWN,
-            rich_help_panel="How",
+            show_default=OWN,
+            rich_help_panel="Sampling",
         ),
     ] = None,
     candidates: Annotated[
         int,
         typer.Option(
             help="Walks from noise per crystal; the one that the model finds likeliest is kept.",
-            rich_help_panel="How",
+            rich_help_panel="Sampling",
         ),
     ] = 1,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="How noise is removed.", show_default=_OWN, rich_help_panel="How"),
+        typer.Option(help="How noise is removed.", show_default=OWN, rich_help_panel="Sampling"),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Denoising steps.", show_default=_OWN, rich_help_panel="How"),
-    ] = None,
+    steps: Steps = None,
     anti_annealing: Annotated[
         float | None,
-        typer.Option(help="Extra drift at low noise.", show_default=_OWN, rich_help_panel="How"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="How"),
-    ] = None,
-    start: Annotated[
-        StartName | None,
         typer.Option(
-            help="Begin at noise, at known crystals with other elements, or half at each.",
-            show_default="templates with --library, else noise",
-            rich_help_panel="Start",
+            help="Extra drift at low noise.", show_default=OWN, rich_help_panel="Sampling"
         ),
     ] = None,
-    library: Annotated[
-        Path | None,
-        typer.Option(
-            help="Known crystals, from `crystorus templates build`.",
-            show_default="AFLOW prototypes",
-            rich_help_panel="Start",
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
+    start: Start = None,
+    library: Library = None,
     level: Annotated[
         float | None,
         typer.Option(
@@ -110,21 +101,20 @@ def sample(
             rich_help_panel="Start",
         ),
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel="How")
-    ] = "cpu",
+    device: Device = "cpu",
     batch_atoms: Annotated[
-        int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="How")
+        int, typer.Option(help="Atoms per batch; changes speed only.", rich_help_panel="Sampling")
     ] = 1024,
     workers: Annotated[
-        int, typer.Option(help="Processes; as many as cores is fastest.", rich_help_panel="How")
+        int,
+        typer.Option(help="Processes; as many as cores is fastest.", rich_help_panel="Sampling"),
     ] = 1,
     precision: Annotated[
         PrecisionName | None,
         typer.Option(
             help="Of the products; auto is bf16 where that is fast.",
             show_default="the checkpoint's, fp32",
-            rich_help_panel="How",
+            rich_help_panel="Sampling",
         ),
     ] = None,
     symprec: Annotated[

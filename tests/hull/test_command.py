@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from crystorus import cli
 from crystorus.hull import relaxing, state
+from crystorus.hull import workers as worker_places
 
 HERE = Path(__file__).parent
 ENERGY = ("--calculator", EMT_PATH, "--workers", "0", "--relax-steps", "4")
@@ -287,7 +288,9 @@ def one_sentence(done, *words):
         ("Cu-Au", ("--calculator", "no_such:EMT"), ["no_such:EMT cannot be had"]),
         ("Cu-Au", ("--fmax", "0"), ["--fmax 0 eV/Å"]),
         ("Cu-Au", ("--budget", "0"), ["--budget 0"]),
-        ("Cu-Au", ("--scheduler", "tcp://127.0.0.1:9"), ["no Dask scheduler answers"]),
+        ("Cu-Au", ("--symprec", "0"), ["--symprec 0 Å", "above 0"]),
+        ("Cu-Au", ("--symprec", "nan"), ["--symprec nan Å", "above 0"]),
+        ("Cu-Au", ("--held-out", "none.csv"), ["none.csv does not exist"]),
         ("Cu-Au", ("--animate", "99999-CuAu"), ["holds no trajectory of it"]),
         ("Cu-Au", ("--library", "none.templates"), ["none.templates does not exist"]),
         ("Cu-Au", ("--library", HERE), ["is a folder"]),
@@ -298,6 +301,24 @@ def test_bad_input_ends_in_one_sentence(tmp_path, alloys, fake_model, system, mo
     done = crystorus("hull", system, "--budget", 2, "--n", 1, "--out", tmp_path / "run",
                      "--references", alloys, *ENERGY, *more)  # fmt: skip
     one_sentence(done, *words)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--held-out", "none.csv"), "none.csv does not exist"),
+        (("--symprec", "0"), "--symprec 0 Å"),
+        (("--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
+    ],
+)
+def test_what_is_needed_late_is_looked_at_before_hours_of_work(
+    tmp_path, alloys, fake_model, monkeypatch, option, words
+):
+    monkeypatch.setattr(worker_places, "_CONNECT_S", 1)
+    done = crystorus("hull", "Cu-Au", "--budget", 2, "--n", 1, "--out", tmp_path / "run",
+                     "--references", alloys, *ENERGY, *option)  # fmt: skip
+    one_sentence(done, words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_calculator_that_throws_on_everything_records_nothing(tmp_path, alloys, fake_model):

@@ -11,7 +11,7 @@ from pymatgen.core import Composition, Element
 from crystorus.hull.assessing import RankedPhase, Ranking
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.novelty import Novelty
-from crystorus.hull.plots import place, plot_hull
+from crystorus.hull.plots import energy_range, free_side, place, plot_hull
 from crystorus.hull.ranking import Hull, Phase
 from crystorus.hull.report import render, write_report
 
@@ -101,3 +101,21 @@ def test_the_triangle_puts_pure_phases_in_corners_and_averages_between():
     expected = sum(parts.get_atomic_fraction(Element(s)) * corners[s] for s in system)
     assert place(parts, system) == pytest.approx(tuple(expected))
     assert place(parts, system) != pytest.approx(place(Composition("Li2FeO2"), system))
+
+
+def test_labels_go_where_there_is_room():
+    spot = (0.5, 0.5)
+    for side, there in {"right": (0.6, 0.55), "left": (0.4, 0.55), "below": (0.5, 0.43)}.items():
+        assert free_side(spot, [there]) != side
+    assert free_side(spot, []) == "right"
+    assert free_side(spot, [(0.6, 0.55), (0.6, 0.45), (0.5, 0.43), (0.4, 0.45)]) == "left"
+
+
+def test_the_axis_of_energies_fits_what_it_shows():
+    """Alloys of some meV are not a line at the foot of an empty picture; what is far is cut."""
+    low, high = energy_range([0.0, -0.01, 0.007])
+    assert low < -0.01
+    assert 0.007 < high < 0.06
+    low, high = energy_range([0.0, -3.0, 0.3, 9.0])
+    assert low < -3.0
+    assert 0.3 < high < 1.0

@@ -94,6 +94,18 @@ def test_space_groups_are_spglibs_and_the_textbooks():
         assert space_groups([crystal])[0] == theirs
 
 
+def test_a_collapsed_cell_is_not_searched_for_ever():
+    """Two atoms 0.34 Å apart, for which moyo 0.21 comes to no end within 0.17 Å."""
+    rows = [[-0.104423, 0.313533, -0.061325], [-0.314762, 0.073642, 0.265710],
+            [1.430483, 0.635617, 1.477308]]  # fmt: skip
+    coords = [[0.132710, 0.804687, 0.668656], [0.621635, 0.320373, 0.142531]]
+    near = Crystal(np.array(rows), np.array(coords), np.array([8, 8]))
+    # A crystal that is as symmetric as they come, and the same below the distance of 0.5 Å.
+    cube = Crystal(4 * np.eye(3), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), np.array([55, 17]))
+    small = Crystal(cube.lattice / 8, cube.frac_coords, cube.atomic_numbers)
+    assert space_groups([near, cube, small], symprec=0.17).tolist() == [0, 221, 0]
+
+
 def test_collapsed_and_unreadable_structures_have_no_space_group():
     crystal = rock_salt()
     collapsed = Crystal(crystal.lattice, np.zeros((2, 3)), np.array([11, 11]))

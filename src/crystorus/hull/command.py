@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from crystorus.data.compositions import symbol_of
 from crystorus.data.files import write_whole
@@ -43,7 +44,7 @@ from crystorus.hull.state import (
     Original,
     remove_campaign,
 )
-from crystorus.hull.workers import Workers
+from crystorus.hull.workers import Workers, check_workers
 from crystorus.terminal import say, tell_of_versions
 
 COMPOSITIONS = "compositions.csv"
@@ -71,6 +72,7 @@ def hull(order: HullOrder) -> Ranking:
     choice = choose_compositions(space)
     sources = _sources(order.rank, elements, order.out)
     check_span((p.composition for s in sources for p in s.phases), elements, "the references")
+    held_out = _held_out(order.rank.held_out, elements, order.out)
     _check_level_of(order.relaxation, sources, mix=order.rank.mix_energy_levels)
     _check_calculator(order.relaxation, order.workers)
     run = plan_sampling(order.sampling, choice.compositions)
@@ -83,10 +85,7 @@ def hull(order: HullOrder) -> Ranking:
         "relaxation": asdict(order.relaxation),
         "level": energy_level(order.relaxation.calculator),
     }
-    if order.overwrite:
-        remove_campaign(order.out, FILES)
-    with Campaign(order.out, settings, _versions()) as campaign:
-        tell_of_versions("campaign", campaign.versions, _versions())
+    with _begin(order.out, settings, overwrite=order.overwrite) as campaign:
         _write_compositions(order.out, choice)
         say("plan", f"{len(run.job.requests)} crystals of {space.system}, {_of(choice)}")
         with stage_progress("sample") as move:
@@ -96,7 +95,7 @@ def hull(order: HullOrder) -> Ranking:
         _screen(campaign, made, len(run.job.requests), drop_duplicates=True)
         _import_references(campaign, sources, mix=order.rank.mix_energy_levels)
         _relax(campaign, order.workers)
-        return _finish(campaign, sources, elements, order.rank)
+        return _finish(campaign, sources, held_out, elements, order.rank)
 
 
 def relax_structures(order: RelaxOrder) -> None:
@@ -126,10 +125,7 @@ def relax_structures(order: RelaxOrder) -> None:
         "relaxation": asdict(order.relaxation),
         "level": energy_level(order.relaxation.calculator),
     }
-    if order.overwrite:
-        remove_campaign(order.out, FILES)
-    with Campaign(order.out, settings, _versions()) as campaign:
-        tell_of_versions("campaign", campaign.versions, _versions())
+    with _begin(order.out, settings, overwrite=order.overwrite) as campaign:
         _screen(campaign, originals, len(originals), drop_duplicates=not order.keep_duplicates)
         _relax(campaign, order.workers)
         _show_relaxed(campaign)
@@ -167,6 +163,7 @@ def rank_campaign(folder: Path, system: str | None, order: RankOrder, workers: W
     with Campaign.reopen(folder) as campaign:
         elements = _elements(campaign, system)
         sources = _sources(order, elements, folder)
+        held_out = _held_out(order.held_out, elements, folder)
         mix = order.mix_energy_levels
         check_span((p.composition for s in sources for p in s.phases), elements, "the references")
         _check_level_of(settings_of(campaign), sources, mix=mix)
@@ -174,13 +171,24 @@ def rank_campaign(folder: Path, system: str | None, order: RankOrder, workers: W
         if campaign.set_aside():
             _check_calculator(settings_of(campaign), workers)
             _relax(campaign, workers)
-        return _finish(campaign, sources, elements, order)
+        return _finish(campaign, sources, held_out, elements, order)
+
+
+def _begin(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> Campaign:
+    if overwrite:
+        remove_campaign(folder, FILES)
+    campaign = Campaign(folder, settings, _versions())
+    tell_of_versions("campaign", campaign.versions, _versions())
+    return campaign
 
 
 def _finish(
-    campaign: Campaign, sources: list[Source], elements: list[str], order: RankOrder
+    campaign: Campaign,
+    sources: list[Source],
+    held_out: list[Known],
+    elements: list[str],
+    order: RankOrder,
 ) -> Ranking:
-    held_out = _held_out(order.held_out, elements, campaign.path)
     ranking = assess(
         campaign,
         sources,
@@ -328,6 +336,7 @@ def _elements(campaign: Campaign, system: str | None) -> list[str]:
 
 
 def _check_calculator(settings: RelaxSettings, workers: Workers) -> None:
+    check_workers(workers)
     if not workers.scheduler:  # on a cluster it need not be installed here
         load_calculator(settings.calculator)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crystorus.hull.enumeration import Space
-from crystorus.hull.errors import CalculatorError, WorkersError
+from crystorus.hull.errors import CalculatorError, CampaignError, WorkersError
 from crystorus.hull.relaxation import Optimizer, RelaxSettings
 from crystorus.hull.sampling import Sampling
 from crystorus.hull.workers import Workers
@@ -27,6 +27,15 @@ class RankOrder:
     """Whether plots and the report are made."""
     animate: tuple[str, ...] = ()
     """Candidates whose denoising the report shows, beside the best ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that is no length.
+
+        Raises:
+            CampaignError: If it is none.
+        """
+        if not 0 < self.symprec < math.inf:
+            raise CampaignError(f"--symprec {self.symprec:g} Å: give a length above 0, as in 0.1")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,14 @@ from crystorus.generation.disk import disk_errors
 from crystorus.hull.assessing import RankedPhase, Ranking
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.novelty import reduced_formula_of
-from crystorus.hull.ranking import Hull, Phase
+from crystorus.hull.ranking import ON_HULL, Hull, Phase
 
 SHOWN_EV = 0.5  # eV/atom above hull; higher candidates are left out of triangles and tetrahedra
 FULL_COLOUR = 0.2  # eV/atom above hull at which the colour scale ends
+_ROOM = 0.08  # length of a label, in edges of the triangle
+_SIDES = {"right": (1.0, 0.5), "left": (-1.0, 0.5), "below right": (1.0, -0.5),
+          "below left": (-1.0, -0.5), "below": (0.0, -0.7)}  # fmt: skip
+_EDGES = {True: "#c8553d", False: "white"}
 _CORNERS = {
     3: np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]]),
     # Seen from a little above, no edge hiding another.
@@ -57,6 +61,23 @@ def place(composition: Composition, elements: Sequence[str]) -> tuple[float, flo
     return float(x), float(y)
 
 
+def energy_range(heights: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of the axis of formation energies in eV/atom; what is far above is cut."""
+    shown = [y for y in heights if y < SHOWN_EV]
+    low, high = min(0.0, *shown), max(0.0, *shown)
+    high = max(high, low + 0.05)
+    return low - 0.12 * (high - low), high + 0.08 * (high - low)
+
+
+def free_side(spot: tuple[float, float], around: Sequence[tuple[float, float]]) -> str:
+    """Return the side of a spot on which a label is farthest from all other spots."""
+    rooms = {}
+    for side, (x, y) in _SIDES.items():
+        label = np.array(spot) + _ROOM * np.array([x, y])
+        rooms[side] = min((float(np.linalg.norm(label - other)) for other in around), default=1.0)
+    return max(rooms, key=lambda side: (min(rooms[side], 2 * _ROOM), side == "right"))
+
+
 def _draw_curve(axes: Any, ranking: Ranking) -> None:
     hull, second = ranking.hull, Element(ranking.hull.elements[1])
     for line in hull.tie_lines:
@@ -72,15 +93,13 @@ def _draw_curve(axes: Any, ranking: Ranking) -> None:
     if points:
         shown = axes.scatter(*zip(*points, strict=True), **_colours(ranked), zorder=3)
         _colour_bar(axes, shown)
-    heights = [y for _, y in (*known, *points) if y is not None and y < SHOWN_EV]
-    low = min(0.0, *heights)
-    axes.set_ylim(low - 0.08 * (SHOWN_EV - low), min(SHOWN_EV, max(0.1, *heights)) * 1.08)
+    axes.set_ylim(*energy_range([y for _, y in (*known, *points) if y is not None]))
     for phase in (p for p in hull.phases if p.name in hull.stable):
         spot = (phase.composition.get_atomic_fraction(second), hull.formation_energy(phase))
-        _label(axes, spot, reduced_formula_of(phase.composition))
+        _label(axes, spot, reduced_formula_of(phase.composition), "below")
     axes.set_xlabel(f"fraction of {second.symbol}")
     axes.set_ylabel("formation energy / eV per atom")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def _draw_simplex(axes: Any, ranking: Ranking) -> None:
@@ -100,13 +119,14 @@ def _draw_simplex(axes: Any, ranking: Ranking) -> None:
         for p in reversed(ranking.phases)
         if p.e_above_hull is not None and p.e_above_hull < SHOWN_EV
     ]
+    points = [place(_composition(p), elements) for p in ranked]
     if ranked:
-        points = [place(_composition(p), elements) for p in ranked]
         shown = axes.scatter(*zip(*points, strict=True), **_colours(ranked), zorder=3)
         _colour_bar(axes, shown)
     for phase, spot in zip(stable, spots, strict=True):
-        _label(axes, spot, reduced_formula_of(phase.composition))
-    axes.legend(loc="upper left", frameon=False)
+        around = [other for other in (*spots, *points) if other != spot]
+        _label(axes, spot, reduced_formula_of(phase.composition), free_side(spot, around))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False)
     axes.set_aspect("equal")
     axes.axis("off")
     axes.margins(0.08)
@@ -128,11 +148,18 @@ _DRAWERS: dict[int, Callable[[Any, Ranking], None]] = {
 }
 
 
+def below(phase: RankedPhase) -> bool:
+    """Tell whether a candidate lies below the hull of the known phases."""
+    return phase.e_above_hull is not None and phase.e_above_hull < -ON_HULL
+
+
 def _colours(ranked: Sequence[RankedPhase]) -> dict[str, Any]:
     heights = [max(0.0, p.e_above_hull or 0.0) for p in ranked]
     return {
         "c": heights, "cmap": "viridis_r", "vmin": 0.0, "vmax": FULL_COLOUR, "s": 40,
-        "edgecolors": "white", "linewidths": 0.6, "label": "candidates",
+        "edgecolors": [_EDGES[below(p)] for p in ranked], "linewidths": 0.9,
+        "label": "candidates (red rim: below the hull)" if any(map(below, ranked)) else
+        "candidates",
     }  # fmt: skip
 
 
@@ -141,10 +168,12 @@ def _colour_bar(axes: Any, shown: Any) -> None:
     bar.set_label("candidates: energy above hull / eV per atom")
 
 
-def _label(axes: Any, spot: tuple[float, float], formula: str) -> None:
+def _label(axes: Any, spot: tuple[float, float], formula: str, side: str) -> None:
     text = re.sub(r"(\d+)", r"$_{\1}$", formula)
+    x, y = _SIDES[side]
     axes.annotate(
-        text, spot, xytext=(5, 5), textcoords="offset points", fontsize=9, zorder=1.5,
+        text, spot, xytext=(6 * x, 10 * y), textcoords="offset points", fontsize=9, zorder=1.5,
+        ha={-1.0: "right", 0.0: "center", 1.0: "left"}[x], va="bottom" if y > 0 else "top",
         bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
     )  # fmt: skip
 

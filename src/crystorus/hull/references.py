@@ -186,7 +186,7 @@ def _from_structures(path: Path, elements: Sequence[str]) -> Source:
         label = label_of(path)
     except ReadingError as error:
         raise ReferencesError(
-            f"references: {error}; a file of pymatgen entries ends in .json or .json.gz"
+            f"known phases: {error}; a file of pymatgen entries ends in .json or .json.gz"
         ) from error
     return Source(label, tuple(phases), skipped)
 

@@ -19,8 +19,10 @@ function element(name, attributes = {}, text = "") {
   made.textContent = String(text);
   return made;
 }
+const lowered = (formula) => formula.replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
+const narrow = () => innerWidth <= 820;
 const began = (phase) => phase.start && phase.votes !== null ? `${phase.start} (${Math.round(100 * phase.votes)} % of votes)` : phase.start;
-const noted = (phase) => [phase.novelty, phase.known_id, phase.held_out && `held-out ${phase.held_out}`].filter(Boolean).join(" ");
+const noted = (phase) => [phase.novelty, phase.known_id, phase.held_out && `(held-out ${phase.held_out})`].filter(Boolean).join(" ");
 
 // ---------------------------------------------------------------- the hull
 const plot = byId("plot"), WIDE = 560, HIGH = size === 2 ? 430 : 500;
@@ -30,8 +32,9 @@ const corners4 = [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]];
 let spotOf;
 if (size === 2) {
   const all = [...data.known, ...data.phases].map((p) => p.form).filter((y) => y !== null && y < 0.5);
-  const low = Math.min(0, ...all) * 1.1 - 0.02, high = Math.min(0.5, Math.max(0.1, ...all)) * 1.1;
-  const x = (value) => 62 + value * (WIDE - 90), y = (value) => 20 + (high - value) / (high - low) * (HIGH - 75);
+  const bottom = Math.min(0, ...all), top = Math.max(0, bottom + 0.05, ...all);
+  const low = bottom - 0.12 * (top - bottom), high = top + 0.08 * (top - bottom);
+  const x = (value) => 92 + value * (WIDE - 122), y = (value) => 20 + (high - value) / (high - low) * (HIGH - 75);
   spotOf = (phase) => [x(fractions(phase.parts)[1]), y(phase.form)];
   state.axes = { x, y, low, high };
 } else if (size === 3) {
@@ -56,13 +59,13 @@ function drawFrame() {
     const { x, y, low, high } = state.axes;
     for (const value of [0, 0.25, 0.5, 0.75, 1])
       plot.append(element("text", { x: x(value), y: HIGH - 32, "text-anchor": "middle" }, value));
-    const step = [0.05, 0.1, 0.25, 0.5, 1, 2].find((s) => (high - low) / s < 8) || 2;
+    const step = [0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2].find((s) => (high - low) / s < 8) || 2;
     for (let value = Math.ceil(low / step) * step; value <= high; value += step) {
       line([x(0), y(value)], [x(1), y(value)], { stroke: "#e6e9ec" });
-      plot.append(element("text", { x: x(0) - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)));
+      plot.append(element("text", { x: x(0) - 11, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)));
     }
     plot.append(element("text", { x: x(0.5), y: HIGH - 8, "text-anchor": "middle" }, `fraction of ${data.elements[1]}`));
-    plot.append(element("text", { transform: `translate(14 ${HIGH / 2}) rotate(-90)`, "text-anchor": "middle" }, "formation energy / eV per atom"));
+    plot.append(element("text", { transform: `translate(20 ${HIGH / 2}) rotate(-90)`, "text-anchor": "middle" }, "formation energy / eV per atom"));
   } else if (size <= 4) {
     const corners = data.elements.map((symbol) => spotOf({ parts: { [symbol]: 1 } }));
     corners.forEach((a, i) => corners.slice(0, i).forEach((b) => line(a, b, { stroke: "#c3c8cd" })));
@@ -79,26 +82,27 @@ function drawPlot() {
   plot.replaceChildren();
   drawFrame();
   const placed = [];
-  if (size <= 4) for (const phase of data.known) {
-    const [x, y] = spotOf(phase), side = phase.stable ? 10 : 7;
+  if (size <= 4) for (const phase of [...data.known].sort((a, b) => b.e - a.e)) {
+    const [x, y] = spotOf(phase), side = (phase.stable ? 10 : 7) * (narrow() ? 1.5 : 1);
     const spot = element("rect", { x: x - side / 2, y: y - side / 2, width: side, height: side, class: "spot",
       fill: phase.stable ? "#1d2329" : "none", stroke: "#1d2329", "fill-opacity": 1, "pointer-events": "all" });
     if (size === 2 && phase.form > 0.5) continue;
     hover(spot, phase, `known ${phase.name}`, true);
-    if (phase.stable && !(size > 2 && Object.keys(phase.parts).length === 1)) placed.push([x, y, phase.formula]);
+    if (phase.stable && !(size > 2 && Object.keys(phase.parts).length === 1)) placed.push([x, y, lowered(phase.formula)]);
   }
   for (const phase of [...data.phases].reverse()) {
     if (phase.e === null || (size === 2 && phase.form > 0.5) || (size > 2 && size <= 4 && phase.e > 0.5)) continue;
     const [x, y] = spotOf(phase);
-    hover(element("circle", { cx: x, cy: y, r: 6.5, class: "spot", fill: colour(phase.e), stroke: "#4b5563", "stroke-width": 0.8 }), phase, phase.name, false);
+    hover(element("circle", { cx: x, cy: y, r: narrow() ? 9.5 : 6.5, class: "spot", fill: colour(phase.e),
+      stroke: phase.e < -1e-5 ? "#c8553d" : "#4b5563", "stroke-width": phase.e < -1e-5 ? 2 : 0.8 }), phase, phase.name, false);
   }
   for (const [x, y, formula] of placed)
-    plot.append(element("text", { x: x + 8, y: y - 7, "pointer-events": "none", stroke: "#fff", "stroke-width": 3, "paint-order": "stroke" }, formula));
+    plot.append(element("text", { x: x > WIDE - 60 ? x - 8 : x + 8, y: y - 9, "text-anchor": x > WIDE - 60 ? "end" : "start", "pointer-events": "none", stroke: "#fff", "stroke-width": 3, "paint-order": "stroke" }, formula));
 }
 function hover(spot, phase, key, known) {
   spot.dataset.key = key;
   if (key === state.chosen) spot.classList.add("chosen");
-  const title = `${phase.formula}: ${ev(phase.e)} eV/atom above hull` + (known ? ` (known, ${phase.name})` : ` (${phase.name})`);
+  const title = `${lowered(phase.formula)}: ${ev(phase.e)} eV/atom above hull` + (known ? ` (known, ${phase.name})` : ` (${phase.name})`);
   spot.setAttribute("aria-label", title);
   spot.addEventListener("pointermove", (event) => tell(event, title));
   spot.addEventListener("pointerleave", () => (byId("tip").style.display = "none"));
@@ -114,7 +118,7 @@ function tell(event, text) {
 }
 if (size === 4) {
   plot.classList.add("turns");
-  byId("turnhint").textContent = "; drag to turn";
+  byId("turnhint").textContent = " · drag to turn";
   let from = null;
   plot.addEventListener("pointerdown", (event) => { from = [event.clientX, event.clientY]; });
   addEventListener("pointerup", () => (from = null));
@@ -174,7 +178,7 @@ function choose(key) {
   state.chosen = key;
   state.film = null;
   const known = key.startsWith("known "), phase = known ? data.known.find((p) => `known ${p.name}` === key) : data.phases.find((p) => p.name === key);
-  byId("name").textContent = `${phase.formula} · ${phase.name}`;
+  byId("name").textContent = `${lowered(phase.formula)} · ${phase.name}`;
   const facts = known ? [`known phase`, `${ev(phase.e)} eV/atom above hull`] : [
     phase.e === null ? `${phase.status}: ${phase.reason}` : `${ev(phase.e)} eV/atom above the known hull, ${ev(phase.full)} above the hull with the candidates`,
     phase.group, noted(phase), phase.volume === null ? "" : `volume ${percent(phase.volume)} on relaxation`, phase.found > 1 ? `found ${phase.found} times` : "",
@@ -232,7 +236,7 @@ if (films.length) {
 }
 
 // ---------------------------------------------------------------- the table
-const columns = [["rank", "#", (p, i) => i, 1], ["formula", "formula"], ["e", "E above hull / eV", (p) => ev(p.e), 1], ["group", "space group"],
+const columns = [["rank", "#", (p, i) => i, 1], ["formula", "formula", (p) => lowered(p.formula)], ["e", "E above hull / eV", (p) => ev(p.e), 1], ["group", "space group"],
   ["form", "formation / eV", (p) => ev(p.form), 1], ["volume", "volume", (p) => percent(p.volume), 1], ["novelty", "novelty", noted], ["found", "found", (p) => p.found, 1],
   ...(data.phases.some((p) => p.start) ? [["start", "start", began]] : []),
   ["atoms", "atoms", (p) => p.atoms, 1], ["status", "status"], ["name", "name"], ["file", "file"]];
@@ -277,13 +281,14 @@ byId("filter").addEventListener("input", fill);
 
 // ---------------------------------------------------------------- the rest
 for (const [name, value] of Object.entries(data.counts)) {
+  if (value === 0 && (name === "waiting" || name.startsWith("held-out") && !data.counts["held-out phases"])) continue;
   const item = document.createElement("span"), strong = document.createElement("b");
   strong.textContent = value;
   item.append(strong, ` ${name}`);
   byId("figures").append(item);
 }
 byId("settings").textContent = JSON.stringify({ versions: data.versions, settings: data.settings }, null, 2);
-addEventListener("resize", () => viewer && viewer.resize());
+addEventListener("resize", () => { drawPlot(); if (viewer) viewer.resize(); });
 drawPlot();
 fill();
 const first = data.phases.find((p) => data.structures[p.name]);

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_CONNECT_S = 10
 _LOST = "its worker process died again and again (killed, or out of memory)"
 
 
@@ -44,6 +45,16 @@ class Lost:
     """Instead of a result: the job took its worker with it every time it was tried."""
 
     reason: str = _LOST
+
+
+def check_workers(workers: Workers) -> None:
+    """Make sure that a Dask scheduler answers, before there is work for it.
+
+    Raises:
+        WorkersError: If it does not.
+    """
+    if workers.scheduler:
+        _connect(workers.scheduler).close(timeout=5)
 
 
 def run_jobs(
@@ -187,7 +198,7 @@ def _connect(address: str) -> "Client":
             f"--scheduler needs Dask ({error}): pip install 'crystorus[hull]'"
         ) from error
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError, KeyError) as error:
         raise WorkersError(
             f"no Dask scheduler answers at {address}: start one with `dask scheduler`, or leave "

@@ -14,6 +14,7 @@ from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
 from crystal_fidelity.uncertainty import part_error
+from crystal_fidelity.validity import MIN_DISTANCE, MIN_VOLUME, closest_contacts
 
 SYMPREC = 0.1
 """Å; generated atoms miss their special positions by hundredths of Å."""
@@ -76,21 +77,29 @@ class SpaceGroupResult:
 def space_groups(
     structures: Sequence[object], *, symprec: float = SYMPREC, workers: int = 1
 ) -> NDArray[np.int64]:
-    """Return the space-group number of each structure, 0 where none could be determined."""
+    """Return the space-group number of each structure, 0 where none could be determined.
+
+    Structures that are not valid (contacts below 0.5 Å, volume below 0.1 Å³) have none, and
+    tolerances beyond half the closest contact are lowered to it.
+    """
     jobs = [(entry, symprec) for entry in as_entries(structures)]
     return np.array(list(map_in_order(_space_group, jobs, workers)), dtype=np.int64)
 
 
 def _space_group(job: tuple[Entry, float]) -> int:
     entry, symprec = job
-    if not isinstance(entry, Crystal) or entry.volume < 1e-6:
+    if not isinstance(entry, Crystal) or entry.volume < MIN_VOLUME:
+        return 0
+    # In collapsed cells, and within tolerances that cannot tell atoms apart, moyo may never end.
+    least = float(closest_contacts([entry])[0])
+    if not least >= MIN_DISTANCE:
         return 0
     cell = moyopy.Cell(
         entry.lattice.tolist(), entry.frac_coords.tolist(), entry.atomic_numbers.tolist()
     )
     try:
         with _quiet("moyo"):
-            return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+            return int(moyopy.MoyoDataset(cell, symprec=min(symprec, least / 2)).number)
     except (ValueError, RuntimeError):  # overlapping atoms have no space group
         return 0
 
