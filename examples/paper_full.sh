@@ -19,6 +19,6 @@ run() {
 run table2
 run table3
 run table4
-for name in figure1 figure2 figure3 figure4 figure5 figure6 latent; do
+for name in figure1 figure2 figure3 figure4 figure5 figure6 latent times; do
     run "$name"
 done

@@ -156,3 +156,11 @@ def test_an_empty_set_is_refused():
 
 def test_shares_of_nothing_are_zero():
     assert set(Symmetries("a", 0.1, (), ()).cell_shares().values()) == {0.0}
+
+
+def test_what_is_no_crystal_is_triclinic_in_its_place():
+    given = crystals_to_atoms(CRYSTALS["perovskite"])[0]
+    (one,) = study_lattices({"a": [given, None, given]}, tolerances=(0.1,)).sets
+    assert one.groups == (221, 1, 221)
+    assert [lattice_system(n) for n in one.holohedries] == ["cubic", "triclinic", "cubic"]
+    assert agreement(one.groups, (221, 221, 221))[0] == pytest.approx(2 / 3)

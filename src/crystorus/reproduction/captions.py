@@ -36,7 +36,7 @@ def lattices(report: Tree) -> str:
                 lines.append(_shares(found, found.crystal_shares(), real.crystal_shares(), "group"))
             lines.append(_shares(found, found.cell_shares(), real.cell_shares(), "cell"))
     lost = [f"{name} {count}" for name, count in report["no_crystals"].items() if count]
-    note = f"\n\nLeft out, collapsed or not finite: {', '.join(lost)}." if lost else ""
+    note = f"\n\nCounted as triclinic, collapsed or not finite: {', '.join(lost)}." if lost else ""
     return page(report, lines) + note
 
 

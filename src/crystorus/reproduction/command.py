@@ -82,6 +82,19 @@ def carry_out(order: PaperOrder) -> None:
     baselines = parse_baselines(order.baselines)
     seeds, rows = parse_seeds(order.seeds), parse_rows(order.rows)
     bench = _bench(order, baselines)
+    try:
+        _measure_all(order, bench, seeds, rows, baselines)
+    finally:
+        fidelity.stop()
+
+
+def _measure_all(
+    order: PaperOrder,
+    bench: Bench,
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    baselines: dict[str, Path],
+) -> None:
     for experiment in order.experiments:
         chosen = seeds or _own_seeds(experiment, bench.budget)
         if experiment == "table4":

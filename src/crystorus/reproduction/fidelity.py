@@ -1,5 +1,6 @@
 """Scores by crystal-fidelity, which runs in a process of its own: the packages meet in files."""
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -32,15 +33,49 @@ def run(arguments: Sequence[str | Path]) -> None:
     """Run one of its commands.
 
     Raises:
-        PaperError: If it fails; the message is its last line.
+        PaperError: If it fails; the message is its own.
     """
     check_installed()
-    command = [sys.executable, "-m", PACKAGE, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, NOT_ALL):
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit status {done.returncode}"
-        raise PaperError(f"crystal-fidelity {arguments[0]} failed ({reason[:300]})")
+    words = [str(a.absolute()) if isinstance(a, Path) else a for a in arguments]
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        server.stdin.write(json.dumps(words) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    if not answer:
+        status = server.wait()
+        stop()
+        raise PaperError(f"crystal-fidelity {words[0]} failed (exit status {status})")
+    result = json.loads(answer)
+    if result["status"] not in (0, NOT_ALL):
+        raise PaperError(f"crystal-fidelity {words[0]} failed ({result['error'][:300]})")
+
+
+def stop() -> None:
+    """End the process, if there is one; the next command starts another."""
+    if _server.cache_info().currsize:
+        with _server() as server:
+            server.terminate()
+        _server.cache_clear()
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """Start the process that runs all commands; it ends with this one.
+
+    Its imports and its network take longer than a score of a hundred crystals.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", PACKAGE, "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def run_for_json(arguments: Sequence[str | Path], path: Path) -> Any:

@@ -37,6 +37,9 @@ LEAST_DISTANCES = 3.0
 SMALLEST_TOLERANCE = 1e-4
 """Å, for atoms that coincide."""
 
+P1, P1BAR = 1, 2
+"""Groups of a crystal and of a lattice without any other symmetry."""
+
 DRAWN = (0.1, 0.5)
 """Å. The tolerances that are drawn; of others all are."""
 
@@ -124,7 +127,7 @@ def holohedry(lattice: np.ndarray, symprec: float) -> int:
 
 
 def study_lattices(
-    crystals: Mapping[str, Sequence[Atoms]],
+    crystals: Mapping[str, Sequence[Atoms | None]],
     *,
     cells: Mapping[str, np.ndarray] | None = None,
     tolerances: Sequence[float] = TOLERANCES,
@@ -132,7 +135,8 @@ def study_lattices(
     """Find the symmetry of every crystal and of its cell.
 
     Args:
-        crystals: Sets by name.
+        crystals: Sets by name. None stands for a structure that is no crystal, and counts as
+            triclinic in its place.
         cells: Sets of which only the cells count, ρ in columns, [cells, 3, 3]: a prior, say.
         tolerances: In Å.
 
@@ -144,10 +148,12 @@ def study_lattices(
     for name, several in crystals.items():
         if len(several) == 0:
             raise ValueError(f"the set {name!r} is empty: give at least one crystal")
-        arrays = split_arrays(crystals_from_atoms(several, dtype=torch.float64))
+        arrays = [None if one is None else _arrays(one) for one in several]
         for symprec in tolerances:
-            groups = tuple(_group(one, symprec) for one in arrays)
-            alone = tuple(holohedry(one.lattice, symprec) for one in arrays)
+            groups = tuple(P1 if one is None else _group(one, symprec) for one in arrays)
+            alone = tuple(
+                P1BAR if one is None else holohedry(one.lattice, symprec) for one in arrays
+            )
             sets.append(Symmetries(name, symprec, groups, alone))
     for name, lattices in (cells or {}).items():
         for symprec in tolerances:
@@ -226,12 +232,17 @@ def _draw_shares(
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _arrays(atoms: Atoms) -> CrystalArrays:
+    (found,) = split_arrays(crystals_from_atoms(atoms, dtype=torch.float64))
+    return found
+
+
 def _group(crystal: CrystalArrays, symprec: float) -> int:
     """Return the space group within a tolerance that keeps neighbouring atoms apart."""
     reduced = niggli_reduce(crystal)
     apart = least_distance(reduced) / LEAST_DISTANCES
     found = dataset(join_arrays([reduced]), max(min(symprec, apart), SMALLEST_TOLERANCE))
-    return 1 if found is None else int(found.number)
+    return P1 if found is None else int(found.number)
 
 
 def _shares(groups: Sequence[int]) -> dict[str, float]:

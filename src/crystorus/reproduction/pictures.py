@@ -65,12 +65,12 @@ def lattices(bench: Bench, checkpoint: Path | None) -> Tree:
     for name in BASES:
         trained, _ = bench.trained(variants[name], seed, ablation=False)
         sets[name] = _read(bench.sampled(trained, f"{name}-s{seed}", seed=seed)[0])
-    kept = {name: [a for a in several if is_crystal(a)] for name, several in sets.items()}
-    passed = {name: len(several) - len(kept[name]) for name, several in sets.items()}
+    kept = {name: [a if is_crystal(a) else None for a in made] for name, made in sets.items()}
+    lost = {name: several.count(None) for name, several in kept.items()}
     model = load_checkpoint(checkpoint or SHIPPED)
     prior = _prior_cells(model, open_store(bench.inputs.held_out_store, verify=False), bench)
-    study = study_lattices({k: v for k, v in kept.items() if v}, cells={"prior": prior})
-    return {"lattices": to_json(study), "no_crystals": passed, "sampling": sampling}
+    study = study_lattices(kept, cells={"prior": prior})
+    return {"lattices": to_json(study), "no_crystals": lost, "sampling": sampling}
 
 
 def latent_space(bench: Bench, checkpoint: Path | None) -> Tree:

@@ -40,7 +40,7 @@ def draw_noise(report: Tree) -> Figure:
     for one in (axes, lost):
         one.set_xlabel("diffusion step t / T")
         one.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    lost.legend(frameon=False, fontsize=8, loc="upper left")  # the share starts at zero
     return figure
 
 

@@ -195,6 +195,8 @@ def _part(report: Tree, words: list[str]) -> str:
             return VERDICTS[report["experiment"]](report, *about)
         case ["distance", name, tolerance]:
             return captions.distance_of(report, name, float(tolerance))
+        case ["budget"]:
+            return verdicts.of_budget(report)
         case ["heading"]:
             return markdown.heading(report)
         case ["agreement", name, tolerance]:

@@ -1,5 +1,6 @@
 """What the results say of the paper's statements, in words that follow from the numbers."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 from crystorus.reproduction.markdown import COLUMNS, all_rows, effect, number
@@ -7,7 +8,26 @@ from crystorus.reproduction.probing import ProbeStudy
 from crystorus.reproduction.records import from_json
 from crystorus.reproduction.settings import Tree
 
+_BUDGETS: Mapping[str, str] = {
+    "smoke": (
+        "It shows that every command works, on prototypes that nothing is learnt from: no number\n"
+        "on it says anything of the paper."
+    ),
+    "cpu": (
+        "It cannot confirm or refute the paper's absolute numbers: a training here\n"
+        "sees less than a hundredth of the crystals that Table 1 asks for, through narrower "
+        "networks\n(`src/crystorus/reproduction/budgets.toml`). It shows directions: which change "
+        "helps and which harms at equal\nprocessor time, beside the noise between seeds."
+    ),
+    "full": "These are the paper's own settings.",
+}
 CONTROLS = ("composition", "untrained latent")
+
+
+def of_budget(report: Tree) -> str:
+    """Say which budget a page is of, and what it can show."""
+    name = report["budget"]["name"]
+    return f"**This page is of budget `{name}`.** {_BUDGETS[name]}"
 
 
 def of_ablations(report: Tree, preset: str) -> str:

@@ -1,6 +1,7 @@
 """Command line: files in, a table on screen, JSON on request, progress on standard error."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from crystal_fidelity.matching import MatchProtocol
 from crystal_fidelity.models import DISTANCE_NAMES, FeaturizerName, make_featurizer
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.report import failure_lines, print_scores, write_json
+from crystal_fidelity.serving import serve as serve_commands
 from crystal_fidelity.structures import Entry, ReadFailure
 from crystal_fidelity.table import FIELDS, structure_rows
 from crystal_fidelity.validity import structural_validity
@@ -345,6 +347,12 @@ def convert(
     from crystal_fidelity.weights import convert_weights
 
     Console().print(f"tensors SHA-256 {convert_weights(source, out)}\n{out}", highlight=False)
+
+
+@app.command()
+def serve() -> None:
+    """Run commands from standard input, a JSON list of words per line, in this one process."""
+    serve_commands(app, sys.stdin, sys.stdout)
 
 
 def _stem(distance_name: str) -> str:
