@@ -13,7 +13,7 @@ FAST = SamplerConfig("bridge", 12, 100.0, last=0.27, temperature=0.3, stretch=1.
 """Jumps to what the network predicts, atoms beyond it, with little noise, and none of the twelve
 at the quiet levels: the crystal is further from its place than those levels expect."""
 
-BEST = SamplerConfig("bridge", 120, 10.0)
+BEST = SamplerConfig("bridge", 120, 20.0)
 """The exact posterior in many steps, drifting faster towards the end."""
 
 
