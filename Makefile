@@ -9,7 +9,7 @@ FORMULA ?= LiFeO2
 
 crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt .
-	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --out out/$(FORMULA)
+	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
 
 test: $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'

@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # As the command line does, before torch is loaded: spinning threads crawl beside other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 install_import_hook("crystorus", "typechecking.check")
 

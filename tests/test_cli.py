@@ -9,17 +9,24 @@ import pytest
 from crystorus import cli
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch, before, after):
+@pytest.mark.parametrize(
+    ("said", "spin"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so(monkeypatch, said, spin):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # to be put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
     seen = []
-    if before is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    else:
-        monkeypatch.setenv("OMP_WAIT_POLICY", before)
-    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     cli.main()
-    monkeypatch.undo()
-    assert seen == [after]
+    assert seen == [spin]
 
 
 def test_that_is_said_before_torch_is_loaded():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as its command line does, before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as its command line does, before torch
 sys.path.insert(0, str(Path(__file__).parent))
 MP20 = Path(__file__).parents[3].parent / "shared" / "data" / "mp20"
 

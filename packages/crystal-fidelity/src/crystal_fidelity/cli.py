@@ -361,8 +361,9 @@ def _stem(distance_name: str) -> str:
 
 def main() -> None:
     """Run the command line; expected errors are one sentence, not a traceback."""
-    # Read when torch is loaded: threads that spin while they wait crawl on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded: threads that spin for long while they wait crawl on a busy machine.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(standalone_mode=True)
     except (ValueError, KeyError, OSError, ImportError) as error:
