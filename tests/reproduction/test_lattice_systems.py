@@ -164,3 +164,15 @@ def test_what_is_no_crystal_is_triclinic_in_its_place():
     assert one.groups == (221, 1, 221)
     assert [lattice_system(n) for n in one.holohedries] == ["cubic", "triclinic", "cubic"]
     assert agreement(one.groups, (221, 221, 221))[0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        [[2.7915, 0.8259, -0.3234], [0.928, 2.9369, -1.443], [1.0075, 1.4782, 14.8343]],
+        [[8.6032, 2.6946, -0.1195], [3.207, 4.7952, 0.3141], [-0.7377, 0.5877, 1.9728]],
+    ],
+)
+def test_skewed_cells_of_the_prior_end_within_wide_tolerances(lattice):
+    """They took all memory: hence spglib."""
+    assert holohedry(np.array(lattice), 0.5) == 12
