@@ -206,7 +206,7 @@ def draw_lattice_systems(study: LatticeStudy) -> Figure:
     grid[1][0].set_ylabel("share of crystals\n(by space group)", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8
+        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8
     )
     return figure
 
