@@ -222,6 +222,12 @@ def sample(
     return settle(denoiser, diffusion, crystals, sampler, seeds, start=start, on_step=on_step)
 
 
+def start_settling(crystals: Crystals, steps: int) -> Start:
+    """Return where finished crystals start from to come to rest, in a process of `steps` levels."""
+    level = torch.full_like(crystals.n_atoms, max(round(SETTLING * steps), 1))
+    return Start(crystals, level, noised=False)
+
+
 def settle(
     denoiser: Denoiser,
     diffusion: Diffusion,
@@ -245,11 +251,9 @@ def settle(
     """
     if not sampler.settle:
         return crystals
-    level = torch.full_like(crystals.n_atoms, max(round(SETTLING * diffusion.steps), 1))
-    if start is None:
-        resting = Start(crystals, level, noised=False)
-    else:
-        resting = replace(start, crystals=crystals, level=level, noised=False)
+    resting = start_settling(crystals, diffusion.steps)
+    if start is not None:
+        resting = replace(resting, held_atoms=start.held_atoms, held_cells=start.held_cells)
     total = sampler.steps + sampler.settle
 
     def later(done: int, _: int, present: Crystals) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from crystorus.data.io import least_distance
 from crystorus.diffusion.algorithms import (
-    SETTLING,
     Diffusion,
     Precision,
     SamplerConfig,
     Start,
+    start_settling,
 )
 from crystorus.generation.errors import RequestError
 from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
@@ -161,13 +161,12 @@ def _settled(
         if on_step is not None:
             on_step(total - steps + step, total, crystals)
 
-    level = torch.full_like(kept.n_atoms, max(round(SETTLING * model.diffusion.steps), 1))
     return model.sample(
         kept.atomic_numbers,
         kept.n_atoms,
         seeds=seeds,
         sampler=sampler,
-        start=Start(kept, level, noised=False),
+        start=start_settling(kept, model.diffusion.steps),
         on_step=later,
     ).to(device="cpu")
 

@@ -205,9 +205,7 @@ def draw_lattice_systems(study: LatticeStudy) -> Figure:
     grid[0][0].set_ylabel("share of cells", fontsize=8)
     grid[1][0].set_ylabel("share of crystals\n(by space group)", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8
-    )
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
