@@ -223,6 +223,17 @@ def test_the_symmetry_of_a_crystal_is_looked_for_once(monkeypatch):
     assert len(looked) == 1
 
 
+def test_candidates_are_refused_where_nothing_starts_at_noise(files):
+    model, library = crystorus.load(files / "model"), files / "known.templates"
+    with pytest.raises(RequestError, match=r"3 candidates.+ all 1 crystals start"):
+        crystorus.generate("NaCl", model=model, library=library, level=0, candidates=3)
+    sampler = SamplerConfig("ode", 2)
+    mixed = crystorus.generate(
+        "NaCl", n=2, model=model, library=library, start="both", sampler=sampler, candidates=2
+    )
+    assert [r.known is None for r in mixed.requests] == [False, True]
+
+
 def test_python_has_the_options_of_the_command_line(files):
     model, library = crystorus.load(files / "model"), files / "known.templates"
     made = crystorus.generate("NaCl", n=2, model=model, library=library, level=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.generation.choosing import check_candidates
+from crystorus.generation.choosing import check_candidates, check_choice
 from crystorus.generation.errors import RequestError
 from crystorus.generation.guiding import (
     GUIDED_SAMPLER,
@@ -191,6 +191,7 @@ def generate(
     own = sampler or sampler_at(quality or "default", config.sampling, config.preset, levels)
     if guidance is not None:
         requests = give_templates(requests, _opened(library), model.statistics, guidance)
+    check_choice(candidates, requests)
     made = _sample_all(
         model,
         requests,

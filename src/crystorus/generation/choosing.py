@@ -22,6 +22,7 @@ from crystorus.diffusion.algorithms import (
     start_settling,
 )
 from crystorus.generation.errors import RequestError
+from crystorus.generation.plan import Request
 from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
 from crystorus.geometry.crystals import Crystals
 
@@ -84,6 +85,19 @@ def check_candidates(candidates: int) -> None:
     if not 1 <= candidates <= MAX_CANDIDATES:
         raise RequestError(
             f"{candidates} candidates per crystal were asked for: give 1 to {MAX_CANDIDATES}"
+        )
+
+
+def check_choice(candidates: int, requests: Sequence[Request]) -> None:
+    """Refuse a choice that would change nothing.
+
+    Raises:
+        RequestError: If every crystal starts at a known one.
+    """
+    if candidates > 1 and all(request.known is not None for request in requests):
+        raise RequestError(
+            f"{candidates} candidates were asked for, but all {len(requests)} crystals start at "
+            "templates, which are ordered by votes: leave candidates out, or start at noise"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.algorithms import Precision, SamplerConfig, SamplerName
-from crystorus.generation.choosing import check_candidates
+from crystorus.generation.choosing import check_candidates, check_choice
 from crystorus.generation.errors import RequestError
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import (
@@ -115,6 +115,7 @@ def carry_out(order: SampleOrder) -> Summary:
     model = load_checkpoint(order.checkpoint or SHIPPED, device=order.device)
     _check(requests, model, large=order.large)
     requests, guided = with_templates(order, requests, model)
+    check_choice(order.candidates, requests)
     sampler = sampler_of(order, model, own_sampler(order, model))
     job = Job(
         requests,
