@@ -1,13 +1,10 @@
 """What the command line shows: progress and complaints on stderr, results on stdout."""
 
 import errno
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import typer
@@ -54,35 +51,6 @@ def plain_errors(*, debug: bool, after_interrupt: str) -> Iterator[None]:
             raise
         say("error", describe(error))
         raise typer.Exit(FAILED) from None
-
-
-@contextmanager
-def lasting_interrupt() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C end the work even where a library swallows it, as callbacks of compiled code do.
-
-    Yields:
-        To be called between steps: raises KeyboardInterrupt if Ctrl-C was pressed before.
-    """
-    pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.default_int_handler(number, frame)
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check
-        return
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def describe(error: Exception) -> str:

@@ -26,7 +26,6 @@ from crystorus.generation.refining import RefineOrder, structure_requests
 from crystorus.generation.run import (
     DEFAULT_BATCH_ATOMS,
     Job,
-    Progress,
     Summary,
     program_versions,
     run_settings,
@@ -38,14 +37,7 @@ from crystorus.generation.workers import Crew
 from crystorus.model.precision import has_fast_bf16
 from crystorus.templates.library import open_library
 from crystorus.templates.prototypes import aflow_prototypes
-from crystorus.terminal import (
-    counter,
-    crystal_progress,
-    lasting_interrupt,
-    say,
-    show_summary,
-    tell_of_versions,
-)
+from crystorus.terminal import counter, crystal_progress, say, show_summary, tell_of_versions
 
 PrecisionChoice = Literal["fp32", "bf16", "auto"]
 
@@ -168,21 +160,13 @@ def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
         order.out, settings, versions=program_versions(), overwrite=order.overwrite
     ) as folder:
         _tell_of_earlier(folder, len(requests))
-        with (
-            crystal_progress(len(requests), kept=len(folder.done)) as move,
-            lasting_interrupt() as stop_if_asked,
-        ):
-
-            def show(progress: Progress) -> None:
-                stop_if_asked()
-                move(progress.done)
-
+        with crystal_progress(len(requests), kept=len(folder.done)) as move:
             summary = sample_to_folder(
                 model,
                 job,
                 folder,
                 batch_atoms=order.batch_atoms,
-                on_progress=show,
+                on_progress=lambda progress: move(progress.done),
                 crew=Crew(order.workers, order.checkpoint or SHIPPED),
             )
     show_summary(summary.rows, made=summary.made, seconds=summary.elapsed_s)
