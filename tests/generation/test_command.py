@@ -302,6 +302,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"FAKE_STEP_S": "0.01", "OMP_NUM_THREADS": "1"},
+        # Tests that run in the background may inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: len(list(tmp_path.glob("out/cif/*.cif"))) >= 3, child)
     child.send_signal(signal.SIGINT)
