@@ -67,15 +67,16 @@ def rows_of(out):
 
 def test_samples_take_a_prototype_each_and_noise_when_they_run_out(files, tmp_path):
     library = files / "known.templates"
-    result = sampled(files, tmp_path, "LiO", "SrTiO3", "Fe2O3", "--n", 3, "--library", library)
+    result = sampled(files, tmp_path, "LiO", "SrTiO3", "Fe3O4", "--n", 3, "--library", library)
     assert result.exit_code == 0, result.output
     starts = [row["start"] for row in rows_of(tmp_path)]
     assert set(starts[:2]) == {"salt", "blende"}
     assert starts[2:] == ["noise", "perovskite", "noise", "noise", "noise", "noise", "noise"]
-    assert "no further template fits LiO, SrTiO3, Fe2O3" in result.output
+    assert "no further template fits LiO, SrTiO3, Fe3O4" in result.output
     kinds = [row["origin"] for row in rows_of(tmp_path)]
     assert kinds[3] == "known"
     assert kinds[2] == "new"
+    assert [row["exchange"] for row in rows_of(tmp_path)][2:] == [""] * 7
 
 
 def test_both_alternates(files, tmp_path):
@@ -252,7 +253,7 @@ def test_python_has_the_options_of_the_command_line(files):
 def test_python_takes_a_library_too(files):
     model = crystorus.load(files / "model")
     made = crystorus.generate(
-        ["LiO", "Fe2O3"],
+        ["LiO", "Fe3O4"],
         n=2,
         model=model,
         library=files / "known.templates",

@@ -179,6 +179,7 @@ def _known(
         guidance.noised,
         share=candidate.share,
         same_composition=candidate.same_composition,
+        exchange=candidate.exchange,
     )
 
 

@@ -31,6 +31,7 @@ class Known:
         held_cell: Whether the cell stays.
         share: Of all votes, those for this prototype.
         same_composition: Whether it is a known crystal of this very composition.
+        exchange: Elements of the template and what stands for them, such as "Sr>Ba Ti>Zr".
     """
 
     name: str
@@ -41,6 +42,7 @@ class Known:
     held_cell: bool = False
     share: float = 1.0
     same_composition: bool = False
+    exchange: str = ""
 
 
 @dataclass(frozen=True, eq=False)

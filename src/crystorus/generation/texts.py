@@ -134,9 +134,10 @@ def _row(
 
 def _start_columns(known: Known | None) -> dict[str, str]:
     if known is None:
-        return {"start": "noise", "level": "", "share_of_votes": ""}
+        return {"start": "noise", "exchange": "", "level": "", "share_of_votes": ""}
     return {
         "start": known.name,
+        "exchange": known.exchange,
         "level": f"{known.level:g}",
         "share_of_votes": f"{known.share:.3f}",
     }

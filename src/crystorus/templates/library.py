@@ -93,6 +93,13 @@ class TemplateLibrary:
         """Return one template, float64."""
         return self.crystals.select([index], dtype=torch.float64)
 
+    def atomic_numbers(self, index: int) -> np.ndarray:
+        """Return the elements of one template, atom by atom, [n]."""
+        arrays = self.crystals.arrays
+        first = int(arrays["first_atom"][index])
+        atoms = slice(first, first + int(self.crystals.n_atoms[index]))
+        return np.asarray(arrays["atomic_numbers"][atoms], dtype=np.int64)
+
 
 def _reduced(counts: dict[int, int]) -> tuple[tuple[int, int], ...]:
     units = math.gcd(*counts.values())

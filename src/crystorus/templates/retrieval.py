@@ -1,28 +1,29 @@
 """From a composition to the known crystals that its elements would fit into, best first.
 
-Every template with the same pattern of element counts is a candidate. Its elements are assigned to
-the wanted ones of equal count at the least cost of exchange, and the candidates near in cost vote
-for the prototype they have in common: many distant relatives of one prototype say more than one
-near relative of another.
+Every template with the same pattern of element counts is a candidate, and where those are far,
+also what can be derived from templates of other patterns. The candidates near in cost vote for the
+prototype they have in common: many distant relatives of one prototype say more than one near
+relative of another.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from crystorus.data.compositions import Composition
+from crystorus.data.compositions import Composition, symbol_of
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-from crystorus.templates.library import PatternGroup, TemplateLibrary
+from crystorus.templates.derivatives import REACH, fit_derivatives
+from crystorus.templates.fitting import Fits, fit_pattern
+from crystorus.templates.library import TemplateLibrary
 from crystorus.templates.surroundings import difference
 
 VOTERS = 200
 """Candidates nearest in cost that are heard."""
-WORST_EXCHANGE = 0.6
-"""How much of the costliest exchange of a candidate is counted again."""
+FAR = 1.2
+"""Cost of the nearest candidate from which derivatives of other patterns are heard too."""
 TEMPERATURES = ((1.0, 0.1), (0.03, 0.36))
 """Weights, and the costs over which a vote falls by e: near relatives, and the rest."""
 WIDTH = 0.023
@@ -39,7 +40,6 @@ KNOWN_WITHIN = 0.05
 DISTINCT = 0.08
 """Difference of surroundings from which two candidates count as two prototypes; half of the pairs
 that differ so much still match (StructureMatcher, stol 0.5)."""
-_ASSIGNMENTS = 5040  # seven elements of equal count; of more, that many orders are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +49,28 @@ class Candidate:
     Attributes:
         template: Its number in the library.
         template_id: Its name there.
-        assignment: Wanted element by template element, as atomic numbers.
+        numbers: Wanted element of each atom of the template, [n].
         cost: -log of the probability that the prototype survives the exchange, the least likely
-            of its elements counted 1.6 times, ≥ 0; 0.022 per element that stays.
+            of its elements counted 1.6 times, ≥ 0; 0.022 per element that stays. For one of
+            another pattern, with what a derivative costs.
         share: Of all votes, those for this prototype, 0 to 1; the votes for a known phase of the
             very composition count in full here, and less in the order of the candidates.
         copies: Template cells along each lattice vector.
         distances: Surroundings with the elements in the order of the wanted slots.
+        same_composition: Whether no element was exchanged.
+        exchange: What stands for what, such as "Sr>Ba Ti>Zr": elements of the template that do
+            not stay, and the wanted ones on their sites.
     """
 
     template: int
     template_id: str
-    assignment: dict[int, int]
+    numbers: np.ndarray
     cost: float
     share: float
     copies: tuple[int, int, int]
     distances: np.ndarray
-
-    @property
-    def same_composition(self) -> bool:
-        """Whether no element was exchanged."""
-        return all(old == new for old, new in self.assignment.items())
+    same_composition: bool
+    exchange: str
 
 
 def find_templates(
@@ -77,7 +78,8 @@ def find_templates(
 ) -> list[Candidate]:
     """Return the candidates of distinct prototypes, the likeliest first.
 
-    Where no template has as many atoms, those with a whole fraction of them are repeated.
+    Where no template has as many atoms, those with a whole fraction of them are repeated. Where
+    the nearest is far or there is none, derivatives are candidates too.
 
     Args:
         library: Where to look.
@@ -85,13 +87,13 @@ def find_templates(
         limit: Candidates at most.
         exclude: A template that may not be used, by its number.
     """
-    counts = sorted(count for _, count in composition.counts)
-    for copies in _divisors(math.gcd(*counts)):
-        smaller = Composition(tuple((z, count // copies) for z, count in composition.counts))
-        found = _of_pattern(library, smaller, limit, exclude, copies)
-        if found:
-            return found
-    return []
+    plain = _of_pattern(library, composition, exclude)
+    nearest = math.inf if plain is None else float(plain.cost[0])
+    derived = None
+    if nearest >= FAR:
+        derived = fit_derivatives(library, composition, below=nearest + REACH, exclude=exclude)
+    fits = [pool for pool in (plain, derived) if pool is not None]
+    return _by_votes(library, Fits.concat(fits), composition, limit) if fits else []
 
 
 def substitute(
@@ -110,14 +112,14 @@ def substitute(
         A batch of one, float64.
     """
     template = library.template(candidate.template)
-    renamed = [candidate.assignment[z] for z in template.atomic_numbers.tolist()]
+    numbers = torch.from_numpy(candidate.numbers)
     crystal = _repeated(
-        Crystals(template.lattice, template.frac_coords, torch.tensor(renamed), template.n_atoms),
+        Crystals(template.lattice, template.frac_coords, numbers, template.n_atoms),
         candidate.copies,
     )
     volume = float(statistics.expected_log_volume(crystal).exp() * crystal.n_atoms)
     scale = (volume / float(crystal.volume[0])) ** (1 / 3)
-    order = Composition.of(renamed).order(crystal.atomic_numbers.tolist())
+    order = Composition.of(candidate.numbers.tolist()).order(crystal.atomic_numbers.tolist())
     return Crystals(
         crystal.lattice * scale,
         crystal.frac_coords[order],
@@ -126,55 +128,44 @@ def substitute(
     )
 
 
-def _of_pattern(
-    library: TemplateLibrary, composition: Composition, limit: int, exclude: int, copies: int
+def _of_pattern(library: TemplateLibrary, composition: Composition, exclude: int) -> Fits | None:
+    """Return the templates of the pattern, or of a whole fraction of it."""
+    for copies in _divisors(math.gcd(*(count for _, count in composition.counts))):
+        smaller = Composition(tuple((z, count // copies) for z, count in composition.counts))
+        found = fit_pattern(library, smaller, limit=VOTERS, exclude=exclude)
+        if found is not None:
+            return found
+    return None
+
+
+def _by_votes(
+    library: TemplateLibrary, fits: Fits, composition: Composition, limit: int
 ) -> list[Candidate]:
-    slots = sorted((count, z) for z, count in composition.counts)
-    wanted = np.array([z for _, z in slots])
-    counts = np.array([count for count, _ in slots])
-    group = library.group(tuple(counts.tolist()))
-    if group is None:
-        return []
-    cost, assigned = _assign(group, wanted, counts, library.exchange.cost)
-    cost[group.indices == exclude] = np.inf
-    near = np.argsort(cost, kind="stable")[:VOTERS]
-    near = near[np.isfinite(cost[near])]
-    if not len(near):
-        return []
-    slot = assigned[near]
-    distances = group.distances[near[:, None, None], slot[:, :, None], slot[:, None, :]]
-    elements = np.take_along_axis(group.elements[near], slot, 1)
-    share, weight = _votes(cost[near], distances, (elements == wanted).all(1))
+    share, weight = _votes(fits.cost, fits.distances, fits.same)
     return [
         Candidate(
-            int(group.indices[near[n]]),
-            library.ids[group.indices[near[n]]],
-            dict(zip(elements[n].tolist(), wanted.tolist(), strict=True)),
-            float(cost[near[n]]),
+            int(fits.templates[n]),
+            library.ids[fits.templates[n]],
+            fits.numbers[n],
+            float(fits.cost[n]),
             float(share[n]),
-            _compact(library.template(int(group.indices[near[n]])), copies),
-            distances[n],
+            _compact(
+                library.template(int(fits.templates[n])),
+                composition.n_atoms // len(fits.numbers[n]),
+            ),
+            fits.distances[n],
+            bool(fits.same[n]),
+            _exchange(library.atomic_numbers(int(fits.templates[n])), fits.numbers[n]),
         )
-        for n in _distinct(share * weight, distances, limit)
+        for n in _distinct(share * weight, fits.distances, limit)
     ]
 
 
-def _assign(
-    group: PatternGroup, wanted: np.ndarray, counts: np.ndarray, cost: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least cost of every template, [N], and the slot each wanted element takes."""
-    slots = list(itertools.islice(_assignments(counts.tolist()), _ASSIGNMENTS))
-    costs = (cost[wanted, group.elements[:, slot]] for slot in slots)
-    totals = np.stack([each.sum(1) + WORST_EXCHANGE * each.max(1) for each in costs])
-    best = totals.argmin(0)
-    return totals.min(0), np.array(slots)[best]
-
-
-def _assignments(counts: list[int]) -> itertools.chain[list[int]]:
-    """Yield every order of the slots that only exchanges slots of equal count."""
-    runs = [list(run) for _, run in itertools.groupby(range(len(counts)), key=counts.__getitem__)]
-    orders = itertools.product(*map(itertools.permutations, runs))
-    return itertools.chain([slot for run in order for slot in run] for order in orders)
+def _exchange(old: np.ndarray, new: np.ndarray) -> str:
+    """Return what stands for what, as Sr>Ba; where an element is shared, as Fe>Mg+Fe."""
+    found = {z: Composition.of(new[old == z].tolist()) for z in old.tolist()}
+    words = {symbol_of(z): "+".join(given.elements) for z, given in found.items()}
+    return " ".join(f"{was}>{now}" for was, now in words.items() if was != now)
 
 
 def _votes(

@@ -44,15 +44,23 @@ def surroundings(
         frac_coords: x, [n, 3].
         atomic_numbers: z, [n].
     """
+    return surroundings_in(distances_between(lattice, frac_coords), atomic_numbers)
+
+
+def surroundings_in(distances: np.ndarray, atomic_numbers: np.ndarray) -> Surroundings:
+    """Describe one crystal whose distances are known, whatever elements are on its sites.
+
+    Args:
+        distances: As `distances_between` gives them, [n, n, images].
+        atomic_numbers: z, [n].
+    """
     elements, counts = np.unique(atomic_numbers, return_counts=True)
     order = np.lexsort((elements, counts))
     elements, counts = elements[order], counts[order]
     n = len(atomic_numbers)
-    unit = (abs(np.linalg.det(lattice)) / n) ** (1 / 3)
-    distance = _distances(lattice, frac_coords, REACH * unit) / unit
     result = np.empty((len(elements), len(elements), NEIGHBOURS))
     for b, other in enumerate(elements):
-        nearest = distance[:, atomic_numbers == other].reshape(n, -1)
+        nearest = distances[:, atomic_numbers == other].reshape(n, -1)
         lacking = max(0, NEIGHBOURS - nearest.shape[1])
         nearest = np.pad(nearest, ((0, 0), (0, lacking)), constant_values=np.inf)
         nearest = np.sort(np.partition(nearest, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1)
@@ -67,13 +75,22 @@ def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(((one - other) ** 2).mean((-3, -2, -1))))
 
 
-def _distances(lattice: np.ndarray, frac_coords: np.ndarray, reach: float) -> np.ndarray:
-    """Return the distances in Å from every atom to every image within `reach`, [n, n, images]."""
+def distances_between(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
+    """Return the distances from every atom to all images within `REACH`, and to some beyond.
+
+    Args:
+        lattice: ρ in Å, columns are lattice vectors, [3, 3], reduced.
+        frac_coords: x, [n, 3].
+
+    Returns:
+        [n, n, images], in units of (V/n)^⅓; infinite from an atom to itself.
+    """
+    unit = (abs(np.linalg.det(lattice)) / len(frac_coords)) ** (1 / 3)
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=1)
-    shells = np.ceil(reach / heights + 0.5).astype(int)
+    shells = np.ceil(REACH * unit / heights + 0.5).astype(int)
     axes = [np.arange(-shell, shell + 1) for shell in shells]
     images = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ lattice.T
     apart = frac_coords[None] - frac_coords[:, None]
     apart = (apart - np.round(apart)) @ lattice.T
     distance = np.linalg.norm(apart[:, :, None] + images, axis=-1)
-    return np.where(distance < _COINCIDENT, np.inf, distance)
+    return np.where(distance < _COINCIDENT, np.inf, distance) / unit
