@@ -5,12 +5,13 @@
 For every composition the best candidate of the library is taken, substituted, and walked with the
 model; `--best-of K` scores the best of the first K candidates too. Rows: the nearest template by
 elemental properties (the plain baseline), the candidate with most votes as substituted, the same
-after the walk, and for compositions in the library (`--new-only`) the first candidate that is none
-of its phases. Figures as in `quality.py`, split by atoms, by whether the composition is in the
-library, by the cost of the first candidate, by the votes' share, and by whether any candidate has
-the prototype of the truth. `--potential` lets CHGNet's energies decide between prototypes where
-the votes are divided; it saw the energies of these very crystals in its training, so its row is
-no prediction. `--write` keeps truth and crystals as extxyz for other metrics.
+after the walk, the same with noise where no template is, and for compositions in the library
+(`--new-only`) the first candidate that is none of its phases. Figures as in `quality.py`, split
+by atoms, by whether the composition is in the library, by the cost of the first candidate, by the
+votes' share, and by whether any candidate has the prototype of the truth. `--potential` lets
+CHGNet's energies decide between prototypes where the votes are divided; it saw the energies of
+these very crystals in its training, so its row is no prediction. `--write` keeps truth and crystals
+as extxyz for other metrics.
 """
 
 import argparse
@@ -282,6 +283,7 @@ def main() -> None:
         report[name] = row | {"splits": split_figures(match, places, groups)}
         if a.out is not None:
             a.out.write_text(json.dumps(report, indent=2, default=float) + "\n")
+    report["guided or noise"] = or_noise(model, wanted, places, rows["guided"], a.workers)
     if a.new_only:
         report["new only"] = new_only(model, library, wanted, sampler, a)
     if a.potential:
@@ -298,6 +300,27 @@ def main() -> None:
     print(text)
     if a.out is not None:
         a.out.write_text(text + "\n")
+
+
+def or_noise(
+    model: CrystalModel,
+    wanted: list[Crystals],
+    places: list[int],
+    walked: list[Crystals],
+    workers: int,
+) -> dict:
+    """Score what `sample` makes: from noise, by the checkpoint's own walk, where no template is."""
+    made = dict(zip(places, walked, strict=True))
+    lacking = [n for n in range(len(wanted)) if n not in made]
+    if lacking:
+        batch = Crystals.concat([wanted[n] for n in lacking])
+        found = model.sample(batch.atomic_numbers, batch.n_atoms, seeds=lacking)
+        made |= dict(zip(lacking, found.split(), strict=True))
+    crystals = [made[n] for n in range(len(wanted))]
+    reference = to_fidelity(Crystals.concat(wanted))
+    match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=workers)
+    row = figures(crystals, reference, match, len(wanted))
+    return row | {"from_noise": len(lacking), "of_these": int(match.matched[lacking].sum())}
 
 
 def plain_baseline(wanted: list[Crystals], train: CrystalStore, workers: int) -> dict:

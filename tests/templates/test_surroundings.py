@@ -9,7 +9,13 @@ from prototypes import all_prototypes, fcc, rocksalt, zincblende
 from crystorus.geometry import Crystals
 from crystorus.geometry.reduction import inverse_change
 from crystorus.system import in_reduced_cell
-from crystorus.templates.surroundings import NEIGHBOURS, REACH, difference, surroundings
+from crystorus.templates.surroundings import (
+    NEIGHBOURS,
+    REACH,
+    difference,
+    differences,
+    surroundings,
+)
 
 
 def of(crystal: Crystals):
@@ -66,3 +72,11 @@ def test_distances_beyond_reach_are_cut():
         torch.tensor([1]),
     )
     assert of(lone).distances.max() <= REACH
+
+
+def test_all_pairs_at_once_are_as_one_by_one():
+    distances = np.random.default_rng(4).uniform(0.7, 2.6, (9, 3, 3, NEIGHBOURS))
+    distances[5] = distances[2]
+    distances[6] = distances[2] + 1e-4
+    pairs = [[difference(one, other) for other in distances] for one in distances]
+    np.testing.assert_allclose(differences(distances), pairs, atol=1e-7)

@@ -18,7 +18,7 @@ from crystorus.geometry import Crystals
 from crystorus.templates.derivatives import REACH, fit_derivatives
 from crystorus.templates.fitting import Fits, fit_pattern
 from crystorus.templates.library import TemplateLibrary
-from crystorus.templates.surroundings import difference
+from crystorus.templates.surroundings import differences
 
 VOTERS = 200
 """Candidates nearest in cost that are heard."""
@@ -141,7 +141,8 @@ def _of_pattern(library: TemplateLibrary, composition: Composition, exclude: int
 def _by_votes(
     library: TemplateLibrary, fits: Fits, composition: Composition, limit: int
 ) -> list[Candidate]:
-    share, weight = _votes(fits.cost, fits.distances, fits.same)
+    apart = differences(fits.distances)
+    share, weight = _votes(fits.cost, apart, fits.same)
     return [
         Candidate(
             int(fits.templates[n]),
@@ -157,22 +158,24 @@ def _by_votes(
             bool(fits.same[n]),
             _exchange(library.atomic_numbers(int(fits.templates[n])), fits.numbers[n]),
         )
-        for n in _distinct(share * weight, fits.distances, limit)
+        for n in _distinct(share * weight, apart, limit)
     ]
 
 
 def _exchange(old: np.ndarray, new: np.ndarray) -> str:
     """Return what stands for what, as Sr>Ba; where an element is shared, as Fe>Mg+Fe."""
-    found = {z: Composition.of(new[old == z].tolist()) for z in old.tolist()}
-    words = {symbol_of(z): "+".join(given.elements) for z, given in found.items()}
-    return " ".join(f"{was}>{now}" for was, now in words.items() if was != now)
+    given: dict[int, list[int]] = {}
+    for was, now in dict.fromkeys(zip(old.tolist(), new.tolist(), strict=True)):
+        given.setdefault(was, []).append(now)
+    return " ".join(
+        f"{symbol_of(was)}>{'+'.join(map(symbol_of, sorted(now)))}"
+        for was, now in given.items()
+        if now != [was]
+    )
 
 
-def _votes(
-    cost: np.ndarray, distances: np.ndarray, same: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _votes(cost: np.ndarray, apart: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of votes for each candidate's prototype, and what it counts."""
-    apart = difference(distances[:, None], distances[None])
     beyond = cost - cost.min()
     vote = sum((weight * np.exp(-beyond / t) for weight, t in TEMPERATURES), np.zeros_like(cost))
     vote *= np.where(same, SAME_COMPOSITION_VOTE, 1.0)
@@ -181,11 +184,11 @@ def _votes(
     return heard / (1 + OWN_VOTE) / vote.sum(), np.where(known, LIKE_KNOWN, 1.0)
 
 
-def _distinct(preference: np.ndarray, distances: np.ndarray, limit: int) -> list[int]:
+def _distinct(preference: np.ndarray, apart: np.ndarray, limit: int) -> list[int]:
     """Return the candidates, the most preferred first, those like an earlier one left out."""
     chosen: list[int] = []
     for n in np.argsort(-preference, kind="stable").tolist():
-        if all(difference(distances[n], distances[c]) >= DISTINCT for c in chosen):
+        if (apart[n, chosen] >= DISTINCT).all():
             chosen.append(n)
             if len(chosen) == limit:
                 break

@@ -58,21 +58,31 @@ def surroundings_in(distances: np.ndarray, atomic_numbers: np.ndarray) -> Surrou
     order = np.lexsort((elements, counts))
     elements, counts = elements[order], counts[order]
     n = len(atomic_numbers)
+    members = atomic_numbers == elements[:, None]
+    mean_over = members / counts[:, None]
     result = np.empty((len(elements), len(elements), NEIGHBOURS))
-    for b, other in enumerate(elements):
-        nearest = distances[:, atomic_numbers == other].reshape(n, -1)
-        lacking = max(0, NEIGHBOURS - nearest.shape[1])
-        nearest = np.pad(nearest, ((0, 0), (0, lacking)), constant_values=np.inf)
+    for b, of_b in enumerate(members):
+        nearest = distances[:, of_b].reshape(n, -1)
+        if nearest.shape[1] < NEIGHBOURS:
+            lacking = NEIGHBOURS - nearest.shape[1]
+            nearest = np.pad(nearest, ((0, 0), (0, lacking)), constant_values=np.inf)
         nearest = np.sort(np.partition(nearest, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1)
-        nearest = np.minimum(nearest, REACH)
-        for a, element in enumerate(elements):
-            result[a, b] = nearest[atomic_numbers == element].mean(0)
+        result[:, b] = mean_over @ np.minimum(nearest, REACH)
     return Surroundings(elements, counts, result)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the root mean square difference of distances, broadcasting over leading axes."""
     return np.asarray(np.sqrt(((one - other) ** 2).mean((-3, -2, -1))))
+
+
+def differences(distances: np.ndarray) -> np.ndarray:
+    """Return the `difference` of every pair of N surroundings, [N, N]."""
+    rows = distances.reshape(len(distances), -1).astype(np.float64)
+    squares = (rows**2).sum(1)
+    apart = squares[:, None] + squares - 2 * rows @ rows.T
+    np.fill_diagonal(apart, 0.0)
+    return np.asarray(np.sqrt(np.maximum(apart, 0) / rows.shape[1]))
 
 
 def distances_between(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
