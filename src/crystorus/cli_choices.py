@@ -59,6 +59,22 @@ Steps = Annotated[
     int | None,
     typer.Option(help="Denoising steps.", show_default=OWN, rich_help_panel="Sampling"),
 ]
+Quality = Annotated[
+    QualityName | None,
+    typer.Option(
+        help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of other "
+        "options of the walk.",
+        show_default=OWN,
+        rich_help_panel="Sampling",
+    ),
+]
+Candidates = Annotated[
+    int,
+    typer.Option(
+        help="Walks from noise per crystal; the one that the model finds likeliest is kept.",
+        rich_help_panel="Sampling",
+    ),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="A trained model.", show_default="shipped", rich_help_panel="Sampling"),

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crystorus.cli_choices import (
+    Candidates,
     Checkpoint,
     Device,
     Library,
     OptimizerName,
+    Quality,
     Seed,
     Start,
     Steps,
@@ -152,6 +154,8 @@ def hull(
     ] = False,
     seed: Seed = 0,
     sampler_steps: Steps = None,
+    quality: Quality = None,
+    candidates: Candidates = 1,
     checkpoint: Checkpoint = None,
     start: Start = None,
     library: Library = None,
@@ -207,6 +211,8 @@ def hull(
         library,
         device,
         keep_trajectories=not no_trajectories,
+        quality=quality.value if quality else None,
+        candidates=candidates,
     )
     relaxation = orders.relax_settings(
         calculator,

@@ -7,11 +7,12 @@ import typer
 
 from crystorus.cli_choices import (
     OWN,
+    Candidates,
     Checkpoint,
     Device,
     Library,
     PrecisionName,
-    QualityName,
+    Quality,
     SamplerName,
     Seed,
     Start,
@@ -47,22 +48,8 @@ def sample(
         bool,
         typer.Option("--large", help="Cells beyond training's.", rich_help_panel="What"),
     ] = False,
-    quality: Annotated[
-        QualityName | None,
-        typer.Option(
-            help="fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of the "
-            "three options below.",
-            show_default=OWN,
-            rich_help_panel="Sampling",
-        ),
-    ] = None,
-    candidates: Annotated[
-        int,
-        typer.Option(
-            help="Walks from noise per crystal; the one that the model finds likeliest is kept.",
-            rich_help_panel="Sampling",
-        ),
-    ] = 1,
+    quality: Quality = None,
+    candidates: Candidates = 1,
     sampler: Annotated[
         SamplerName | None,
         typer.Option(help="How noise is removed.", show_default=OWN, rich_help_panel="Sampling"),

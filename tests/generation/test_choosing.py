@@ -73,6 +73,22 @@ def test_the_likeliest_candidate_of_each_crystal_is_kept():
     assert len({candidate_seed(1, walk) for walk in range(100)}) == 100
 
 
+def test_candidates_meet_one_noise_that_none_of_them_began_at():
+    model, asked = FakeModel(), []
+    judge = model.denoising_error
+
+    def record(crystals, *, seeds, precision):
+        asked.append(list(seeds))
+        return judge(crystals, seeds=seeds, precision=precision)
+
+    model.denoising_error = record
+    choose(model, 4)
+    judged = {seed for seeds in asked for seed in seeds}
+    assert len(judged) == 2, "one per crystal, whichever candidates are valid"
+    walks = {candidate_seed(seed, walk) for seed in (1, 2) for walk in range(4)}
+    assert not walks & judged
+
+
 def test_the_first_candidate_is_what_is_made_without_a_choice():
     model = FakeModel()
     plain = model.sample(NUMBERS, SIZES, seeds=[1, 2], sampler=SamplerConfig(steps=3))

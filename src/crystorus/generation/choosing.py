@@ -105,8 +105,17 @@ def candidate_seed(seed: int, walk: int) -> int:
     """Derive the seed of one candidate; the first is the crystal that is made without a choice."""
     if walk == 0:
         return seed
-    digest = hashlib.sha256(f"candidate {walk} of {seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return _derived(f"candidate {walk} of {seed}")
+
+
+def judging_seed(seed: int) -> int:
+    """Derive the seed of the noise that judges a crystal's candidates, which none began at."""
+    return _derived(f"judge of {seed}")
+
+
+def settling_steps(sampler: SamplerConfig) -> int:
+    """Return in how many steps a crystal that was kept settles: the sampler's own, if any."""
+    return sampler.settle or SETTLE
 
 
 def choose_crystals(
@@ -137,7 +146,7 @@ def choose_crystals(
     plain = replace(sampler, settle=0)
     walk = torch.zeros_like(n_atoms, device="cpu")
     error = torch.full((len(n_atoms),), torch.inf)
-    settle = sampler.settle or SETTLE
+    settle = settling_steps(sampler)
     total = candidates * sampler.steps + settle
     for number in range(candidates):
 
@@ -221,12 +230,16 @@ def _judge(
     places = valid.nonzero()[:, 0]
     error = torch.full((len(finished),), torch.inf)
     if len(places):
-        chosen = [seeds[n] for n in places.tolist()]
+        chosen = [judging_seed(seeds[n]) for n in places.tolist()]
         found = model.denoising_error(
             made.select(places.to(made.n_atoms.device)), seeds=chosen, precision=sampler.precision
         )
         error[places] = found.to(error).nan_to_num(nan=torch.inf)
     return error
+
+
+def _derived(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _replace(kept: Crystals, made: Crystals, better: Tensor) -> Crystals:

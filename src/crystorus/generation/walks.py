@@ -10,12 +10,12 @@ from crystorus.config import Config
 from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.generation.choosing import (
-    SETTLE,
     Choice,
     Chooser,
     OnStep,
     choose_crystals,
     kept_steps,
+    settling_steps,
 )
 from crystorus.generation.errors import GenerationError
 from crystorus.generation.guiding import GUIDED_SAMPLER, start_of
@@ -128,5 +128,5 @@ class Walks:
 
         sampler = self.guided_sampler if guided else self.sampler
         choice = sample_batch(self.model, batch, sampler, keep, candidates=candidates)
-        film = tuple(kept_steps(steps, choice.walk, candidates, settled=sampler.settle or SETTLE))
+        film = tuple(kept_steps(steps, choice.walk, candidates, settled=settling_steps(sampler)))
         return Walked(choice.crystals, tuple(choice.error.tolist()), film)

@@ -8,15 +8,18 @@ from typing import Any
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
 from crystorus.data.files import file_digest
+from crystorus.generation.choosing import check_candidates, check_choice
 from crystorus.generation.command import (
     SampleOrder,
     check_device,
+    own_sampler,
     sampler_of,
     with_templates,
 )
 from crystorus.generation.folder import RunFolder
 from crystorus.generation.guiding import StartName
 from crystorus.generation.plan import Request, check_requests, make_requests
+from crystorus.generation.quality import Quality
 from crystorus.generation.run import Job, Progress, program_versions, run_settings, sample_to_folder
 from crystorus.generation.walks import Model
 from crystorus.hull.errors import SpaceError
@@ -48,6 +51,10 @@ class Sampling:
     """Atoms per batch."""
     keep_trajectories: bool = True
     """Whether every denoising step is written, for the report to show."""
+    quality: Quality | None = None
+    """A measured walk from noise by name, in the place of `steps`."""
+    candidates: int = 1
+    """Walks from noise per crystal, of which the likeliest is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +76,31 @@ def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> Sa
         ReadingError: If the library cannot be opened.
     """
     requests = choose_requests(sampling, compositions)
+    check_candidates(sampling.candidates)
     check_device(sampling.device)
     model = load_checkpoint(sampling.checkpoint or SHIPPED, device=sampling.device)
     warnings = check_requests(
         requests, max_atoms=model.max_atoms, trained_elements=model.trained_elements
     )
     start = sampling.start or ("noise" if sampling.library is None else "templates")
-    order = SampleOrder(out=Path(), steps=sampling.steps, start=start, library=sampling.library)
+    order = SampleOrder(
+        out=Path(),
+        steps=sampling.steps,
+        start=start,
+        library=sampling.library,
+        quality=sampling.quality,
+        candidates=sampling.candidates,
+    )
+    sampler = sampler_of(order, model, own_sampler(order, model))
     requests, guided_sampler = with_templates(order, requests, model)
-    sampler = sampler_of(order, model, model.config.sampling)
-    job = Job(requests, sampler, guided_sampler, keep_trajectory=sampling.keep_trajectories)
+    check_choice(order.candidates, requests)
+    job = Job(
+        requests,
+        sampler,
+        guided_sampler,
+        keep_trajectory=sampling.keep_trajectories,
+        candidates=order.candidates,
+    )
     settings = _starts(start, sampling.library)
     settings |= run_settings(job, seed=sampling.seed, checkpoint=model.digest)
     return SamplingRun(model, job, settings, tuple(warnings))
