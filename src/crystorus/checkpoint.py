@@ -1,8 +1,9 @@
 """Trained weights on disk: safetensors and a card, written whole or not at all.
 
 A checkpoint is a folder of two files. `weights.safetensors` holds the averaged weights and the
-statistics of the training cells; `card.json` the configuration and the provenance. Neither can
-run code when it is read.
+statistics of the training cells; `card.json` the configuration and the provenance. Two more are
+there if a judge was trained: `judge.safetensors` and `judge.json`. None can run code when it is
+read.
 """
 
 import errno
@@ -17,16 +18,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from crystorus.config import ConfigError, config_from_dict, config_to_dict
 from crystorus.data.files import file_digest, write_whole
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.model.denoiser import FieldDenoiser
+from crystorus.model.fieldnet import FieldNet
+from crystorus.model.judge import Judge
 from crystorus.system import CrystalModel, build_model
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+JUDGE_WEIGHTS, JUDGE_CARD = "judge.safetensors", "judge.json"
 SHIPPED = Path(__file__).parent / "weights" / "mp20"
 _STATISTICS = "statistics."
 _LIMIT = 2**30
@@ -47,26 +51,43 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
     for item in fields(model.statistics):
         value = getattr(model.statistics, item.name)
         tensors[_STATISTICS + item.name] = value.detach().cpu().contiguous()
+    card = {
+        "config": config_to_dict(model.config),
+        "trained_elements": sorted(model.trained_elements),
+        "max_atoms": model.max_atoms,
+        "card": model.card,
+    }
+    model.digest = _write_pair(folder, tensors, card, WEIGHTS, CARD)
+
+
+def save_judge(judge: Judge, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write a judge into the folder of the checkpoint whose crystals it judges.
+
+    Raises:
+        OSError: If it cannot be written; an older one stays.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}
+    about = {"level": judge.level, "card": dict(card)}
+    judge.digest = _write_pair(folder, tensors, about, JUDGE_WEIGHTS, JUDGE_CARD)
+
+
+def _write_pair(
+    folder: Path, tensors: dict[str, Tensor], about: dict[str, Any], weights: str, card: str
+) -> str:
+    """Write weights and the card that names their digest; returns it."""
     handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     try:
         _save_tensors(tensors, name)
         digest = file_digest(Path(name))
-        card = {
-            "format": FORMAT,
-            "sha256": digest,
-            "config": config_to_dict(model.config),
-            "trained_elements": sorted(model.trained_elements),
-            "max_atoms": model.max_atoms,
-            "card": model.card,
-        }
-        write_whole(folder / CARD, json.dumps(card, indent=2) + "\n")
+        text = json.dumps({"format": FORMAT, "sha256": digest, **about}, indent=2)
+        write_whole(folder / card, text + "\n")
         os.chmod(name, 0o644)
-        os.replace(name, folder / WEIGHTS)
+        os.replace(name, folder / weights)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    model.digest = digest
+    return digest
 
 
 def _save_tensors(tensors: dict[str, Tensor], name: str) -> None:
@@ -83,15 +104,19 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the folder is no checkpoint or is of a newer format.
     """
-    path = folder / CARD
+    return _read_card(folder, CARD, {"config", "sha256", "trained_elements", "max_atoms"})
+
+
+def _read_card(folder: Path, name: str, needed: set[str]) -> dict[str, Any]:
+    path = folder / name
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} holds no {CARD}: give the folder of a checkpoint, such as a run's best/"
+            f"{folder} holds no {name}: give the folder of a checkpoint, such as a run's best/"
         )
     try:
         card = json.loads(path.read_text())
         version = int(card["format"])
-        missing = {"config", "sha256", "trained_elements", "max_atoms"} - set(card)
+        missing = needed - set(card)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
     if version > FORMAT:
@@ -134,23 +159,49 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
             f"{path / CARD} describes a network that cannot be built ({_first(error)}): copy the "
             "checkpoint again"
         ) from error
-    _load_state(model, tensors, path)
+    state = {k: v for k, v in tensors.items() if not k.startswith(_STATISTICS)}
+    _load_state(model.denoiser, state, path, f"{config.preset} network")
     model.card = card.get("card", {})
     model.trained_elements, model.max_atoms = elements, max_atoms
     if isinstance(model.denoiser, FieldDenoiser):
         model.denoiser.network.largest = max_atoms
     model.digest = card["sha256"]
     model.denoiser.to(device).eval()
+    if (path / JUDGE_CARD).exists():
+        model.judge = _load_judge(path, model).to(device).eval()
     return model
 
 
-def check_weights(folder: Path, card: Mapping[str, Any]) -> None:
+def _load_judge(path: Path, model: CrystalModel) -> Judge:
+    """Load the judge of a checkpoint."""
+    card = _read_card(path, JUDGE_CARD, {"sha256", "level"})
+    if not isinstance(model.denoiser, FieldDenoiser):
+        raise CheckpointError(
+            f"{path} holds a judge beside a network of preset {model.config.preset}, which has "
+            f"none: remove {JUDGE_CARD}, or copy the checkpoint again"
+        )
+    level = card["level"]
+    if not isinstance(level, int) or not 0 <= level <= model.diffusion.steps:
+        raise CheckpointError(
+            f"{path / JUDGE_CARD} names level {level!r}, limits 0 to {model.diffusion.steps}: "
+            "copy the checkpoint again"
+        )
+    check_weights(path, card, JUDGE_WEIGHTS)
+    network = model.denoiser.network
+    judge = Judge(FieldNet(network.config, steps=network.steps), level=level)
+    judge.network.largest = network.largest
+    _load_state(judge, _read_tensors(path / JUDGE_WEIGHTS), path, f"{model.config.preset} judge")
+    judge.digest = str(card["sha256"])
+    return judge
+
+
+def check_weights(folder: Path, card: Mapping[str, Any], name: str = WEIGHTS) -> None:
     """Make sure that the weights beside a card are those it names.
 
     Raises:
         CheckpointError: If they are missing, cut short or were replaced.
     """
-    path, digest = folder / WEIGHTS, str(card["sha256"])
+    path, digest = folder / name, str(card["sha256"])
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: copy the checkpoint folder again, both files")
     size = path.stat().st_size
@@ -200,18 +251,17 @@ def _statistics(tensors: Mapping[str, Tensor], path: Path) -> CellStatistics:
     return CellStatistics(*(tensors[_STATISTICS + n] for n in names))
 
 
-def _load_state(model: CrystalModel, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, described: str) -> None:
     """Load weights strictly; a mismatch names the first tensor."""
-    state = {k: v for k, v in tensors.items() if not k.startswith(_STATISTICS)}
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: tensor {name} is not finite: train or copy it again")
     try:
-        model.denoiser.load_state_dict(state, strict=True)
+        module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
         first = first if len(first) <= 160 else first[:159] + "…"
         raise CheckpointError(
-            f"the weights in {path} do not fit the {model.config.preset} network of its card "
+            f"the weights in {path} do not fit the {described} of its card "
             f"({first}): the files belong to different checkpoints"
         ) from error

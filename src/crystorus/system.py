@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,9 @@ from crystorus.geometry.torus import wrap
 from crystorus.model.denoiser import FieldDenoiser
 from crystorus.model.fieldnet import FieldNet, FieldNetConfig
 from crystorus.model.gemsnet import GemsNetConfig, GemsNetDenoiser
+from crystorus.model.judge import Judge
+
+JudgedBy = Literal["confidence", "denoising_error"]
 
 
 def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
@@ -76,6 +79,7 @@ class CrystalModel:
         trained_elements: Atomic numbers present in the training crystals.
         max_atoms: Atoms of the largest training crystal.
         digest: SHA-256 of the weights file, empty before there is one.
+        judge: Tells the right of several crystals from the others, if one was trained.
     """
 
     config: Config
@@ -86,6 +90,7 @@ class CrystalModel:
     trained_elements: frozenset[int] = frozenset()
     max_atoms: int = 20
     digest: str = ""
+    judge: Judge | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +128,36 @@ class CrystalModel:
         held = start is not None and start.held_cells is not None
         return crystals if held else in_reduced_cell(crystals)
 
-    def denoising_error(
+    @property
+    def judge_digest(self) -> str:
+        """SHA-256 of the judge's weights, empty without one."""
+        return "" if self.judge is None else self.judge.digest
+
+    @property
+    def judged_by(self) -> JudgedBy:
+        """What `judging_error` is: the judge's lack of confidence, or the denoising error."""
+        return "denoising_error" if self.judge is None else "confidence"
+
+    @torch.no_grad()
+    def judging_error(
         self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision = "fp32"
     ) -> Float[Tensor, " crystals"]:
-        """Judge finished crystals by what the network loses on them when they are noised.
+        """Judge finished crystals; the least of several of one composition is the likeliest.
 
-        The least of several of one composition is the likeliest; see `diffusion.likelihood`.
+        Args:
+            crystals: Finished crystals.
+            seeds: One per crystal, for the noise of the denoising error; a judge needs none.
+            precision: Of the network's products.
+
+        Returns:
+            -log of the judge's confidence, or, without a judge, what the network loses on them
+            when they are noised (`diffusion.likelihood`).
         """
+        if self.judge is not None:
+            self.judge.eval()
+            with products_in(self.judge, precision):
+                odds = self.judge(crystals.to(device=self.device))
+            return torch.nn.functional.softplus(-odds.float())
         self.denoiser.eval()
         with products_in(self.denoiser, precision):
             return denoising_error(
@@ -138,12 +166,12 @@ class CrystalModel:
 
 
 @contextmanager
-def products_in(denoiser: nn.Module, precision: Precision) -> Iterator[None]:
+def products_in(module: nn.Module, precision: Precision) -> Iterator[None]:
     """Set the precision of a network's products for a while; `paper` has fp32 only."""
-    if not isinstance(denoiser, FieldDenoiser):
+    if not isinstance(module, FieldDenoiser | Judge):
         yield
         return
-    network, before = denoiser.network, denoiser.network.bf16
+    network, before = module.network, module.network.bf16
     network.bf16 = precision == "bf16"
     try:
         yield

@@ -155,6 +155,22 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def bar(what: str, things: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with its rate and the time left on stderr; yields the way to move it."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(f"[bold]{what}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(things),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
 def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
     """Show bytes, speed and time left of each file on stderr; yields the way to set them."""
     console = Console(stderr=True)

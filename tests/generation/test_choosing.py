@@ -75,13 +75,13 @@ def test_the_likeliest_candidate_of_each_crystal_is_kept():
 
 def test_candidates_meet_one_noise_that_none_of_them_began_at():
     model, asked = FakeModel(), []
-    judge = model.denoising_error
+    judge = model.judging_error
 
     def record(crystals, *, seeds, precision):
         asked.append(list(seeds))
         return judge(crystals, seeds=seeds, precision=precision)
 
-    model.denoising_error = record
+    model.judging_error = record
     choose(model, 4)
     judged = {seed for seeds in asked for seed in seeds}
     assert len(judged) == 2, "one per crystal, whichever candidates are valid"

@@ -25,6 +25,7 @@ from crystorus.generation.errors import RequestError
 from crystorus.generation.plan import Request
 from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
 from crystorus.geometry.crystals import Crystals
+from crystorus.system import JudgedBy
 
 MAX_CANDIDATES = 1000
 SETTLE = 8
@@ -54,7 +55,12 @@ class Chooser(Protocol):
         """Make one crystal per entry of `n_atoms`, each from its own seed."""
         ...
 
-    def denoising_error(
+    @property
+    def judged_by(self) -> JudgedBy:
+        """What `judging_error` is."""
+        ...
+
+    def judging_error(
         self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision
     ) -> Float[Tensor, " crystals"]:
         """Judge finished crystals; the least is the likeliest."""
@@ -68,7 +74,7 @@ class Choice:
     Attributes:
         crystals: One per request.
         walk: Which of its candidates each of them is, from 0.
-        error: Its `denoising_error`; infinite where no candidate is valid.
+        error: Its `judging_error`; infinite where no candidate is valid.
     """
 
     crystals: Crystals
@@ -224,14 +230,14 @@ def kept_steps(
 def _judge(
     model: Chooser, made: Crystals, seeds: Sequence[int], sampler: SamplerConfig
 ) -> Float[Tensor, " crystals"]:
-    """Return the denoising error of valid crystals, infinity for the others."""
+    """Return the judging error of valid crystals, infinity for the others."""
     finished = made.to(device="cpu")
     valid = (least_distance(finished) >= VALID_DISTANCE) & (finished.volume >= VALID_VOLUME)
     places = valid.nonzero()[:, 0]
     error = torch.full((len(finished),), torch.inf)
     if len(places):
         chosen = [judging_seed(seeds[n]) for n in places.tolist()]
-        found = model.denoising_error(
+        found = model.judging_error(
             made.select(places.to(made.n_atoms.device)), seeds=chosen, precision=sampler.precision
         )
         error[places] = found.to(error).nan_to_num(nan=torch.inf)

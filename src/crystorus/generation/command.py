@@ -155,7 +155,7 @@ def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
     requests = job.requests
     compositions = len({request.composition for request in requests})
     say("plan", f"{len(requests)} crystals of {compositions} compositions into {order.out}")
-    settings = run_settings(job, seed=order.seed, checkpoint=model.digest)
+    settings = run_settings(job, seed=order.seed, checkpoint=model.digest, judge=model.judge_digest)
     with RunFolder(
         order.out, settings, versions=program_versions(), overwrite=order.overwrite
     ) as folder:

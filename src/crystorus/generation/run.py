@@ -72,7 +72,7 @@ class Summary:
     elapsed_s: float
 
 
-def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
+def run_settings(job: Job, *, seed: int, checkpoint: str, judge: str = "") -> dict[str, Any]:
     """Describe a run by what decides its crystals, for its folder to recognise it again.
 
     Batch size and device are left out: they decide how fast, not what.
@@ -95,6 +95,7 @@ def run_settings(job: Job, *, seed: int, checkpoint: str) -> dict[str, Any]:
         "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
         **(about_guided if guided else {}),
         **({"candidates": job.candidates} if job.candidates > 1 else {}),
+        **({"judge_sha256": judge} if job.candidates > 1 and judge else {}),
         **({"new_only": _phases_digest(job.requests)} if job.new_only else {}),
     }
 
@@ -248,6 +249,7 @@ class _Maker:
     ) -> None:
         self._job, self._total = job, total
         self._on_progress, self._done = on_progress, done
+        self._judged_by = model.judged_by
         self._walks = Walks(
             model, job.sampler, job.guided_sampler, job.candidates, job.keep_trajectory
         )
@@ -269,6 +271,7 @@ class _Maker:
                 total=self._total,
                 new_only=job.new_only,
                 error=error,
+                judged_by=self._judged_by,
             )
             for request, crystal, error in zip(batch, crystals, walked.errors, strict=True)
         ]

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import ase.io
 import torch
@@ -15,6 +16,7 @@ from crystorus.generation.folder import CIF, SYMMETRISED, Finished
 from crystorus.generation.guiding import Origin, origin_of
 from crystorus.generation.plan import Known, Request
 from crystorus.geometry.crystals import Crystals
+from crystorus.system import JudgedBy
 
 VALID_DISTANCE = 0.5  # Å, self-images included
 VALID_VOLUME = 0.1  # Å³
@@ -28,6 +30,7 @@ def finish_crystal(
     total: int,
     new_only: bool = False,
     error: float = math.nan,
+    judged_by: JudgedBy = "denoising_error",
 ) -> Finished:
     """Describe one crystal in full.
 
@@ -40,7 +43,8 @@ def finish_crystal(
         symprec: Symmetry tolerance in Å.
         total: Crystals of the run, for the width of the index in file names.
         new_only: Whether known phases are left out.
-        error: Its `denoising_error`, where it was chosen by that.
+        error: Its `judging_error`, where it was chosen by that.
+        judged_by: What that is.
 
     Raises:
         GenerationError: If its composition is not the one asked for.
@@ -50,8 +54,9 @@ def finish_crystal(
             f"crystal {request.index} is not of the composition asked for, "
             f"{request.composition.formula}: nothing of its batch was written"
         )
+    judged = _judged(error, judged_by)
     if not _is_finite(crystal):
-        return Finished(request.index, _row(request, valid=False, error=error), "", {})
+        return Finished(request.index, _row(request, valid=False, judged=judged), "", {})
     distance, volume = float(least_distance(crystal)[0]), float(crystal.volume[0])
     data = dataset(crystal, symprec)
     symbol, number = group_of(data)
@@ -66,7 +71,7 @@ def finish_crystal(
     valid = distance >= VALID_DISTANCE and volume >= VALID_VOLUME
     origin = origin_of(request, crystal)
     if new_only and origin[0] == "known":
-        row = _row(request, valid=valid, error=error, measured=measured, origin=origin)
+        row = _row(request, valid=valid, judged=judged, measured=measured, origin=origin)
         return Finished(request.index, row, "", {})
     name = file_stem(request, total)
     files = {
@@ -74,7 +79,7 @@ def finish_crystal(
         f"{SYMMETRISED}/{name}.cif": dataset_cif_text(crystal, data, name, symprec),
     }
     row = _row(
-        request, valid=valid, error=error, measured=measured, files=list(files), origin=origin
+        request, valid=valid, judged=judged, measured=measured, files=list(files), origin=origin
     )
     return Finished(request.index, row, _frame(crystal, row), files)
 
@@ -107,7 +112,7 @@ def _row(
     request: Request,
     *,
     valid: bool,
-    error: float,
+    judged: dict[str, str],
     measured: dict[str, str] | None = None,
     files: Sequence[str] = ("", ""),
     origin: tuple[Origin, str] = ("new", ""),
@@ -121,7 +126,7 @@ def _row(
         "n_atoms": str(request.n_atoms),
         **(measured or blank),
         "valid": str(valid),
-        "denoising_error": f"{error:.4f}" if math.isfinite(error) else "",
+        **judged,
         "sample": str(request.sample),
         "seed": str(request.seed),
         **_start_columns(request.known),
@@ -130,6 +135,14 @@ def _row(
         "cif": files[0],
         "cif_symmetrised": files[1],
     }
+
+
+def _judged(error: float, judged_by: JudgedBy) -> dict[str, str]:
+    """Return the columns that say by what a crystal was chosen, empty where it was not."""
+    blank: dict[str, str] = dict.fromkeys(get_args(JudgedBy), "")
+    if not math.isfinite(error):
+        return blank
+    return blank | {judged_by: f"{math.exp(-error) if judged_by == 'confidence' else error:.4f}"}
 
 
 def _start_columns(known: Known | None) -> dict[str, str]:
@@ -156,8 +169,7 @@ def _frame(crystal: Crystals, row: dict[str, str]) -> str:
         "start": row["start"],
         "origin": row["origin"],
     }
-    if row["denoising_error"]:
-        atoms.info["denoising_error"] = float(row["denoising_error"])
+    atoms.info |= {name: float(row[name]) for name in get_args(JudgedBy) if row[name]}
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz", write_results=False)
     return text.getvalue()

@@ -33,6 +33,11 @@ class Model(Chooser, Protocol):
     max_atoms: int
     digest: str
 
+    @property
+    def judge_digest(self) -> str:
+        """SHA-256 of the judge's weights, empty without one."""
+        ...
+
 
 def sample_batch(
     model: Model,

@@ -102,7 +102,9 @@ def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> Sa
         candidates=order.candidates,
     )
     settings = _starts(start, sampling.library)
-    settings |= run_settings(job, seed=sampling.seed, checkpoint=model.digest)
+    settings |= run_settings(
+        job, seed=sampling.seed, checkpoint=model.digest, judge=model.judge_digest
+    )
     return SamplingRun(model, job, settings, tuple(warnings))
 
 

@@ -1,0 +1,180 @@
+"""How a judge learns: which of a composition's candidates is right, and how sure one can be."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from crystorus.geometry import Crystals
+from crystorus.judging.candidates import Group
+from crystorus.judging.errors import JudgingError
+from crystorus.model.denoiser import FieldDenoiser
+from crystorus.model.judge import Judge
+from crystorus.system import CrystalModel
+
+LEVEL = 0.15
+"""Share of T that the network is told of."""
+BY_ITSELF = 0.3
+"""Weight of the cross-entropy of every candidate by itself beside that within its group."""
+BATCH = 16
+"""Groups per step."""
+WARM_UP = 50
+"""Steps over which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How long and how fast a judge learns."""
+
+    epochs: int = 3
+    """Passes over the groups."""
+    learning_rate: float = 5e-4
+    """Of the network; it falls to nothing by half a cosine."""
+    head_learning_rate: float = 1e-3
+    """Of what is new."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Decides the order of the groups and the head's first weights."""
+    bf16: bool = True
+    """Whether products inside the network's blocks are in bf16."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a choice among the candidates of held-out groups finds.
+
+    Attributes:
+        groups: How many there are.
+        first: Share whose first candidate is right.
+        chosen: Share whose candidate with the most confidence is right.
+        any: Share with a right candidate.
+        brier: Mean square of confidence minus outcome over all candidates.
+    """
+
+    groups: int
+    first: float
+    chosen: float
+    any: float
+    brier: float
+
+
+def train_judge(
+    model: CrystalModel,
+    groups: Sequence[Group],
+    lessons: Lessons,
+    *,
+    held_out: Sequence[Group] = (),
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+    on_epoch: Callable[[int, float, Report | None], None] = lambda epoch, loss, report: None,
+) -> Judge:
+    """Train a judge of a model's crystals; it begins as the model's own network.
+
+    Within a group with right and wrong candidates the loss is -log of the share that a softmax
+    gives to the right ones; every candidate by itself adds its cross-entropy.
+
+    Args:
+        model: The checkpoint that made the candidates.
+        groups: What to learn from.
+        lessons: How.
+        held_out: Groups that are only looked at, after every pass.
+        on_step: Called with (steps done, steps of all).
+        on_epoch: Called with pass, mean loss and what the held-out groups say.
+
+    Raises:
+        JudgingError: If the model is of another preset, or there is nothing to tell apart.
+    """
+    if not isinstance(model.denoiser, FieldDenoiser):
+        raise JudgingError(
+            f"a judge is trained from the default network, this checkpoint's is "
+            f"{model.config.preset}: give a checkpoint of the default preset"
+        )
+    mixed = sum(bool(group.right.any() and not group.right.all()) for group in groups)
+    if not mixed:
+        raise JudgingError(
+            f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
+            "--compositions or --candidates, or train the checkpoint further"
+        )
+    torch.manual_seed(lessons.seed)
+    level = round(LEVEL * model.diffusion.steps)
+    judge = Judge(copy.deepcopy(model.denoiser.network), level=level)
+    judge.network.bf16 = lessons.bf16
+    rates = (lessons.learning_rate, lessons.head_learning_rate)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": judge.network.parameters(), "lr": rates[0]},
+            {"params": judge.head.parameters(), "lr": rates[1]},
+        ],
+        weight_decay=lessons.weight_decay,
+    )
+    sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
+    generator = np.random.default_rng(lessons.seed)
+    steps = lessons.epochs * -(-len(groups) // BATCH)
+    step = 0
+    for epoch in range(1, lessons.epochs + 1):
+        judge.train()
+        losses = []
+        for chosen in _batches(sizes, generator):
+            factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+            for each, rate in zip(optimizer.param_groups, rates, strict=True):
+                each["lr"] = rate * factor
+            odds, right = _odds(judge, [groups[n] for n in chosen])
+            loss = judging_loss(odds, right)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(judge.parameters(), lessons.clip_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            step += 1
+            on_step(step, steps)
+        on_epoch(epoch, float(np.mean(losses)), report(judge, held_out) if held_out else None)
+    judge.network.bf16 = False
+    return judge.eval()
+
+
+def judging_loss(
+    odds: Float[Tensor, "groups candidates"], right: Bool[Tensor, "groups candidates"]
+) -> Float[Tensor, ""]:
+    """Return the loss of a batch of groups.
+
+    Args:
+        odds: Log-odds that each candidate is right.
+        right: Which are.
+    """
+    mixed = right.any(1) & ~right.all(1)
+    share = odds.log_softmax(1).masked_fill(~right, -torch.inf)[mixed].logsumexp(1)
+    alone = nn.functional.binary_cross_entropy_with_logits(odds, right.to(odds))
+    return -share.sum() / len(odds) + BY_ITSELF * alone
+
+
+@torch.no_grad()
+def report(judge: Judge, groups: Sequence[Group]) -> Report:
+    """Let the judge choose among the candidates of every group."""
+    judge.eval()
+    found = [_odds(judge, groups[n : n + BATCH]) for n in range(0, len(groups), BATCH)]
+    odds, right = torch.cat([o for o, _ in found]), torch.cat([r for _, r in found])
+    chosen = right.gather(1, odds.argmax(1, keepdim=True))
+    brier = (odds.sigmoid() - right.to(odds)).square().mean()
+    first, taken, some = (float(s.double().mean()) for s in (right[:, 0], chosen, right.any(1)))
+    return Report(len(groups), first, taken, some, float(brier))
+
+
+def _odds(
+    judge: Judge, groups: Sequence[Group]
+) -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups candidates"]]:
+    odds = judge(Crystals.concat([group.crystals for group in groups])).float()
+    return odds.view(len(groups), -1), torch.stack([group.right for group in groups])
+
+
+def _batches(sizes: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return the groups in batches of similar size, in random order."""
+    order = np.argsort(sizes + generator.uniform(0, 1.5, len(sizes)), kind="stable")
+    batches = [order[n : n + BATCH] for n in range(0, len(order), BATCH)]
+    return [batches[n] for n in generator.permutation(len(batches))]
