@@ -15,9 +15,9 @@ def judge(
     out: Annotated[
         Path, typer.Option(help="Folder of the run; an interrupted one goes on there.")
     ] = Path("runs/judge"),
-    compositions: Annotated[int, typer.Option(help="Known crystals to learn from.")] = 4000,
+    compositions: Annotated[int, typer.Option(help="Known crystals to learn from.")] = 8000,
     candidates: Annotated[int, typer.Option(help="Crystals made of each composition.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 4,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
     workers: Annotated[int, typer.Option(help="Processes that make crystals.")] = 1,

@@ -42,11 +42,11 @@ class JudgeOrder:
     """Folder of the run."""
     checkpoint: Path | None = None
     """A checkpoint folder; the shipped one where None."""
-    compositions: int = 4000
+    compositions: int = 8000
     """Known crystals to learn from, at most."""
     candidates: int = 8
     """Crystals made of each composition."""
-    epochs: int = 3
+    epochs: int = 4
     """Passes over them."""
     seed: int = 0
     """Decides which crystals are taken, their noise, and the order of learning."""

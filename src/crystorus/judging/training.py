@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crystorus.diffusion.algorithms import Diffusion, add_noise
 from crystorus.geometry import Crystals
 from crystorus.judging.candidates import Group
 from crystorus.judging.errors import JudgingError
@@ -17,8 +18,8 @@ from crystorus.model.denoiser import FieldDenoiser
 from crystorus.model.judge import Judge
 from crystorus.system import CrystalModel
 
-LEVEL = 0.15
-"""Share of T that the network is told of."""
+LEVEL = 0.1
+"""Share of T that the network is told of, and that crystals are noised to while it learns."""
 BY_ITSELF = 0.3
 """Weight of the cross-entropy of every candidate by itself beside that within its group."""
 BATCH = 16
@@ -31,7 +32,7 @@ WARM_UP = 50
 class Lessons:
     """How long and how fast a judge learns."""
 
-    epochs: int = 3
+    epochs: int = 4
     """Passes over the groups."""
     learning_rate: float = 5e-4
     """Of the network; it falls to nothing by half a cosine."""
@@ -78,7 +79,8 @@ def train_judge(
     """Train a judge of a model's crystals; it begins as the model's own network.
 
     Within a group with right and wrong candidates the loss is -log of the share that a softmax
-    gives to the right ones; every candidate by itself adds its cross-entropy.
+    gives to the right ones; every candidate by itself adds its cross-entropy. In every pass the
+    crystals are noised anew, a little, so that there is less to learn by heart.
 
     Args:
         model: The checkpoint that made the candidates.
@@ -116,6 +118,7 @@ def train_judge(
     )
     sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
     generator = np.random.default_rng(lessons.seed)
+    noise = torch.Generator().manual_seed(lessons.seed)
     steps = lessons.epochs * -(-len(groups) // BATCH)
     step = 0
     for epoch in range(1, lessons.epochs + 1):
@@ -125,7 +128,7 @@ def train_judge(
             factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             for each, rate in zip(optimizer.param_groups, rates, strict=True):
                 each["lr"] = rate * factor
-            odds, right = _odds(judge, [groups[n] for n in chosen])
+            odds, right = _odds(judge, [groups[n] for n in chosen], model.diffusion, noise)
             loss = judging_loss(odds, right)
             optimizer.zero_grad()
             loss.backward()
@@ -167,9 +170,19 @@ def report(judge: Judge, groups: Sequence[Group]) -> Report:
 
 
 def _odds(
-    judge: Judge, groups: Sequence[Group]
+    judge: Judge,
+    groups: Sequence[Group],
+    diffusion: Diffusion | None = None,
+    noise: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups candidates"]]:
-    odds = judge(Crystals.concat([group.crystals for group in groups])).float()
+    """Return what the judge says of all candidates, noised if there is a process, and the truth."""
+    crystals = Crystals.concat([group.crystals for group in groups])
+    if diffusion is not None:
+        atoms = torch.randn(crystals.frac_coords.shape, generator=noise)
+        cells = torch.randn((len(crystals), 6), generator=noise)
+        t = torch.full_like(crystals.n_atoms, judge.level)
+        crystals, _ = add_noise(diffusion, crystals, t, atoms, cells)
+    odds = judge(crystals).float()
     return odds.view(len(groups), -1), torch.stack([group.right for group in groups])
 
 
