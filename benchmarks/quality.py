@@ -175,6 +175,7 @@ def main() -> None:
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
+        "judge": model.judge_digest if a.candidates > 1 else "",
         "sampler": vars(sampler),
         "seed": a.seed,
         "candidates": a.candidates,

@@ -1,17 +1,29 @@
 """Put a trained checkpoint into the package, with the figures measured on validation.
 
     python tools/ship_checkpoint.py runs/a/last --figures scores.json --sampler paper --steps 100
+    python tools/ship_checkpoint.py runs/judge/judged --judge --figures scores.json
 
 Refuses weights over 15 MB, and a checkpoint that does not match more of validation than the one
-it would replace.
+it would replace; a judge goes with the weights that it judges. With `--judge` the judge alone is
+shipped, beside the very weights that it was trained for.
 """
 
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
-from crystorus.checkpoint import SHIPPED, WEIGHTS, load_checkpoint, read_card, save_checkpoint
+from crystorus.checkpoint import (
+    JUDGE_CARD,
+    JUDGE_WEIGHTS,
+    SHIPPED,
+    WEIGHTS,
+    load_checkpoint,
+    read_card,
+    read_judge_card,
+    save_checkpoint,
+)
 from crystorus.diffusion.algorithms import SamplerConfig
 
 LIMIT = 15_000_000
@@ -22,15 +34,35 @@ def match_percent(card: dict) -> float:
     return float(card.get("validation", {}).get("model", {}).get("match_percent", -1))
 
 
+def ship_judge(folder: Path, figures: dict) -> None:
+    """Put a judge beside the shipped weights, with the figures of its choices."""
+    card = read_judge_card(folder)
+    if card is None:
+        raise SystemExit(f"{folder} holds no {JUDGE_CARD}")
+    shipped = read_card(SHIPPED)["sha256"]
+    if card["card"]["checkpoint_sha256"] != shipped:
+        raise SystemExit(f"{folder} judges other weights than {shipped[:12]}…, which ship")
+    if figures["judge"] != card["sha256"]:
+        raise SystemExit(f"the figures are about another judge: {figures['judge'][:12]}…")
+    card["card"]["validation"] = figures
+    (SHIPPED / JUDGE_CARD).write_text(json.dumps(card, indent=2) + "\n")
+    shutil.copyfile(folder / JUDGE_WEIGHTS, SHIPPED / JUDGE_WEIGHTS)
+    load_checkpoint(SHIPPED)
+
+
 def main() -> None:
-    """Ship one checkpoint."""
+    """Ship one checkpoint or judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--figures", type=Path, required=True, help="from benchmarks/quality.py")
+    parser.add_argument("--judge", action="store_true", help="ship its judge alone")
     parser.add_argument("--sampler", default="bridge")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--anti-annealing", type=float, default=0.0)
     a = parser.parse_args()
+    if a.judge:
+        ship_judge(a.checkpoint, json.loads(a.figures.read_text()))
+        return
     size = (a.checkpoint / WEIGHTS).stat().st_size
     if size > LIMIT:
         raise SystemExit(f"{a.checkpoint / WEIGHTS} has {size} bytes, limit {LIMIT}")
@@ -45,6 +77,8 @@ def main() -> None:
             raise SystemExit(f"matches {new:.1f} % of validation, the shipped one {old:.1f} %")
     sampling = SamplerConfig(a.sampler, a.steps, a.anti_annealing)
     model.config = dataclasses.replace(model.config, sampling=sampling)
+    for name in (JUDGE_CARD, JUDGE_WEIGHTS):  # of the weights before
+        (SHIPPED / name).unlink(missing_ok=True)
     save_checkpoint(model, SHIPPED)
 
 

@@ -129,6 +129,22 @@ def _read_card(folder: Path, name: str, needed: set[str]) -> dict[str, Any]:
     return card
 
 
+def read_judge_card(folder: Path) -> dict[str, Any] | None:
+    """Read and check the card of a checkpoint's judge, and its weights' digest.
+
+    Returns:
+        None if the checkpoint has no judge.
+
+    Raises:
+        CheckpointError: If the judge is damaged or of a newer format.
+    """
+    if not (folder / JUDGE_CARD).exists():
+        return None
+    card = _read_card(folder, JUDGE_CARD, {"sha256", "level"})
+    check_weights(folder, card, JUDGE_WEIGHTS)
+    return card
+
+
 def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalModel:
     """Load a trained system.
 
@@ -167,14 +183,14 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
         model.denoiser.network.largest = max_atoms
     model.digest = card["sha256"]
     model.denoiser.to(device).eval()
-    if (path / JUDGE_CARD).exists():
-        model.judge = _load_judge(path, model).to(device).eval()
+    judge = read_judge_card(path)
+    if judge is not None:
+        model.judge = _load_judge(path, judge, model).to(device).eval()
     return model
 
 
-def _load_judge(path: Path, model: CrystalModel) -> Judge:
+def _load_judge(path: Path, card: Mapping[str, Any], model: CrystalModel) -> Judge:
     """Load the judge of a checkpoint."""
-    card = _read_card(path, JUDGE_CARD, {"sha256", "level"})
     if not isinstance(model.denoiser, FieldDenoiser):
         raise CheckpointError(
             f"{path} holds a judge beside a network of preset {model.config.preset}, which has "
@@ -186,7 +202,6 @@ def _load_judge(path: Path, model: CrystalModel) -> Judge:
             f"{path / JUDGE_CARD} names level {level!r}, limits 0 to {model.diffusion.steps}: "
             "copy the checkpoint again"
         )
-    check_weights(path, card, JUDGE_WEIGHTS)
     network = model.denoiser.network
     judge = Judge(FieldNet(network.config, steps=network.steps), level=level)
     judge.network.largest = network.largest

@@ -15,7 +15,6 @@ from crystorus.data.files import write_whole
 from crystorus.data.mapped import is_kind
 from crystorus.data.store import STORE, CrystalStore, build_store, open_store
 from crystorus.diffusion.algorithms import Precision
-from crystorus.generation.choosing import SETTLE
 from crystorus.generation.quality import sampler_at
 from crystorus.generation.workers import Crew
 from crystorus.judging.candidates import Group, make_groups
@@ -172,7 +171,7 @@ def _groups(
             chosen.tolist(),
             order.out / CANDIDATES,
             Crew(order.workers, source),
-            sampler=replace(walk, settle=SETTLE, precision=precision),
+            sampler=replace(walk, precision=precision),
             candidates=order.candidates,
             seed=order.seed,
             on_done=lambda done: progress(done, len(chosen)),
