@@ -61,12 +61,12 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
 
 
 def save_judge(judge: Judge, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a judge into the folder of the checkpoint whose crystals it judges.
+    """Write a judge into the folder of the checkpoint whose crystals it judges, in fp16.
 
     Raises:
         OSError: If it cannot be written; an older one stays.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}
+    tensors = {k: v.detach().half().cpu().contiguous() for k, v in judge.state_dict().items()}
     about = {"level": judge.level, "card": dict(card)}
     judge.digest = _write_pair(folder, tensors, about, JUDGE_WEIGHTS, JUDGE_CARD)
 
