@@ -59,17 +59,19 @@ class Part:
     candidates: int = 1
 
 
-def sample_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, float]:
-    """Make one batch; returns its first seed, its crystals and the seconds it took."""
+def sample_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, Tensor, float]:
+    """Make one batch; returns first seed, crystals, their judging errors and the seconds taken."""
     start = time.perf_counter()
     numbers, sizes, walk = part.atomic_numbers, part.n_atoms, part.sampler
     if part.candidates == 1:
         made = model.sample(numbers, sizes, seeds=part.seeds, sampler=walk)
+        error = torch.full((len(sizes),), torch.nan)
     else:
-        made = choose_crystals(
+        choice = choose_crystals(
             model, numbers, sizes, seeds=part.seeds, sampler=walk, candidates=part.candidates
-        ).crystals
-    return part.seeds[0], made, time.perf_counter() - start
+        )
+        made, error = choice.crystals, choice.error
+    return part.seeds[0], made, error, time.perf_counter() - start
 
 
 def generate(
@@ -80,11 +82,12 @@ def generate(
     batch: int,
     crew: Crew,
     candidates: int = 1,
-) -> tuple[Crystals, float]:
+) -> tuple[Crystals, Tensor, float]:
     """Sample one crystal per composition, in batches of similar size, in the order given.
 
     Returns:
-        The crystals, and the seconds of work divided by the number of processes.
+        The crystals, by what they were chosen, and the seconds of work divided by the number of
+        processes.
     """
     order = torch.argsort(wanted.n_atoms, stable=True)
     parts = []
@@ -97,14 +100,39 @@ def generate(
         made = list(share_out(sample_part, parts[::-1], crew))  # the longest first
     else:
         made = [sample_part(model, part) for part in parts]
-    found = {first: crystals for first, crystals, _ in made}
-    crystals = Crystals.concat([found[part.seeds[0]] for part in parts])
+    found = {first: (crystals, error) for first, crystals, error, _ in made}
+    crystals = Crystals.concat([found[part.seeds[0]][0] for part in parts])
+    errors = torch.cat([found[part.seeds[0]][1] for part in parts])
     seconds = sum(took for *_, took in made) / crew.processes
-    return crystals.select(torch.argsort(order)), seconds
+    back = torch.argsort(order)
+    return crystals.select(back), errors[back], seconds
 
 
-def score(generated: list[Crystal], reference: list[Crystal], workers: int, baseline: bool) -> dict:
-    """Return the figures of one set."""
+def reliability(errors: Tensor, matched: np.ndarray) -> list[dict]:
+    """Return how often crystals of a confidence are right, by fifths of the confidence."""
+    confidence = (-errors).exp().numpy()
+    rows = []
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        chosen = (confidence >= low) & (confidence < low + 0.2 + (low == 0.8))
+        rows.append(
+            {
+                "from": low,
+                "n": int(chosen.sum()),
+                "confidence": float(confidence[chosen].mean()) if chosen.any() else None,
+                "match_percent": 100 * float(matched[chosen].mean()) if chosen.any() else None,
+            }
+        )
+    return rows
+
+
+def score(
+    generated: list[Crystal],
+    reference: list[Crystal],
+    workers: int,
+    baseline: bool,
+    errors: Tensor | None = None,
+) -> dict:
+    """Return the figures of one set, with the reliability of a judge's confidence if it chose."""
     match = match_rate(generated, reference, baseline=baseline, workers=workers)
     rms = match.rms[match.matched]
     result = {
@@ -115,6 +143,8 @@ def score(generated: list[Crystal], reference: list[Crystal], workers: int, base
         "rmse": float(rms.mean()) if len(rms) else None,
         "colliding_matches": match.collisions,
     }
+    if errors is not None:
+        result["reliability"] = reliability(errors, match.matched)
     if match.baseline is not None:
         random = match.baseline.rms[match.baseline.matched]
         result["random_coordinates"] = {
@@ -171,7 +201,9 @@ def main() -> None:
     chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
     wanted = store.select(chosen)
     crew = Crew(a.processes, a.checkpoint)
-    crystals, seconds = generate(model, wanted, sampler, a.seed, a.batch, crew, a.candidates)
+    crystals, errors, seconds = generate(
+        model, wanted, sampler, a.seed, a.batch, crew, a.candidates
+    )
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
@@ -184,7 +216,13 @@ def main() -> None:
         "threads": torch.get_num_threads() if a.processes == 1 else "shared out",
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "model": score(to_fidelity(crystals), reference, a.workers, a.baselines),
+        "model": score(
+            to_fidelity(crystals),
+            reference,
+            a.workers,
+            a.baselines,
+            errors if a.candidates > 1 and model.judge is not None else None,
+        ),
     }
     if a.baselines and a.library is not None:
         templates = substitute(wanted, open_store(a.library))
