@@ -10,6 +10,7 @@ import torch
 from judging.conftest import known
 from typer.testing import CliRunner
 
+import crystorus
 from crystorus import cli
 from crystorus.checkpoint import (
     JUDGE_CARD,
@@ -97,6 +98,19 @@ def test_confidence_is_what_the_judge_says_and_the_most_of_it_wins(judged):
     model.judge = None
     assert model.judged_by == "denoising_error"
     assert not torch.allclose(model.judging_error(crystals, seeds=[0] * 6), error)
+
+
+def test_python_tells_the_confidence_too(judged, tmp_path):
+    model = crystorus.load(judged)
+    made = crystorus.generate(["LiO", "Fe2O3"], n=2, model=model, candidates=3)
+    out = tmp_path / "out"
+    words = ("LiO", "Fe2O3", "--n", 2, "--candidates", 3, "--checkpoint", judged, "--out", out)
+    assert run("sample", *words).exit_code == 0
+    told = [float(row["confidence"]) for row in csv.DictReader((out / "table.csv").open())]
+    assert made.confidence == pytest.approx(told, abs=1e-4)
+    assert made[1].confidence == made.confidence[1:2]
+    alone = crystorus.generate("LiO", model=model)
+    assert math.isnan(alone.confidence[0])
 
 
 def test_without_a_choice_the_judge_changes_nothing(judged, model, tmp_path):

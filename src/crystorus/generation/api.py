@@ -1,6 +1,7 @@
 """Crystals from Python: `crystorus.generate("LiFeO2", n=4)`, as ASE or pymatgen objects."""
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,11 +45,13 @@ class GeneratedCrystals:
         crystals: The crystals as tensors, columns of `lattice` being the lattice vectors.
         requests: What each of them was to be, with its seed.
         trajectory: Every step from noise to crystal, if it was asked for.
+        confidence: How sure the judge is of each, 0 to 1; NaN where it was not asked.
     """
 
     crystals: Crystals
     requests: tuple[Request, ...]
     trajectory: tuple[Crystals, ...] = ()
+    confidence: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -66,6 +69,7 @@ class GeneratedCrystals:
             self.crystals.select(indices),
             tuple(self.requests[i] for i in indices),
             tuple(step.select(indices) for step in self.trajectory),
+            tuple(self.confidence[i] for i in indices) if self.confidence else (),
         )
 
     def __iter__(self) -> Iterator["GeneratedCrystals"]:
@@ -245,7 +249,10 @@ def _sample_all(
     parts: list[GeneratedCrystals] = []
     for batch in plan_batches(requests, batch_atoms=batch_atoms):
         for part, walked in batches.run(batch):
-            parts.append(GeneratedCrystals(walked.crystals, part, walked.film))
+            sure = [math.exp(-error) for error in walked.errors]
+            if model.judged_by != "confidence":
+                sure = [math.nan] * len(part)
+            parts.append(GeneratedCrystals(walked.crystals, part, walked.film, tuple(sure)))
     return _in_order(parts)
 
 
@@ -265,9 +272,11 @@ def _in_order(parts: Sequence[GeneratedCrystals]) -> GeneratedCrystals:
         tuple(requests),
         tuple(map(Crystals.concat, zip(*trajectories, strict=True))),
     )
+    confidence = [sure for part in parts for sure in part.confidence]
     order = sorted(range(len(requests)), key=lambda i: requests[i].index)
     return GeneratedCrystals(
         joined.crystals.select(order),
         tuple(requests[i] for i in order),
         tuple(step.select(order) for step in joined.trajectory),
+        tuple(confidence[i] for i in order),
     )
