@@ -137,7 +137,8 @@ def matches(made: Crystals, known: Crystals) -> bool:
     if float(made.volume[0]) < VALID_VOLUME or float(least_distance(made)[0]) < VALID_DISTANCE:
         return False
     one, other = crystals_to_structures(Crystals.concat([made, known]))
-    return bool(MATCHER.fit(one, other))
+    # By root mean square, as match rates are; `fit` asks it of the farthest atom.
+    return MATCHER.get_rms_dist(one, other) is not None
 
 
 def _numbers(store: CrystalStore, chosen: Sequence[int]) -> list[list[int]]:
