@@ -64,6 +64,30 @@ def test_the_known_crystal_in_another_frame_and_scale_is_right_and_others_are_no
     assert not matches(Crystals(oxide.lattice, oxide.frac_coords, numbers, oxide.n_atoms), oxide)
 
 
+def test_right_is_what_match_rates_count():
+    """Perovskites with displaced atoms, asked of the other package; some are on either side."""
+    matching = pytest.importorskip("crystal_fidelity.matching")
+    structures = pytest.importorskip("crystal_fidelity.structures")
+    generator = torch.Generator().manual_seed(3)
+    oxide, said, expected = perovskite(), [], []
+
+    def entry(crystal):
+        return structures.Crystal(
+            crystal.lattice[0].T.numpy(),
+            crystal.frac_coords.numpy(),
+            crystal.atomic_numbers.numpy(),
+        )
+
+    for size in torch.linspace(0.05, 0.5, 40).tolist():
+        shift = size * torch.rand(oxide.frac_coords.shape, generator=generator).double()
+        moved = oxide.with_geometry(oxide.lattice, (oxide.frac_coords + shift) % 1)
+        said.append(matches(moved, oxide))
+        result = matching.match_rate([entry(moved)], [entry(oxide)])
+        expected.append(bool(result.matched[0]) and result.collisions == 0)
+    assert said == expected
+    assert 10 < sum(said) < 35
+
+
 def test_what_is_not_valid_is_never_right():
     salt = rocksalt()
     collapsed = salt.with_geometry(salt.lattice, torch.zeros_like(salt.frac_coords))
