@@ -293,7 +293,7 @@ def main() -> None:
         report["potential"]["matched_more"] = int((decided & ~match.matched).sum())
         report["potential"]["matched_no_more"] = int((~decided & match.matched).sum())
     if a.train is not None:
-        report["nearest"] = plain_baseline(wanted, open_store(a.train), a.workers)
+        report["nearest"] = plain_baseline(wanted, open_store(a.train), groups, a.workers)
     if a.best_of > 1:
         report[f"best of {a.best_of}"] = best_of(model, library, wanted, found, a, sampler)
     text = json.dumps(report, indent=2, default=float)
@@ -323,14 +323,17 @@ def or_noise(
     return row | {"from_noise": len(lacking), "of_these": int(match.matched[lacking].sum())}
 
 
-def plain_baseline(wanted: list[Crystals], train: CrystalStore, workers: int) -> dict:
+def plain_baseline(
+    wanted: list[Crystals], train: CrystalStore, groups: dict[str, np.ndarray], workers: int
+) -> dict:
     """Score the nearest template by elemental properties."""
     plain = nearest(Crystals.concat(wanted), train)
     hits = [n for n, crystal in enumerate(plain) if crystal is not None]
     crystals = [crystal for crystal in plain if crystal is not None]
     reference = to_fidelity(Crystals.concat([wanted[n] for n in hits]))
     match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=workers)
-    return figures(crystals, reference, match, len(wanted))
+    row = figures(crystals, reference, match, len(wanted))
+    return row | {"splits": split_figures(match, hits, groups)}
 
 
 def best_of(
