@@ -21,6 +21,7 @@ from crystorus.judging.candidates import Group, make_groups
 from crystorus.judging.errors import JudgingError
 from crystorus.judging.training import Lessons, Report, train_judge
 from crystorus.model.denoiser import FieldDenoiser
+from crystorus.model.judge import Judge
 from crystorus.model.precision import has_fast_bf16
 from crystorus.system import CrystalModel
 from crystorus.terminal import bar, say
@@ -76,30 +77,41 @@ def carry_out(order: JudgeOrder) -> Path:
     store = _open(order)
     settings = _settings(order, model, store)
     _claim(order.out, settings)
-    groups = _groups(order, model, store, source)
-    learnt, held_out = _split(groups)
-    lessons = Lessons(epochs=order.epochs, seed=order.seed, bf16=has_fast_bf16("cpu"))
-    last: list[Report] = []
-
-    def tell(epoch: int, loss: float, report: Report | None) -> None:
-        seen = "" if report is None else f"; {_words(report)}"
-        say("judge", f"pass {epoch} of {order.epochs}, loss {loss:.3f}{seen}")
-        last[:] = [report] if report is not None else []
-
-    with bar("judge", "steps") as progress:
-        judge = train_judge(
-            model, learnt, lessons, held_out=held_out, on_step=progress, on_epoch=tell
-        )
+    judge, report = _train(order, model, _groups(order, model, store, source))
     folder = order.out / JUDGED
     folder.mkdir(exist_ok=True)
     for name in (WEIGHTS, CARD):
         shutil.copyfile(source / name, folder / name)
-    about = settings | {"lessons": asdict(lessons)}
-    if last:
-        about["held_out"] = asdict(last[0])
+    about = settings | {"lessons": asdict(_lessons(order))}
+    if report is not None:
+        about["held_out"] = asdict(report)
     save_judge(judge, folder, about)
-    typer.echo(f"{folder}: a checkpoint with its judge" + (f"; {_words(last[0])}" if last else ""))
+    said = "" if report is None else f"; {_words(report)}"
+    typer.echo(f"{folder}: a checkpoint with its judge{said}")
     return folder
+
+
+def _train(
+    order: JudgeOrder, model: CrystalModel, groups: Sequence[Group]
+) -> tuple[Judge, Report | None]:
+    """Train on most of the groups, telling after every pass what the others say."""
+    learnt, held_out = _split(groups)
+    last: list[Report | None] = [None]
+
+    def tell(epoch: int, loss: float, report: Report | None) -> None:
+        seen = "" if report is None else f"; {_words(report)}"
+        say("judge", f"pass {epoch} of {order.epochs}, loss {loss:.3f}{seen}")
+        last[0] = report
+
+    with bar("judge", "steps") as progress:
+        judge = train_judge(
+            model, learnt, _lessons(order), held_out=held_out, on_step=progress, on_epoch=tell
+        )
+    return judge, last[0]
+
+
+def _lessons(order: JudgeOrder) -> Lessons:
+    return Lessons(epochs=order.epochs, seed=order.seed, bf16=has_fast_bf16("cpu"))
 
 
 def _check(order: JudgeOrder) -> None:

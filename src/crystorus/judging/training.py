@@ -93,27 +93,9 @@ def train_judge(
     Raises:
         JudgingError: If the model is of another preset, or there is nothing to tell apart.
     """
-    if not isinstance(model.denoiser, FieldDenoiser):
-        raise JudgingError(
-            f"a judge is trained from the default network, this checkpoint's is "
-            f"{model.config.preset}: give a checkpoint of the default preset"
-        )
-    mixed = sum(bool(group.right.any() and not group.right.all()) for group in groups)
-    if not mixed:
-        raise JudgingError(
-            f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
-            "--compositions or --candidates, or train the checkpoint further"
-        )
-    torch.manual_seed(lessons.seed)
-    level = round(LEVEL * model.diffusion.steps)
-    judge = Judge(copy.deepcopy(model.denoiser.network), level=level)
-    judge.network.bf16 = lessons.bf16
-    rates = (lessons.learning_rate, lessons.head_learning_rate)
+    judge = _untrained(model, groups, lessons)
     optimizer = torch.optim.AdamW(
-        [
-            {"params": judge.network.parameters(), "lr": rates[0]},
-            {"params": judge.head.parameters(), "lr": rates[1]},
-        ],
+        [{"params": judge.network.parameters()}, {"params": judge.head.parameters()}],
         weight_decay=lessons.weight_decay,
     )
     sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
@@ -125,9 +107,7 @@ def train_judge(
         judge.train()
         losses = []
         for chosen in _batches(sizes, generator):
-            factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
-            for each, rate in zip(optimizer.param_groups, rates, strict=True):
-                each["lr"] = rate * factor
+            _set_rates(optimizer, lessons, step, steps)
             odds, right = _odds(judge, [groups[n] for n in chosen], model.diffusion, noise)
             loss = judging_loss(odds, right)
             optimizer.zero_grad()
@@ -140,6 +120,32 @@ def train_judge(
         on_epoch(epoch, float(np.mean(losses)), report(judge, held_out) if held_out else None)
     judge.network.bf16 = False
     return judge.eval()
+
+
+def _untrained(model: CrystalModel, groups: Sequence[Group], lessons: Lessons) -> Judge:
+    """Return a judge that begins as the model's network, if there is anything to learn."""
+    if not isinstance(model.denoiser, FieldDenoiser):
+        raise JudgingError(
+            f"a judge is trained from the default network, this checkpoint's is "
+            f"{model.config.preset}: give a checkpoint of the default preset"
+        )
+    if not any(bool(group.right.any() and not group.right.all()) for group in groups):
+        raise JudgingError(
+            f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
+            "--compositions or --candidates, or train the checkpoint further"
+        )
+    torch.manual_seed(lessons.seed)
+    judge = Judge(copy.deepcopy(model.denoiser.network), level=round(LEVEL * model.diffusion.steps))
+    judge.network.bf16 = lessons.bf16
+    return judge
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, lessons: Lessons, step: int, steps: int) -> None:
+    """Raise the learning rates over the first steps, and let them fall by half a cosine."""
+    factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+    network, head = optimizer.param_groups
+    network["lr"] = lessons.learning_rate * factor
+    head["lr"] = lessons.head_learning_rate * factor
 
 
 def judging_loss(
