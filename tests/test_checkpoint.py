@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 
 from crystorus.checkpoint import (
     CARD,
@@ -23,18 +24,6 @@ from crystorus.config import config_from_dict
 from crystorus.data.files import file_digest
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.system import build_model
-
-TINY = {
-    "network": {
-        "channels": 16,
-        "vector_channels": 4,
-        "tensor_channels": 4,
-        "pair_channels": 8,
-        "gate_channels": 4,
-        "blocks": 1,
-    },
-    "diffusion": {"steps": 20},
-}
 
 
 @pytest.fixture

@@ -89,21 +89,8 @@ class _Rate(ProgressColumn):
 @contextmanager
 def crystal_progress(total: int, *, kept: int = 0) -> Iterator[Callable[[float], None]]:
     """Show a bar with crystals/s and time left on stderr; yields the way to move it."""
-    columns = (
-        TextColumn("[bold]sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate("crystals"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("sampling", total=total, completed=kept)
-
-        def move(done: float) -> None:
-            bars.update(bar, completed=round(done, 2))
-
-        yield move
+    with bar("sampling", "crystals", done=kept, total=total) as progress:
+        yield lambda done: progress(round(done, 2), total)
 
 
 def show_summary(rows: Sequence[Mapping[str, str]], *, made: int, seconds: float) -> None:
@@ -155,7 +142,9 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def bar(what: str, things: str) -> Iterator[Callable[[int, int], None]]:
+def bar(
+    what: str, things: str, *, done: float = 0, total: float | None = None
+) -> Iterator[Callable[[float, float], None]]:
     """Show a bar with its rate and the time left on stderr; yields the way to move it."""
     console = Console(stderr=True)
     columns = (
@@ -166,7 +155,7 @@ def bar(what: str, things: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
+        task = bars.add_task(what, total=total, completed=done)  # type: ignore[arg-type]
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from prototypes import cscl, perovskite, rocksalt, zincblende
+from tiny import TINY
 
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import config_from_dict
@@ -10,24 +11,13 @@ from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel, build_model
 
-TINY = {
-    "network": {
-        "channels": 16,
-        "vector_channels": 4,
-        "tensor_channels": 4,
-        "pair_channels": 8,
-        "gate_channels": 4,
-        "blocks": 1,
-    },
-    "diffusion": {"steps": 20},
-    "sampling": {"steps": 4},
-}
+SHORT = TINY | {"sampling": {"steps": 4}}
 
 
 @pytest.fixture
 def model() -> CrystalModel:
     torch.manual_seed(0)
-    model = build_model(config_from_dict(TINY), CellStatistics.neutral())
+    model = build_model(config_from_dict(SHORT), CellStatistics.neutral())
     model.trained_elements = frozenset({3, 8, 11, 17, 22, 26, 38})
     return model
 

@@ -19,6 +19,7 @@ from crystorus.data.arrays import ReadingError
 from crystorus.data.mapped import (
     FileKind,
     contradiction,
+    is_kind,
     map_file,
     text_arrays,
     texts_of,
@@ -215,6 +216,24 @@ def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays |= text_arrays(f"extra:{column}", cells)
             kinds[column] = "text"
     return arrays, kinds
+
+
+def open_or_build(source: Path, cache: Path, *, n_workers: int = 1) -> CrystalStore:
+    """Open a store; of anything else open the one built before, or build it.
+
+    Args:
+        source: A store, or anything `build_store` reads.
+        cache: Where a store that is built is kept.
+        n_workers: Processes that parse.
+
+    Raises:
+        ReadingError: If the source is broken or holds nothing usable.
+    """
+    if is_kind(source, STORE):
+        return open_store(source)
+    if cache.is_file():
+        return open_store(cache)
+    return build_store(source, cache, n_workers=n_workers)
 
 
 def open_store(path: Path, *, verify: bool = True) -> CrystalStore:

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystorus.data.io import least_distance
 from crystorus.diffusion.algorithms import (
     Diffusion,
     Precision,
@@ -23,7 +22,7 @@ from crystorus.diffusion.algorithms import (
 )
 from crystorus.generation.errors import RequestError
 from crystorus.generation.plan import Request
-from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
+from crystorus.generation.texts import valid_crystals
 from crystorus.geometry.crystals import Crystals
 from crystorus.system import JudgedBy
 
@@ -232,8 +231,7 @@ def _judge(
 ) -> Float[Tensor, " crystals"]:
     """Return the judging error of valid crystals, infinity for the others."""
     finished = made.to(device="cpu")
-    valid = (least_distance(finished) >= VALID_DISTANCE) & (finished.volume >= VALID_VOLUME)
-    places = valid.nonzero()[:, 0]
+    places = valid_crystals(finished).nonzero()[:, 0]
     error = torch.full((len(finished),), torch.inf)
     if len(places):
         chosen = [judging_seed(seeds[n]) for n in places.tolist()]

@@ -7,6 +7,8 @@ from typing import get_args
 
 import ase.io
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from crystorus.data.io import crystals_to_atoms, density, least_distance
 from crystorus.data.spacegroups import dataset, group_of
@@ -20,6 +22,11 @@ from crystorus.system import JudgedBy
 
 VALID_DISTANCE = 0.5  # Å, self-images included
 VALID_VOLUME = 0.1  # Å³
+
+
+def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
+    """Return which crystals are valid; one that is not finite is not."""
+    return (least_distance(crystals) >= VALID_DISTANCE) & (crystals.volume >= VALID_VOLUME)
 
 
 def finish_crystal(

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from crystorus.data.compositions import Composition
 from crystorus.data.files import write_whole
-from crystorus.data.io import crystals_to_structures, least_distance
+from crystorus.data.io import crystals_to_structures
 from crystorus.data.store import CrystalStore
 from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.generation.choosing import candidate_seed
 from crystorus.generation.plan import crystal_seed
-from crystorus.generation.texts import VALID_DISTANCE, VALID_VOLUME
+from crystorus.generation.texts import valid_crystals
 from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry import Crystals
 from crystorus.system import CrystalModel
@@ -88,16 +88,7 @@ def make_groups(
     starts = range(0, len(by_size), PART)
     parts = [(number, by_size[start : start + PART]) for number, start in enumerate(starts)]
     waiting = [
-        Part(
-            number,
-            store.select(chosen),
-            tuple(
-                crystal_seed(seed, Composition.of(numbers), n)
-                for n, numbers in zip(chosen, _numbers(store, chosen), strict=True)
-            ),
-            sampler,
-            candidates,
-        )
+        _part(number, store, chosen, seed, sampler, candidates)
         for number, chosen in parts
         if not _path(folder, number).is_file()
     ]
@@ -132,17 +123,27 @@ def make_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, Bool[Tens
 
 def matches(made: Crystals, known: Crystals) -> bool:
     """Tell whether a crystal is the known one; a crystal that is not valid never is."""
-    if not torch.isfinite(made.lattice).all() or not torch.isfinite(made.frac_coords).all():
-        return False
-    if float(made.volume[0]) < VALID_VOLUME or float(least_distance(made)[0]) < VALID_DISTANCE:
+    if not valid_crystals(made)[0]:
         return False
     one, other = crystals_to_structures(Crystals.concat([made, known]))
     # By root mean square, as match rates are; `fit` asks it of the farthest atom.
     return MATCHER.get_rms_dist(one, other) is not None
 
 
-def _numbers(store: CrystalStore, chosen: Sequence[int]) -> list[list[int]]:
-    return [crystal.atomic_numbers.tolist() for crystal in store.select(chosen).split()]
+def _part(
+    number: int,
+    store: CrystalStore,
+    chosen: Sequence[int],
+    seed: int,
+    sampler: SamplerConfig,
+    candidates: int,
+) -> Part:
+    known = store.select(chosen)
+    numbers = [crystal.atomic_numbers.tolist() for crystal in known.split()]
+    seeds = tuple(
+        crystal_seed(seed, Composition.of(z), n) for n, z in zip(chosen, numbers, strict=True)
+    )
+    return Part(number, known, seeds, sampler, candidates)
 
 
 def _path(folder: Path, number: int) -> Path:

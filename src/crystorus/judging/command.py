@@ -12,15 +12,13 @@ import typer
 
 from crystorus.checkpoint import CARD, SHIPPED, WEIGHTS, load_checkpoint, save_judge
 from crystorus.data.files import write_whole
-from crystorus.data.mapped import is_kind
-from crystorus.data.store import STORE, CrystalStore, build_store, open_store
+from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.diffusion.algorithms import Precision
 from crystorus.generation.quality import sampler_at
 from crystorus.generation.workers import Crew
 from crystorus.judging.candidates import Group, make_groups
 from crystorus.judging.errors import JudgingError
-from crystorus.judging.training import Lessons, Report, train_judge
-from crystorus.model.denoiser import FieldDenoiser
+from crystorus.judging.training import Lessons, Report, network_of, train_judge
 from crystorus.model.judge import Judge
 from crystorus.model.precision import has_fast_bf16
 from crystorus.system import CrystalModel
@@ -68,11 +66,7 @@ def carry_out(order: JudgeOrder) -> Path:
     _check(order)
     source = order.checkpoint or SHIPPED
     model = load_checkpoint(source)
-    if not isinstance(model.denoiser, FieldDenoiser):
-        raise JudgingError(
-            f"{source} is of preset {model.config.preset}: a judge needs a checkpoint of the "
-            "default preset"
-        )
+    network_of(model)
     order.out.mkdir(parents=True, exist_ok=True)
     store = _open(order)
     settings = _settings(order, model, store)
@@ -127,17 +121,13 @@ def _check(order: JudgeOrder) -> None:
 
 
 def _open(order: JudgeOrder) -> CrystalStore:
-    if is_kind(order.data, STORE):
-        return open_store(order.data)
     cache = order.out / CACHE
-    if cache.is_file():
-        return open_store(cache)
-    if not order.data.exists():
+    if not order.data.exists() and not cache.is_file():
         raise JudgingError(
             f"{order.data} does not exist: fetch MP-20 with `crystorus data get mp-20`, or give a "
             "file of crystals"
         )
-    return build_store(order.data, cache, n_workers=order.workers)
+    return open_or_build(order.data, cache, n_workers=order.workers)
 
 
 def _settings(order: JudgeOrder, model: CrystalModel, store: CrystalStore) -> dict[str, Any]:

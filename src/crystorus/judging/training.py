@@ -15,6 +15,7 @@ from crystorus.geometry import Crystals
 from crystorus.judging.candidates import Group
 from crystorus.judging.errors import JudgingError
 from crystorus.model.denoiser import FieldDenoiser
+from crystorus.model.fieldnet import FieldNet
 from crystorus.model.judge import Judge
 from crystorus.system import CrystalModel
 
@@ -122,20 +123,30 @@ def train_judge(
     return judge.eval()
 
 
-def _untrained(model: CrystalModel, groups: Sequence[Group], lessons: Lessons) -> Judge:
-    """Return a judge that begins as the model's network, if there is anything to learn."""
+def network_of(model: CrystalModel) -> FieldNet:
+    """Return the network that a judge of the model's crystals begins as.
+
+    Raises:
+        JudgingError: If the model is of another preset, which has none.
+    """
     if not isinstance(model.denoiser, FieldDenoiser):
         raise JudgingError(
             f"a judge is trained from the default network, this checkpoint's is "
             f"{model.config.preset}: give a checkpoint of the default preset"
         )
+    return model.denoiser.network
+
+
+def _untrained(model: CrystalModel, groups: Sequence[Group], lessons: Lessons) -> Judge:
+    """Return a judge that begins as the model's network, if there is anything to learn."""
+    network = network_of(model)
     if not any(bool(group.right.any() and not group.right.all()) for group in groups):
         raise JudgingError(
             f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
             "--compositions or --candidates, or train the checkpoint further"
         )
     torch.manual_seed(lessons.seed)
-    judge = Judge(copy.deepcopy(model.denoiser.network), level=round(LEVEL * model.diffusion.steps))
+    judge = Judge(copy.deepcopy(network), level=round(LEVEL * model.diffusion.steps))
     judge.network.bf16 = lessons.bf16
     return judge
 

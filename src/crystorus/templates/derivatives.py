@@ -17,12 +17,11 @@ from crystorus.data.compositions import Composition
 from crystorus.templates.fitting import Fits, assign, renamed, slots_of
 from crystorus.templates.library import PatternGroup, TemplateLibrary
 from crystorus.templates.surroundings import (
-    NEIGHBOURS,
     difference,
     distances_between,
+    nearest_distances,
     surroundings_in,
 )
-from crystorus.templates.surroundings import REACH as FARTHEST
 
 ORDERED = 0.5
 """Cost of sharing an element's sites where they differ, beside the cost of the exchanges."""
@@ -189,15 +188,8 @@ def _shares(sites: np.ndarray, kinds: np.ndarray, count: int) -> Iterator[tuple[
 
 def _kinds(distances: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return for every atom the first one with the same nearest distances to every element."""
-    nearest = np.concatenate(
-        [
-            np.sort(distances[:, numbers == z].reshape(len(numbers), -1), axis=1)[:, :NEIGHBOURS]
-            for z in np.unique(numbers)
-        ],
-        axis=1,
-    )
-    nearest = np.minimum(nearest, FARTHEST)
-    alike = abs(nearest[:, None] - nearest[None]).max(-1) < _SAME_SITE
+    nearest = nearest_distances(distances, numbers, np.unique(numbers))
+    alike = abs(nearest[:, :, None] - nearest[:, None]).max((0, -1)) < _SAME_SITE
     return (alike & (numbers[:, None] == numbers[None])).argmax(1)
 
 

@@ -57,18 +57,31 @@ def surroundings_in(distances: np.ndarray, atomic_numbers: np.ndarray) -> Surrou
     elements, counts = np.unique(atomic_numbers, return_counts=True)
     order = np.lexsort((elements, counts))
     elements, counts = elements[order], counts[order]
+    mean_over = (atomic_numbers == elements[:, None]) / counts[:, None]
+    nearest = nearest_distances(distances, atomic_numbers, elements)
+    return Surroundings(elements, counts, np.einsum("an,bnk->abk", mean_over, nearest))
+
+
+def nearest_distances(
+    distances: np.ndarray, atomic_numbers: np.ndarray, elements: np.ndarray
+) -> np.ndarray:
+    """Return the nearest distances from every atom to each element, [m, n, NEIGHBOURS].
+
+    Args:
+        distances: As `distances_between` gives them, [n, n, images].
+        atomic_numbers: z, [n].
+        elements: The m elements, in the order wanted.
+    """
     n = len(atomic_numbers)
-    members = atomic_numbers == elements[:, None]
-    mean_over = members / counts[:, None]
-    result = np.empty((len(elements), len(elements), NEIGHBOURS))
-    for b, of_b in enumerate(members):
-        nearest = distances[:, of_b].reshape(n, -1)
+    result = np.empty((len(elements), n, NEIGHBOURS))
+    for b, element in enumerate(elements):
+        nearest = distances[:, atomic_numbers == element].reshape(n, -1)
         if nearest.shape[1] < NEIGHBOURS:
             lacking = NEIGHBOURS - nearest.shape[1]
             nearest = np.pad(nearest, ((0, 0), (0, lacking)), constant_values=np.inf)
         nearest = np.sort(np.partition(nearest, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1)
-        result[:, b] = mean_over @ np.minimum(nearest, REACH)
-    return Surroundings(elements, counts, result)
+        result[b] = np.minimum(nearest, REACH)
+    return result
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:

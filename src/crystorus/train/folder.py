@@ -18,8 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.data.files import write_whole
-from crystorus.data.mapped import is_kind
-from crystorus.data.store import STORE, CrystalStore, build_store, open_store
+from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.train.errors import TrainingError
 
 RUN, STATE, BEST, LAST = "run.json", "state/last.ckpt", "best", "last"
@@ -138,16 +137,12 @@ def _wait_for(folder: Path) -> None:
 
 
 def _open_one(source: Path, cache: Path, setting: str) -> CrystalStore:
-    if is_kind(source, STORE):
-        return open_store(source)
-    if cache.is_file():
-        return open_store(cache)
-    if not source.exists():
+    if not source.exists() and not cache.is_file():
         raise TrainingError(
             f'{setting} = "{source}" does not exist: fetch MP-20 with `crystorus data get mp-20`, '
             f"or give {setting}=… a file of crystals"
         )
-    return build_store(source, cache, n_workers=min(4, os.cpu_count() or 1))
+    return open_or_build(source, cache, n_workers=min(4, os.cpu_count() or 1))
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
