@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from crystorus.data.store import CrystalStore
 from crystorus.diffusion.strain_process import fit_cell_statistics
 from crystorus.geometry import Crystals
-from crystorus.model.embedding import element_descriptors
+from crystorus.networks.embedding import element_descriptors
 
 
 def pattern(numbers: list[int]) -> tuple[int, ...]:

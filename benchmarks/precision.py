@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.crystal_model import CrystalModel, products_in
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import add_noise, draw_normals
 from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.lattice import to_coefficients
-from crystorus.system import CrystalModel, products_in
 
 
 def fields(prediction: Prediction) -> dict[str, torch.Tensor]:

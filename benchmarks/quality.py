@@ -24,13 +24,13 @@ from crystal_fidelity.matching import match_rate
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.generation.choosing import choose_crystals
-from crystorus.generation.quality import sampler_at
-from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel
+from crystorus.sample.choosing import choose_crystals
+from crystorus.sample.quality import sampler_at
+from crystorus.sample.workers import Crew, share_out
 
 if __package__ in (None, ""):
     from nearest_template import substitute

@@ -39,11 +39,11 @@ from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import add_noise
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel, build_model
 from crystorus.train.pieces import loss_by_pieces
 
 PAPER_CPU_ATOMS = 320

@@ -31,20 +31,20 @@ from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import MatchResult, match_rate, match_rate_best_of
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.algorithms import SamplerConfig, Start
-from crystorus.generation.guiding import (
+from crystorus.geometry import Crystals
+from crystorus.sample.guiding import (
     GUIDED_LEVEL,
     GUIDED_SAMPLER,
     Guidance,
     give_templates,
     phase_of,
 )
-from crystorus.generation.plan import make_requests
-from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel
+from crystorus.sample.plan import make_requests
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.templates.retrieval import Candidate, find_templates, substitute

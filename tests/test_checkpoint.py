@@ -21,9 +21,9 @@ from crystorus.checkpoint import (
     save_checkpoint,
 )
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import build_model
 from crystorus.data.files import file_digest
 from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.system import build_model
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crystorus import cli
-from crystorus.generation import api
+from crystorus.sample import api
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,7 +78,7 @@ def test_an_option_that_does_not_exist_would_be_noticed():
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
 def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
     import crystorus
-    from crystorus.generation.api import load
+    from crystorus.sample.api import load
 
     monkeypatch.setattr(crystorus, "load", load, raising=False)
     found = {}

@@ -1,4 +1,4 @@
-"""Write src/crystorus/model/elements.csv: chemical descriptors of the elements 1 to 118.
+"""Write src/crystorus/networks/elements.csv: chemical descriptors of the elements 1 to 118.
 
 Run `python tools/element_table.py` after a change; a test compares the file with the libraries.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from ase.data import covalent_radii
 from pymatgen.core import Element
 
-OUT = Path(__file__).parents[1] / "src/crystorus/model/elements.csv"
+OUT = Path(__file__).parents[1] / "src/crystorus/networks/elements.csv"
 LAST_KNOWN = 104  # beyond, no configuration is tabulated
 NOBLE_GASES = (2, 10, 18, 36, 54, 86)
 SHELLS = "1s 2s 2p 3s 3p 4s 3d 4p 5s 4d 5p 6s 4f 5d 6p 7s 5f 6d 7p".split()  # noqa: SIM905

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crystorus.diffusion.algorithms import SamplerConfig
-    from crystorus.generation.api import GeneratedCrystals, generate, load
     from crystorus.geometry.crystals import Crystals
+    from crystorus.sample.api import GeneratedCrystals, generate, load
 
 __all__ = ["Crystals", "GeneratedCrystals", "SamplerConfig", "generate", "load"]
 
 _HOMES = {
     "Crystals": "crystorus.geometry.crystals",
-    "GeneratedCrystals": "crystorus.generation.api",
+    "GeneratedCrystals": "crystorus.sample.api",
     "SamplerConfig": "crystorus.diffusion.algorithms",
-    "generate": "crystorus.generation.api",
-    "load": "crystorus.generation.api",
+    "generate": "crystorus.sample.api",
+    "load": "crystorus.sample.api",
 }
 
 

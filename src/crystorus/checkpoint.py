@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crystorus.config import ConfigError, config_from_dict, config_to_dict
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.data.files import file_digest, write_whole
 from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.model.denoiser import FieldDenoiser
-from crystorus.model.fieldnet import FieldNet
-from crystorus.model.judge import Judge
-from crystorus.system import CrystalModel, build_model
+from crystorus.networks.denoiser import FieldDenoiser
+from crystorus.networks.fieldnet import FieldNet
+from crystorus.networks.judge import Judge
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"

@@ -185,10 +185,10 @@ def hull(
 
     Writes campaign.db (ASE), table.csv, CIFs by composition, hull.svg, hull.png and report.html.
     """
-    from crystorus.generation.wanted import parse_units
     from crystorus.hull import command, orders
     from crystorus.hull.enumeration import Space
     from crystorus.hull.sampling import Sampling
+    from crystorus.sample.wanted import parse_units
 
     space = Space(
         system,

@@ -118,7 +118,7 @@ def sample(
 
     Writes crystals.extxyz, a CIF each (as made, and symmetrised), table.csv and run.json.
     """
-    from crystorus.generation.command import SampleOrder, carry_out
+    from crystorus.sample.command import SampleOrder, carry_out
 
     carry_out(
         SampleOrder(
@@ -180,8 +180,8 @@ def refine(
     Writes what `sample` writes; `origin` in the table says whether each is still the structure
     it was.
     """
-    from crystorus.generation.command import refine as carry_out
-    from crystorus.generation.refining import RefineOrder
+    from crystorus.sample.command import refine as carry_out
+    from crystorus.sample.refining import RefineOrder
 
     carry_out(
         RefineOrder(

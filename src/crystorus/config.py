@@ -17,8 +17,8 @@ from typing import Any, Literal
 from crystorus.diffusion.algorithms import Precision, SamplerConfig
 from crystorus.diffusion.log_lattice_process import LatticeSpace
 from crystorus.diffusion.torus_process import TorusTarget
-from crystorus.model.fieldnet import FieldNetConfig
-from crystorus.model.gemsnet import GemsNetConfig
+from crystorus.networks.fieldnet import FieldNetConfig
+from crystorus.networks.gemsnet import GemsNetConfig
 
 Preset = Literal["default", "paper"]
 

@@ -9,7 +9,7 @@ import pytest
 from ase.data import covalent_radii
 from pymatgen.core import Element
 
-TEXT = resources.files("crystorus.model").joinpath("elements.csv").read_text()
+TEXT = resources.files("crystorus.networks").joinpath("elements.csv").read_text()
 ROWS = list(csv.DictReader(line for line in TEXT.splitlines() if not line.startswith("#")))
 
 

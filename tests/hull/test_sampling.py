@@ -7,10 +7,10 @@ import torch
 from fake_model import FakeModel
 
 from crystorus.data.compositions import parse_formula
-from crystorus.generation.choosing import candidate_seed
-from crystorus.generation.errors import OutputError, RequestError
 from crystorus.hull import sampling as stage
 from crystorus.hull.sampling import Sampling, plan_sampling, sample
+from crystorus.sample.choosing import candidate_seed
+from crystorus.sample.errors import OutputError, RequestError
 
 
 @pytest.fixture(autouse=True)

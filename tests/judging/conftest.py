@@ -7,9 +7,9 @@ from tiny import TINY
 
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel, build_model
 
 SHORT = TINY | {"sampling": {"steps": 4}}
 

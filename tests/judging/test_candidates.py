@@ -9,11 +9,11 @@ from prototypes import perovskite, rocksalt, spinel
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.store import build_store
 from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.generation.workers import Crew
 from crystorus.geometry import Crystals
 from crystorus.geometry.symmetry import rotate
 from crystorus.judging import candidates
 from crystorus.judging.candidates import make_groups, make_part, matches
+from crystorus.sample.workers import Crew
 
 WALK = SamplerConfig("bridge", 2)
 

@@ -23,7 +23,7 @@ from crystorus.data.io import crystals_to_atoms
 from crystorus.geometry import Crystals
 from crystorus.judging import candidates, command
 from crystorus.judging.candidates import matches
-from crystorus.model.judge import Judge
+from crystorus.networks.judge import Judge
 
 
 def run(*words):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from judging.conftest import known
 
+from crystorus.crystal_model import CrystalModel
 from crystorus.geometry import Crystals
 from crystorus.judging.candidates import Group
 from crystorus.judging.errors import JudgingError
 from crystorus.judging.training import BY_ITSELF, Lessons, judging_loss, report, train_judge
-from crystorus.system import CrystalModel
 
 LESSONS = Lessons(epochs=12, learning_rate=3e-3, head_learning_rate=1e-2, bf16=False)
 CANDIDATES = 4

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.structures import ReadFailure
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.store import open_store
 from crystorus.reproduction import bench as bench_file
 from crystorus.reproduction import fidelity
@@ -20,7 +21,6 @@ from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.inputs import Sources, prepare
 from crystorus.reproduction.settings import load_budget, load_variants, merged
 from crystorus.reproduction.tables import variant_row
-from crystorus.system import CrystalModel
 from crystorus.train.module import TrainingModule
 
 torch.set_num_threads(1)

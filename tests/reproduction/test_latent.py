@@ -11,6 +11,7 @@ from groups import orthogonal, unimodular
 from prototypes import BUILDERS, all_prototypes, batch
 
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.data.io import crystals_to_structures, density
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
@@ -30,7 +31,6 @@ from crystorus.reproduction.latent import (
 )
 from crystorus.reproduction.probing import ProbeScore, ProbeStudy
 from crystorus.reproduction.records import from_json, to_json
-from crystorus.system import CrystalModel, build_model
 
 SMALL = {
     "default": {

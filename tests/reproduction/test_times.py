@@ -3,6 +3,7 @@
 import pytest
 
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import build_denoiser, build_diffusion
 from crystorus.data.store import open_store
 from crystorus.diffusion.strain_process import fit_cell_statistics
 from crystorus.reproduction import captions
@@ -10,7 +11,6 @@ from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.inputs import Sources, prepare
 from crystorus.reproduction.settings import load_budget
 from crystorus.reproduction.times import amounts, times_study
-from crystorus.system import build_denoiser, build_diffusion
 
 HOUR = 3600
 

@@ -6,9 +6,9 @@ import torch
 from groups import orthogonal, unimodular
 from prototypes import all_prototypes, fcc, rocksalt, zincblende
 
+from crystorus.crystal_model import in_reduced_cell
 from crystorus.geometry import Crystals
 from crystorus.geometry.reduction import inverse_change
-from crystorus.system import in_reduced_cell
 from crystorus.templates.surroundings import (
     NEIGHBOURS,
     REACH,

@@ -6,9 +6,9 @@ from prototypes import all_prototypes
 from runs import NETWORKS, config, outcome, same
 
 from crystorus.config import config_from_dict
+from crystorus.crystal_model import build_model
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-from crystorus.system import build_model
 from crystorus.train import train
 from crystorus.train.pieces import loss_by_pieces
 

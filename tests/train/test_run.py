@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from crystorus.checkpoint import load_checkpoint, read_card
 from crystorus.config import config_to_dict, load_config
+from crystorus.crystal_model import build_model
 from crystorus.data.batching import plan_batches
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import training_losses
 from crystorus.diffusion.strain_process import fit_cell_statistics
-from crystorus.system import build_model
 from crystorus.train import TrainingError, pieces, train
 from crystorus.train.callbacks import Keeper
 from crystorus.train.folder import read_state

@@ -13,7 +13,6 @@ from ase import Atoms
 from crystorus.data.arrays import CrystalArrays, ReadingError, niggli_reduce
 from crystorus.data.preparing import crystal_of
 from crystorus.data.reading import clean_name, read_records
-from crystorus.generation.folder import CRYSTALS, TABLE
 from crystorus.hull.matching import NEAR, Gallery
 from crystorus.hull.screening import ScreenLimits, screen
 from crystorus.hull.state import (
@@ -25,6 +24,7 @@ from crystorus.hull.state import (
     Original,
     Provenance,
 )
+from crystorus.sample.folder import CRYSTALS, TABLE
 
 _PER_COMMIT = 50
 

@@ -9,9 +9,6 @@ from typing import Any
 
 from crystorus.data.compositions import symbol_of
 from crystorus.data.files import write_whole
-from crystorus.generation.disk import disk_errors
-from crystorus.generation.folder import TRAJECTORIES
-from crystorus.generation.run import program_versions
 from crystorus.hull.assessing import Ranking, assess, candidate_elements
 from crystorus.hull.calculators import energy_level, load_calculator
 from crystorus.hull.candidates import generated_structures, import_originals, structures_of
@@ -45,6 +42,9 @@ from crystorus.hull.state import (
     remove_campaign,
 )
 from crystorus.hull.workers import Workers, check_workers
+from crystorus.sample.disk import disk_errors
+from crystorus.sample.folder import TRAJECTORIES
+from crystorus.sample.run import program_versions
 from crystorus.terminal import say, tell_of_versions
 
 COMPOSITIONS = "compositions.csv"

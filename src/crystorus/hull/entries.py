@@ -8,7 +8,6 @@ import typer
 
 from crystorus.data.compositions import symbol_of
 from crystorus.data.files import write_whole
-from crystorus.generation.disk import disk_errors
 from crystorus.hull.enumeration import check_system
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.novelty import reduced_formula_of
@@ -23,6 +22,7 @@ from crystorus.hull.references import (
     read_entries,
     read_sources,
 )
+from crystorus.sample.disk import disk_errors
 
 _COLUMNS = ("rank", "name", "formula", "e_above_hull", "formation_energy", "energy_per_atom")
 _SHOWN = 25

@@ -11,8 +11,8 @@ import torch
 from crystorus.data.files import write_whole
 from crystorus.data.io import crystals_from_atoms
 from crystorus.data.writing import cif_text, symmetrised_cif_text
-from crystorus.generation.disk import disk_errors
 from crystorus.hull.assessing import RankedPhase, Ranking
+from crystorus.sample.disk import disk_errors
 
 TABLE = "table.csv"
 SUMMARY = "summary.json"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition, Element
 
-from crystorus.generation.disk import disk_errors
 from crystorus.hull.assessing import RankedPhase, Ranking
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.novelty import reduced_formula_of
 from crystorus.hull.ranking import ON_HULL, Hull, Phase
+from crystorus.sample.disk import disk_errors
 
 SHOWN_EV = 0.5  # eV/atom above hull; higher candidates are left out of triangles and tetrahedra
 FULL_COLOUR = 0.2  # eV/atom above hull at which the colour scale ends

@@ -15,12 +15,12 @@ from ase.data import atomic_numbers, covalent_radii
 from pymatgen.core import Composition, Element
 
 from crystorus.data.files import write_whole
-from crystorus.generation.disk import disk_errors
 from crystorus.hull.assessing import RankedPhase, Ranking
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.novelty import reduced_formula_of
 from crystorus.hull.outputs import table_rows
 from crystorus.hull.ranking import ON_HULL
+from crystorus.sample.disk import disk_errors
 
 MAX_STRUCTURES = 400  # of candidates, the best first; a report stays below a few MB
 FILMS = 8

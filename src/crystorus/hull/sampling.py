@@ -8,21 +8,21 @@ from typing import Any
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
 from crystorus.data.files import file_digest
-from crystorus.generation.choosing import check_candidates, check_choice
-from crystorus.generation.command import (
+from crystorus.hull.errors import SpaceError
+from crystorus.sample.choosing import check_candidates, check_choice
+from crystorus.sample.command import (
     SampleOrder,
     check_device,
     own_sampler,
     sampler_of,
     with_templates,
 )
-from crystorus.generation.folder import RunFolder
-from crystorus.generation.guiding import StartName
-from crystorus.generation.plan import Request, check_requests, make_requests
-from crystorus.generation.quality import Quality
-from crystorus.generation.run import Job, Progress, program_versions, run_settings, sample_to_folder
-from crystorus.generation.walks import Model
-from crystorus.hull.errors import SpaceError
+from crystorus.sample.folder import RunFolder
+from crystorus.sample.guiding import StartName
+from crystorus.sample.plan import Request, check_requests, make_requests
+from crystorus.sample.quality import Quality
+from crystorus.sample.run import Job, Progress, program_versions, run_settings, sample_to_folder
+from crystorus.sample.walks import Model
 
 FOLDER = "generated"
 

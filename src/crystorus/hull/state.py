@@ -22,10 +22,10 @@ import ase.db
 from ase import Atoms
 from ase.db.row import AtomsRow
 
-from crystorus.generation.disk import disk_errors, lock_folder
-from crystorus.generation.errors import OutputError
 from crystorus.hull.errors import CampaignError
 from crystorus.hull.relaxation import USABLE, RelaxOutcome
+from crystorus.sample.disk import disk_errors, lock_folder
+from crystorus.sample.errors import OutputError
 
 DATABASE = "campaign.db"
 FORMAT = 2

@@ -14,17 +14,17 @@ from jaxtyping import Bool
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from torch import Tensor
 
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.files import write_whole
 from crystorus.data.io import crystals_to_structures
 from crystorus.data.store import CrystalStore
 from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.generation.choosing import candidate_seed
-from crystorus.generation.plan import crystal_seed
-from crystorus.generation.texts import valid_crystals
-from crystorus.generation.workers import Crew, share_out
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel
+from crystorus.sample.choosing import candidate_seed
+from crystorus.sample.plan import crystal_seed
+from crystorus.sample.texts import valid_crystals
+from crystorus.sample.workers import Crew, share_out
 
 PART = 64
 """Compositions per part."""

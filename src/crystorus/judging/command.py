@@ -11,17 +11,17 @@ import numpy as np
 import typer
 
 from crystorus.checkpoint import CARD, SHIPPED, WEIGHTS, load_checkpoint, save_judge
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.files import write_whole
 from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.diffusion.algorithms import Precision
-from crystorus.generation.quality import sampler_at
-from crystorus.generation.workers import Crew
 from crystorus.judging.candidates import Group, make_groups
 from crystorus.judging.errors import JudgingError
 from crystorus.judging.training import Lessons, Report, network_of, train_judge
-from crystorus.model.judge import Judge
-from crystorus.model.precision import has_fast_bf16
-from crystorus.system import CrystalModel
+from crystorus.networks.judge import Judge
+from crystorus.networks.precision import has_fast_bf16
+from crystorus.sample.quality import sampler_at
+from crystorus.sample.workers import Crew
 from crystorus.terminal import bar, say
 
 JUDGED, CANDIDATES, SETTINGS, CACHE = "judged", "candidates", "judging.json", "data.store"

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crystorus.crystal_model import CrystalModel
 from crystorus.diffusion.algorithms import Diffusion, add_noise
 from crystorus.geometry import Crystals
 from crystorus.judging.candidates import Group
 from crystorus.judging.errors import JudgingError
-from crystorus.model.denoiser import FieldDenoiser
-from crystorus.model.fieldnet import FieldNet
-from crystorus.model.judge import Judge
-from crystorus.system import CrystalModel
+from crystorus.networks.denoiser import FieldDenoiser
+from crystorus.networks.fieldnet import FieldNet
+from crystorus.networks.judge import Judge
 
 LEVEL = 0.1
 """Share of T that the network is told of, and that crystals are noised to while it learns."""

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 import typer
 
 from crystorus.checkpoint import read_card
-from crystorus.generation.command import check_device
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.errors import PaperError
@@ -31,6 +30,7 @@ from crystorus.reproduction.tables import (
     systems_table,
 )
 from crystorus.reproduction.times import times_study
+from crystorus.sample.command import check_device
 from crystorus.terminal import say
 
 Experiment = Literal[

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from pymatgen.core import Element
 from torch import Tensor
 
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.noise import CrystalNoise
 from crystorus.geometry import Crystals
-from crystorus.model.embedding import element_descriptors
+from crystorus.networks.embedding import element_descriptors
 from crystorus.reproduction.probing import Array, standardised
-from crystorus.system import CrystalModel, build_model
 
 ANION_GROUPS = {
     "oxide": ("O",),

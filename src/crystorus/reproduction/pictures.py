@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.crystal_model import CrystalModel
 from crystorus.data.arrays import ReadingError
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_from_atoms, density
@@ -25,7 +26,6 @@ from crystorus.reproduction.probing import FOLDS, probe
 from crystorus.reproduction.records import to_json
 from crystorus.reproduction.settings import Tree, load_variants
 from crystorus.reproduction.tables import BASES, sample_checkpoint
-from crystorus.system import CrystalModel
 
 ENERGY = "formation_energy_per_atom"
 """Column of MP-20 with what the probe predicts, eV/atom."""

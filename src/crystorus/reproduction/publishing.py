@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from crystorus.data.files import write_whole
-from crystorus.generation.disk import disk_errors
 from crystorus.reproduction import captions, markdown, verdicts
 from crystorus.reproduction.drawing import Gallery, draw_gallery
 from crystorus.reproduction.errors import PaperError
@@ -25,6 +24,7 @@ from crystorus.reproduction.plots import draw_distribution, draw_noise, draw_siz
 from crystorus.reproduction.probing import ProbeStudy
 from crystorus.reproduction.records import from_json
 from crystorus.reproduction.settings import Tree
+from crystorus.sample.disk import disk_errors
 
 PAGE, FOLDER = "paper.md", "paper"
 TEMPLATE = "page.md"

@@ -9,6 +9,7 @@ import torch
 
 from crystorus.checkpoint import SHIPPED
 from crystorus.config import Preset
+from crystorus.crystal_model import build_diffusion
 from crystorus.data.files import file_digest, write_whole
 from crystorus.data.store import open_store
 from crystorus.data.writing import write_extxyz
@@ -20,7 +21,6 @@ from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.inputs import choose
 from crystorus.reproduction.settings import Tree, load_variants, variant_config
 from crystorus.reproduction.tables import BASES, sample_checkpoint
-from crystorus.system import build_diffusion
 
 NOISE_SEED = 0
 PRESETS: tuple[Preset, ...] = get_args(Preset)

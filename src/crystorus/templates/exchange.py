@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from crystorus.model.embedding import N_ELEMENTS, element_descriptors
+from crystorus.networks.embedding import N_ELEMENTS, element_descriptors
 from crystorus.templates.surroundings import Surroundings, difference
 
 SAME_PROTOTYPE = 0.06

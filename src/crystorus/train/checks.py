@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 from crystorus.config import Config
+from crystorus.crystal_model import build_diffusion
 from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.system import build_diffusion
 from crystorus.train.errors import TrainingError
 
 _LAYERS = ("before_skip", "after_skip", "concat", "atom_layers")  # residual: none is a choice

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from crystorus.config import TrainingConfig
+from crystorus.crystal_model import CrystalModel, products_in
 from crystorus.diffusion.algorithms import Losses, training_losses
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel, products_in
 from crystorus.train.errors import TrainingError
 from crystorus.train.optimizers import build_optimizer
 from crystorus.train.pieces import loss_by_pieces

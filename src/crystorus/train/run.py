@@ -15,11 +15,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crystorus.checkpoint import load_checkpoint
 from crystorus.config import Config
+from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset
 from crystorus.data.store import CrystalStore
 from crystorus.diffusion.strain_process import fit_cell_statistics
 from crystorus.geometry import Crystals
-from crystorus.system import CrystalModel, build_model
 from crystorus.train.averaging import Averaging
 from crystorus.train.callbacks import Conductor, Evaluation, Keeper, StopSignal, TrainingLog
 from crystorus.train.card import describe_origin

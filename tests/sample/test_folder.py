@@ -1,0 +1,305 @@
+import csv
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+from fake_model import FakeModel
+
+from crystorus.data.compositions import Composition
+from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.sample import disk
+from crystorus.sample.errors import GenerationError, OutputError
+from crystorus.sample.folder import RunFolder
+from crystorus.sample.plan import make_requests
+from crystorus.sample.run import Job, run_settings, sample_to_folder
+
+LIFEO2 = Composition.of((3, 26, 8, 8))
+SRTIO3 = Composition.of((38, 38, 22, 22) + (8,) * 6)
+OXYGEN = Composition.of((8, 8))
+
+
+def job_of(n=4, seed=0, **changes):
+    requests = make_requests([SRTIO3, OXYGEN, LIFEO2], n=n, seed=seed)
+    return Job(requests, SamplerConfig(steps=2), **changes)
+
+
+def run(path, model=None, job=None, seed=0, batch_atoms=16, **how):
+    job = job or job_of(seed=seed)
+    settings = run_settings(job, seed=seed, checkpoint="0" * 64)
+    with RunFolder(path, settings, versions={"crystorus": "1"}, **how) as opened:
+        return sample_to_folder(model or FakeModel(), job, opened, batch_atoms=batch_atoms)
+
+
+def contents(path):
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_one_index_names_the_same_crystal_in_every_file(tmp_path):
+    summary = run(tmp_path / "out")
+    frames = ase.io.read(tmp_path / "out/crystals.extxyz", ":")
+    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
+    assert summary.made == len(frames) == len(rows) == 12
+    for index, (frame, row) in enumerate(zip(frames, rows, strict=True)):
+        assert frame.info["index"] == int(row["index"]) == index
+        cif = ase.io.read(tmp_path / "out" / row["cif"])
+        assert row["cif"].startswith(f"cif/{index:05d}-")
+        assert sorted(cif.numbers) == sorted(frame.numbers)
+        assert cif.get_volume() == pytest.approx(frame.get_volume(), rel=1e-6)
+        assert float(row["volume"]) == pytest.approx(frame.get_volume(), abs=1e-3)
+        nearest = [d for d in frame.get_all_distances(mic=True).flat if d > 0]
+        assert float(row["least_distance"]) <= min(nearest) + 1e-3
+        symmetrised = ase.io.read(tmp_path / "out" / row["cif_symmetrised"])
+        assert row["valid"] in ("True", "False")
+        assert int(row["seed"]) == frame.info["seed"]
+        assert symmetrised.symbols.formula.reduce()[0] == frame.symbols.formula.reduce()[0]
+
+
+def test_the_composition_written_is_the_one_asked_for(tmp_path):
+    run(tmp_path / "out")
+    for frame in ase.io.read(tmp_path / "out/crystals.extxyz", ":"):
+        expected, units = {"LiFeO2": ("LiFeO2", 1), "SrTiO3": ("Sr2Ti2O6", 2), "O": ("O2", 2)}[
+            frame.info["formula"]
+        ]
+        assert frame.info["formula_units"] == units
+        assert frame.symbols.formula.count() == ase.formula.Formula(expected).count()
+
+
+def test_a_model_that_changes_a_composition_is_stopped_before_anything_is_written(tmp_path):
+    class Cheat(FakeModel):
+        def sample(self, atomic_numbers, n_atoms, **rest):
+            return super().sample(torch.full_like(atomic_numbers, 1), n_atoms, **rest)
+
+    with pytest.raises(GenerationError, match="changed a composition"):
+        run(tmp_path / "out", Cheat())
+    assert not list((tmp_path / "out").rglob("*.cif"))
+
+
+def test_the_symmetrised_file_names_its_tolerance(tmp_path):
+    run(tmp_path / "out", job=job_of(symprec=0.25))
+    for file in (tmp_path / "out/cif-symmetrised").iterdir():
+        assert "0.25 Å" in file.read_text()
+
+
+def test_batch_size_changes_nothing(tmp_path):
+    run(tmp_path / "a", batch_atoms=1)
+    run(tmp_path / "b", batch_atoms=40)
+    run(tmp_path / "c", FakeModel(memory_atoms=12), batch_atoms=40)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+
+
+def test_another_seed_gives_other_crystals(tmp_path):
+    run(tmp_path / "a", seed=0)
+    run(tmp_path / "b", seed=1)
+    first, second = (contents(tmp_path / name)["crystals.extxyz"] for name in "ab")
+    assert first != second
+
+
+@pytest.mark.parametrize("broken_at", [0, 1, 3])
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, broken_at):
+    run(tmp_path / "whole")
+    model = FakeModel(failure=KeyboardInterrupt(), failing_batch=broken_at)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", model)
+    made = sum(model.batches)
+    assert len(list(csv.DictReader((tmp_path / "out/table.csv").open()))) == made
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "interrupted"
+    summary = run(tmp_path / "out")
+    assert (summary.kept, summary.made) == (made, 12 - made)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_made_again(tmp_path):
+    run(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    model = FakeModel()
+    summary = run(tmp_path / "out", model)
+    assert (summary.made, summary.kept, model.batches) == (0, 12, [])
+    assert len(summary.rows) == 12
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "its seed is 0, yours is 1"),
+        ({"job": job_of(n=5)}, "its crystals is 12, yours is 15"),
+        ({"job": job_of(symprec=0.01)}, "symprec_angstrom is 0.1, yours is 0.01"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, change, words):
+    run(tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match=words) as caught:
+        run(tmp_path / "out", **change)
+    assert "--out" in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwrite_replaces_another_run_and_nothing_else(tmp_path):
+    run(tmp_path / "out", seed=1)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    run(tmp_path / "out", job=job_of(n=1), overwrite=True)
+    run(tmp_path / "fresh", job=job_of(n=1))
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
+
+
+def test_files_of_unknown_origin_are_refused(tmp_path):
+    (tmp_path / "table.csv").write_text("precious")
+    with pytest.raises(OutputError, match=r"already holds table\.csv of unknown origin"):
+        run(tmp_path)
+    assert contents(tmp_path) == {"table.csv": b"precious"}
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match=r"out.*choose another --out"):
+        run(tmp_path / "out")
+
+
+def test_two_runs_cannot_write_one_folder_at_once(tmp_path):
+    settings = run_settings(job_of(), seed=0, checkpoint="0" * 64)
+    with RunFolder(tmp_path, settings), pytest.raises(OutputError, match="by another run"):
+        RunFolder(tmp_path, settings)
+    RunFolder(tmp_path, settings).__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("survives", [0, 3, 8, 20])
+def test_a_full_disk_is_one_message_and_loses_nothing_finished(tmp_path, monkeypatch, survives):
+    run(tmp_path / "whole")
+    written = 0
+
+    def fsync(descriptor):
+        nonlocal written
+        written += 1
+        if written > survives:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(disk.os, "fsync", fsync)
+        with pytest.raises(OutputError, match=r"no space left.*make room.*kept"):
+            run(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    run(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_crystal_that_is_not_finite_keeps_its_line_and_has_no_files(tmp_path):
+    class Broken(FakeModel):
+        def _crystal(self, numbers, seed):
+            crystal = super()._crystal(numbers, seed)
+            if len(numbers) == 2:
+                crystal.lattice[:] = float("nan")
+            return crystal
+
+    summary = run(tmp_path / "out", Broken())
+    lost = [row for row in summary.rows if row["formula"] == "O"]
+    assert [(row["valid"], row["cif"], row["volume"]) for row in lost] == [("False", "", "")] * 4
+    assert len(ase.io.read(tmp_path / "out/crystals.extxyz", ":")) == 8
+    assert [row["index"] for row in summary.rows] == [str(i) for i in range(12)]
+
+
+def test_every_step_is_kept_when_asked_for(tmp_path):
+    run(tmp_path / "out", FakeModel(memory_atoms=12), job=job_of(keep_trajectory=True))
+    files = sorted((tmp_path / "out/trajectories").iterdir())
+    last = ase.io.read(tmp_path / "out/crystals.extxyz", ":")
+    assert [int(file.name.split("-")[0]) for file in files] == list(range(12))
+    for file, crystal in zip(files, last, strict=True):
+        steps = ase.io.read(file, ":")
+        assert len(steps) == 2
+        assert (steps[-1].numbers == crystal.numbers).all()
+        assert steps[-1].positions == pytest.approx(crystal.positions)
+
+
+def test_names_sort_like_their_indices_beyond_a_hundred_thousand():
+    request = make_requests([OXYGEN])[0]
+    from crystorus.sample.texts import file_stem
+
+    assert file_stem(request, 12) == "00000-O"
+    assert file_stem(request, 1_000_001) == "0000000-O"
+
+
+FORKING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from fake_model import FakeModel
+from test_folder import job_of, run
+job = job_of(n=20, keep_trajectory=True)
+for _ in sys.stdin:  # every line starts one run; importing torch once is enough
+    pid = os.fork()
+    if pid == 0:
+        run(Path(sys.argv[2]), FakeModel(step_s=0.002), job=job)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "out"
+    run(path, job=job_of(n=20, keep_trajectory=True))
+    return contents(path)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tmp_path, uninterrupted, seed):
+    """SIGKILL at random instants; what was finished before is there after."""
+    when, kept, kills = random.Random(seed), 0, 0
+    starter = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(Path(__file__).parent), str(tmp_path / "out")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    with starter:
+        for _ in range(10):
+            print("start", file=starter.stdin, flush=True)
+            child = int(starter.stdout.readline())
+            wait_for_parts(tmp_path / "out", more=when.randrange(6))
+            time.sleep(when.uniform(0.0, 0.02))
+            os.kill(child, signal.SIGKILL)
+            killed = int(starter.stdout.readline()) == signal.SIGKILL
+            kills += killed
+            now = finished_crystals(tmp_path / "out")
+            assert now >= kept
+            kept = now
+            if not killed:
+                break
+        starter.stdin.close()
+    assert kills >= 3
+    assert kept > 0
+    run(tmp_path / "out", job=job_of(n=20, keep_trajectory=True))
+    assert contents(tmp_path / "out") == uninterrupted
+
+
+def wait_for_parts(path, more):
+    """Wait until that many more batches are finished, or the run is complete."""
+    deadline = time.monotonic() + 300
+    before = len(list(path.glob(".parts/*.json")))
+    while 0 <= len(list(path.glob(".parts/*.json"))) - before < more:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def finished_crystals(path):
+    if (path / "run.json").exists() and json.loads((path / "run.json").read_text())[
+        "status"
+    ] == "complete":
+        return 60
+    return sum(len(json.loads(part.read_text())) for part in path.glob(".parts/*.json"))
