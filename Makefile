@@ -8,7 +8,7 @@ FORMULA ?= LiFeO2
 .PHONY: crystals test slow lint format clean
 
 crystals: $(BIN)/python
-	$(PIP) install -c constraints.txt .
+	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
 
 test: $(BIN)/python

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 
 from crystal_fidelity.featurizers import FeatureSet, Identity, save_features
-from crystal_fidelity.files import whole_file
+from crystal_fidelity.files import (
+    FileError,
+    atomic_path,
+    disk_errors,
+    file_digest,
+    remove_asides,
+    write_atomic,
+)
 from crystal_fidelity.html import write_plots
 from crystal_fidelity.report import write_json
 
@@ -18,8 +26,8 @@ def test_a_writer_killed_half_way_leaves_what_was_there(tmp_path):
     target.write_text("old")
     program = (
         "import os, signal, sys\n"
-        "from crystal_fidelity.files import whole_file\n"
-        "with whole_file(sys.argv[1]) as file:\n"
+        "from crystal_fidelity.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as file:\n"
         "    file.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -43,7 +51,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(RuntimeError, match="half-way"):
         save_features(tmp_path / "a.npz", FeatureSet(np.ones((2, 2)), ("a", "b"), identity))
-    with contextlib.suppress(RuntimeError), whole_file(tmp_path / "a") as file:
+    with contextlib.suppress(RuntimeError), atomic_path(tmp_path / "a") as file:
         file.write_text("half")
         fail()
     assert list(tmp_path.iterdir()) == []
@@ -67,3 +75,45 @@ def test_pipes_are_written_to(tmp_path):
         write_json(pipe, {"a": 1})
         assert '"a": 1' in reader.communicate(timeout=10)[0]
     assert not pipe.is_file()
+
+
+def test_text_and_bytes_are_written_as_they_are(tmp_path):
+    write_atomic(tmp_path / "a", "Å\r\n")
+    assert (tmp_path / "a").read_bytes() == "Å\r\n".encode()
+    write_atomic(tmp_path / "a", b"abc")
+    assert file_digest(tmp_path / "a").startswith("ba7816bf")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_two_writers_never_share_the_file_aside(tmp_path):
+    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+    (tmp_path / ".a.1-abc.part").write_text("of a writer that was killed")
+    remove_asides(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(FileError, match=r"no space left for .*a \(.* MiB free\): make room"),
+        disk_errors(tmp_path / "a"),
+    ):
+        write_atomic(tmp_path / "a", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    with (
+        pytest.raises(FileError, match=r"cannot write .*missing.*No such file.*choose another"),
+        disk_errors(tmp_path / "missing"),
+    ):
+        write_atomic(tmp_path / "missing" / "a", "new")

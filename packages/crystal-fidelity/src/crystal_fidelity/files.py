@@ -1,32 +1,114 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, their digests, and what a full disk means."""
 
+import errno
 import hashlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from crystal_fidelity.errors import FidelityError
+
+_ASIDE = ".part"
+
+
+class FileError(FidelityError):
+    """A file or folder that cannot be written."""
+
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path to write to; it takes the place of `path` when the block ends without error.
 
-    Whoever is killed half-way leaves the old file, or none. What is no regular file (a pipe, a
-    terminal) is written to directly.
+    A process that is killed in the middle leaves the old file, or none. The yielded name is
+    hidden, ends in `.part` and is of this process alone, so that two writers never share it.
+    A pipe or a device is written to directly; a link is kept and its target replaced.
+
+    Args:
+        path: The file to replace; its folder must exist.
+
+    Yields:
+        The path to write. Tell writers that choose a format by the suffix which one is meant.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
         yield target
         return
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(3)}{_ASIDE}")
     try:
-        yield part
-        part.replace(target)
+        yield aside
+        # On disk before it has its name: otherwise a power cut could leave an empty file.
+        _sync(aside)
+        aside.replace(target)
+        if os.name == "posix":
+            _sync(target.parent)
     finally:
-        part.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+
+
+whole_file = atomic_path
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that it is either complete and on disk, or as it was before.
+
+    Args:
+        path: The file; its folder must exist.
+        content: All of it; text is written as UTF-8 with the line ends it has.
+    """
+    with atomic_path(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_asides(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder; call it when no other one writes."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        aside.unlink(missing_ok=True)
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(path: str | Path, *, remedy: str = "choose another path") -> Iterator[None]:
+    """Say what an operating-system error inside the block means for `path`.
+
+    Args:
+        path: The file or folder being written.
+        remedy: What to do when the path itself is the problem.
+
+    Raises:
+        FileError: For any OSError inside the block; a full disk is told with its free space.
+    """
+    path = Path(path)
+    try:
+        yield
+    except FidelityError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FileError(
+                f"no space left for {path} ({_free_mib(path)}): make room and run the same "
+                "command again; finished work is kept"
+            ) from error
+        raise FileError(
+            f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}"
+        ) from error
+
+
+def _free_mib(path: Path) -> str:
+    there = next((p for p in (path, *path.parents) if p.exists()), Path())
+    return f"{shutil.disk_usage(there).free / 2**20:.1f} MiB free"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,9 @@
+"""What a user can cause, each told in one sentence: the value, the limit and the remedy."""
+
+
+class FidelityError(Exception):
+    """Base of every error that this package raises for its users."""
+
+
+class ReadingError(FidelityError, ValueError):
+    """A file or folder of structures that cannot be used as a whole."""
