@@ -1,0 +1,255 @@
+"""Options of `crystorus sample` and `crystorus refine`, written here and nowhere else.
+
+The command line, `crystorus.generate`, `crystorus.refine` and the saved settings are made from these
+fields. Nothing heavy is imported, so that a wrong value is answered at once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from crystorus.sample.errors import RequestError
+
+SamplerName = Literal["bridge", "ode", "paper"]
+Quality = Literal["fast", "default", "best"]
+Precision = Literal["fp32", "bf16", "auto"]
+StartName = Literal["noise", "templates", "both"]
+
+MAX_CANDIDATES = 1000
+TEMPLATE_LEVEL = 0.2
+"""Fraction of the noise levels that sampling from a template goes back to."""
+
+_WHAT, _HOW = Group("What", sort_key=1), Group("Sampling", sort_key=2)
+_START, _FILES = Group("Start", sort_key=3), Group("Files", sort_key=4)
+
+
+def parse_units(text: str) -> tuple[int, ...]:
+    """Read comma-separated numbers of formula units, as in "1,2,4".
+
+    Raises:
+        RequestError: If they are no whole numbers from 1 up.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not (part.isdecimal() and int(part) > 0)]
+    if wrong:
+        raise RequestError(
+            f"--z {text} has {wrong[0]!r} formula units: give whole numbers from 1 up, as in 1,2,4"
+        )
+    return tuple(map(int, parts))
+
+
+def check_option(name: str, value: float, low: float, high: float, remedy: str) -> None:
+    """Refuse a number outside [low, high], NaN included.
+
+    Raises:
+        RequestError: With the option's name, its value and the remedy.
+    """
+    if not low <= value <= high:
+        raise RequestError(f"--{name.replace('_', '-')} is {value:g}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What sampling and refining have in common."""
+
+    n: int = 1
+    """Crystals per composition or structure."""
+    seed: int = 0
+    """Same seed, same crystals."""
+    large: Annotated[bool, Parameter(group=_WHAT)] = False
+    """Allow cells with more atoms than any training crystal."""
+    checkpoint: Annotated[Path | None, Parameter(group=_HOW)] = None
+    """Folder of a trained model; without it the shipped one."""
+    device: Annotated[str, Parameter(group=_HOW)] = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    batch_atoms: Annotated[int | None, Parameter(group=_HOW)] = None
+    """Atoms per batch, which changes speed only; without it 1024, fewer where a batch would take
+    long, so that finished crystals are written often."""
+    workers: Annotated[int, Parameter(group=_HOW)] = 1
+    """Processes that sample; as many as cores is fastest."""
+    scheduler: Annotated[str, Parameter(group=_HOW)] = ""
+    """Address of a Dask scheduler whose workers sample."""
+    out: Annotated[Path | None, Parameter(group=_FILES)] = None
+    """Folder of the run, where an interrupted run is resumed; without it named after what is asked
+    for, such as out/LiFeO2."""
+    symprec: Annotated[float, Parameter(group=_FILES)] = 0.1
+    """Symmetry tolerance in Å."""
+    overwrite: Annotated[bool, Parameter(group=_FILES)] = False
+    """Replace another run in the folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense.
+
+        Raises:
+            RequestError: With the value, the limit and the remedy.
+        """
+        if self.n < 1:
+            raise RequestError(f"{self.n} crystals each were asked for (--n): ask for 1 or more")
+        if self.seed < 0:
+            raise RequestError(f"the seed is {self.seed}: give a whole number from 0 up")
+        if not 0 < self.symprec < math.inf:
+            raise RequestError(f"--symprec is {self.symprec:g} Å: give a length above 0, as in 0.1")
+        if self.batch_atoms is not None:
+            check_option("batch_atoms", self.batch_atoms, 1, math.inf, "give 1 or more")
+        check_option("workers", self.workers, 1, math.inf, "give 1 process or more")
+        if self.workers > 1 and self.device != "cpu":
+            raise RequestError(f"--workers {self.workers} is for --device cpu: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(RunOptions):
+    """What `crystorus sample` is asked for, and how it is to be made."""
+
+    z: Annotated[
+        tuple[int, ...],
+        Parameter(
+            converter=lambda _, tokens: ",".join(token.value for token in tokens),
+            n_tokens=1,
+            consume_multiple=False,
+            show_default=lambda z: ",".join(map(str, z)),
+        ),
+    ] = (1,)
+    """Formula units per cell, as in 1,2,4."""
+    like: Annotated[Path | None, Parameter(group=_WHAT)] = None
+    """Take the composition of every structure of this file or folder: CIF, CSV, extxyz, …"""
+    system: Annotated[str | None, Parameter(group=_WHAT)] = None
+    """Take every composition of a chemical system, such as Li-Fe-O."""
+    max_atoms: Annotated[int | None, Parameter(group=_WHAT)] = None
+    """Most atoms per cell of --system."""
+    quality: Annotated[Quality | None, Parameter(group=_HOW)] = None
+    """fast takes 12 steps from noise, best 120, default the checkpoint's number; it stands for a
+    sampler with its settings."""
+    candidates: Annotated[int, Parameter(group=_HOW)] = 1
+    """Sampling runs from noise per crystal, of which the most probable crystal is kept."""
+    sampler: Annotated[SamplerName | None, Parameter(group=_HOW)] = None
+    """How noise is removed; without it the checkpoint's way."""
+    steps: Annotated[int | None, Parameter(group=_HOW)] = None
+    """Denoising steps; without it the checkpoint's number."""
+    anti_annealing: Annotated[float | None, Parameter(group=_HOW)] = None
+    """Extra drift at low noise; without it the checkpoint's."""
+    precision: Annotated[Precision | None, Parameter(group=_HOW)] = None
+    """Of the network's products, fp32 without it; auto is bf16 where that is fast."""
+    start: Annotated[StartName | None, Parameter(group=_START)] = None
+    """Begin at noise, at known crystals with other elements (templates), or half at each; without
+    it templates if there is a --library, else noise."""
+    library: Annotated[Path | None, Parameter(group=_START)] = None
+    """Known crystals, from `crystorus templates build`; for templates without it the AFLOW
+    prototypes."""
+    level: Annotated[float | None, Parameter(group=_START)] = None
+    """Fraction of the noise levels to go back to from a template, 0 to 1; 0.2 without it."""
+    noised: Annotated[bool, Parameter(group=_START)] = False
+    """Add the noise of that level, which breaks the template's symmetry."""
+    new_only: Annotated[bool, Parameter(group=_START)] = False
+    """Leave out crystals that the library has at this composition."""
+    keep_trajectory: Annotated[bool, Parameter(group=_FILES)] = False
+    """Write every denoising step too."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense and options that contradict each other.
+
+        Raises:
+            RequestError: With the option, its value or limit, and the remedy.
+        """
+        super().__post_init__()
+        if isinstance(self.z, str):
+            object.__setattr__(self, "z", parse_units(self.z))
+        elif not isinstance(self.z, tuple):
+            several = self.z if isinstance(self.z, Sequence) else (self.z,)
+            object.__setattr__(self, "z", parse_units(",".join(map(str, several))))
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise RequestError(
+                f"{self.candidates} candidates per crystal were asked for: give 1 to "
+                f"{MAX_CANDIDATES}"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise RequestError(f"{self.steps} steps were asked for: give 1 or more")
+        if self.anti_annealing is not None and not math.isfinite(self.anti_annealing):
+            raise RequestError(f"--anti-annealing is {self.anti_annealing}: give a finite number")
+        if self.quality is not None and self.names_a_sampler:
+            raise RequestError(
+                f"--quality {self.quality} is a sampler with its steps: leave it out, or "
+                "--sampler, --steps and --anti-annealing"
+            )
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self.start_from == "noise":
+            if self.new_only and self.library is None:
+                raise RequestError(
+                    "--new-only has nothing to compare with: name a --library, or take --start "
+                    "templates"
+                )
+            for option, given in (
+                ("--library", self.library is not None and not self.new_only),
+                ("--level", self.level is not None),
+                ("--noised", self.noised),
+            ):
+                if given:
+                    raise RequestError(f"{option} says nothing about --start noise: leave one out")
+            return
+        if self.level is not None:
+            check_option("level", self.level, 0, 1, "give a fraction of the noise, 0 to 1")
+        if self.level == 0 and (self.noised or self.names_a_sampler):
+            raise RequestError(
+                "--level 0 is substitution alone, without sampling: leave out --noised, --sampler, "
+                "--steps and --anti-annealing, or give a higher level"
+            )
+        if self.sampler in ("bridge", "paper") and not self.noised:
+            raise RequestError(
+                f"--sampler {self.sampler} adds noise, which breaks the symmetry of templates: add "
+                "--noised if that is wanted, or take --sampler ode"
+            )
+
+    @property
+    def start_from(self) -> StartName:
+        """Where samples begin: as asked for, else at templates if a library is named."""
+        return self.start or ("templates" if self.library is not None else "noise")
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether crystals begin at, or are compared with, those of a library."""
+        return self.start_from != "noise" or self.new_only
+
+    @property
+    def names_a_sampler(self) -> bool:
+        """Whether the sampler or one of its settings is named."""
+        return any(v is not None for v in (self.sampler, self.steps, self.anti_annealing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineOptions(RunOptions):
+    """How `crystorus refine` repairs or perturbs structures."""
+
+    level: Annotated[float, Parameter(group=_START)] = TEMPLATE_LEVEL
+    """Fraction of the noise levels to go back to, above 0 to 1."""
+    noised: Annotated[bool, Parameter(group=_START)] = False
+    """Add the noise of that level; without it symmetry is kept."""
+    hold: Annotated[str | None, Parameter(group=_START)] = None
+    """Atoms that stay: elements (Li,O) or numbers of atoms (0,1,2), counted from 0 in the order in
+    which the file lists them; in a CIF with symmetry, in the order of the expanded cell."""
+    hold_cell: Annotated[bool, Parameter(group=_START)] = False
+    """Keep the cell."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense and options that contradict each other.
+
+        Raises:
+            RequestError: With the option, its value or limit, and the remedy.
+        """
+        super().__post_init__()
+        if not 0 < self.level <= 1:
+            raise RequestError(
+                f"--level is {self.level:g}: give a fraction of the noise, above 0 to 1"
+            )
+        if self.n > 1 and not self.noised:
+            raise RequestError(
+                f"--n {self.n} without noise gives the same crystal {self.n} times: add --noised"
+            )
+        if self.hold is not None and not self.hold.replace(",", "").strip():
+            raise RequestError(
+                "--hold is empty: name elements or numbers of atoms, or leave it out"
+            )

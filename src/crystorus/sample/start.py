@@ -1,0 +1,182 @@
+"""Structures that sampling starts from, and whether a finished crystal still is one of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from crystorus.data.compositions import Composition
+from crystorus.data.convert import crystals_to_structures
+from crystorus.diffusion.algorithms import Start
+from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.geometry.crystals import Crystals
+from crystorus.sample.options import TEMPLATE_LEVEL, SampleOptions
+from crystorus.sample.requests import Request
+
+if TYPE_CHECKING:
+    from crystorus.templates.library import TemplateLibrary
+
+Origin = Literal["not compared", "known", "substituted", "changed", "not in library"]
+
+
+@dataclass(frozen=True, eq=False)
+class StartingStructure:
+    """A structure to start from, and how: a template with the wanted elements, or a user's own.
+
+    Attributes:
+        name: What to call it in the table: a template's id, the name of a structure in a file.
+        crystal: The structure, a batch of one, of the composition wanted, atom by atom.
+        level: Fraction of the noise levels to go back to, 0 to 1.
+        noised: Whether noise is added; see `Start`.
+        held_atoms: Atoms that stay, by place in `crystal`.
+        held_cell: Whether the cell stays.
+        prototype_fraction: Fraction of the prototype weight that this prototype has.
+        same_composition: Whether it is a known crystal of this very composition.
+        substitution: Elements of the template and what stands for them, such as "Sr>Ba Ti>Zr".
+    """
+
+    name: str
+    crystal: Crystals
+    level: float
+    noised: bool = False
+    held_atoms: tuple[int, ...] = ()
+    held_cell: bool = False
+    prototype_fraction: float = 1.0
+    same_composition: bool = False
+    substitution: str = ""
+
+
+def give_templates(
+    requests: Sequence[Request],
+    library: "TemplateLibrary",
+    statistics: CellStatistics,
+    options: SampleOptions,
+    *,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> tuple[Request, ...]:
+    """Return the requests with templates to start from, the most probable prototype first.
+
+    The samples of a composition take one prototype each. Where they run out, and for compositions
+    that no template fits, the rest start at noise. With --start both every other sample does, with
+    --start noise all of them. Every request gets the library's phases of its reduced formula.
+
+    Args:
+        requests: What is wanted.
+        library: Where to look.
+        statistics: Of the training cells; they give the volumes.
+        options: `start`, `level`, `noised` and `new_only`, which passes over templates that give a
+            known phase of the composition.
+        on_done: Called with the number of requests seen so far.
+    """
+    from crystorus.templates.retrieval import find_templates, substitute
+
+    every = 2 if options.start_from == "both" else 1
+    samples: dict[Composition, int] = {}
+    for request in requests:
+        count = max(samples.get(request.composition, 0), request.sample + 1)
+        samples[request.composition] = count
+    phases: dict[Composition, tuple[tuple[str, Crystals], ...]] = {}
+    found: dict[Composition, list[StartingStructure]] = {}
+    result = []
+    for done, request in enumerate(requests, start=1):
+        composition = request.composition
+        if composition not in found:
+            phases[composition] = tuple(
+                (library.ids[n], library.template(n).to(dtype=torch.float32))
+                for n in library.phases(composition)
+            )
+            passed_over = phases[composition] if options.new_only else ()
+            limit = 0 if options.start_from == "noise" else -(-samples[composition] // every)
+            starts: list[StartingStructure] = []
+            # A phase may be like several prototypes: look at more than are wanted.
+            spare = 4 * len(passed_over)
+            for one in find_templates(library, composition, limit=limit + spare) if limit else ():
+                start = StartingStructure(
+                    one.template_id,
+                    substitute(library, one, statistics).to(dtype=torch.float32),
+                    TEMPLATE_LEVEL if options.level is None else options.level,
+                    options.noised,
+                    prototype_fraction=one.share,
+                    same_composition=one.same_composition,
+                    substitution=one.exchange,
+                )
+                if phase_of(start.crystal, passed_over) is None:
+                    starts.append(start)
+                    if len(starts) == limit:
+                        break
+            found[composition] = starts
+        turn, rest = divmod(request.sample, every)
+        there = rest == 0 and turn < len(found[composition])
+        start_here = found[composition][turn] if there else None
+        result.append(replace(request, start=start_here, known_phases=phases[composition]))
+        on_done(done)
+    return tuple(result)
+
+
+def start_of(batch: Sequence[Request], levels: int) -> Start | None:
+    """Return where the sampling of a batch begins, None for pure noise.
+
+    Args:
+        batch: Requests that all start at noise, or all at structures.
+        levels: T of the model. A level above 0 is at least one step.
+    """
+    starts = [request.start for request in batch if request.start is not None]
+    if not starts:
+        return None
+    held: list[bool] = []
+    for one in starts:
+        held += [place in one.held_atoms for place in range(int(one.crystal.n_atoms[0]))]
+    cells = [one.held_cell for one in starts]
+    return Start(
+        Crystals.concat([one.crystal for one in starts]),
+        torch.tensor([max(round(one.level * levels), int(one.level > 0)) for one in starts]),
+        held_atoms=torch.tensor(held) if any(held) else None,
+        held_cells=torch.tensor(cells) if any(cells) else None,
+        noised=starts[0].noised,
+    )
+
+
+def phase_of(crystal: Crystals, phases: Sequence[tuple[str, Crystals]]) -> str | None:
+    """Return the name of the first of several phases that a crystal is, None if it is none.
+
+    By StructureMatcher with its default tolerances (ltol 0.2, stol 0.3, angle 5°).
+
+    Args:
+        crystal: A batch of one.
+        phases: Name and crystal, a batch of one, of each.
+    """
+    if not phases:
+        return None
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    found, *known = crystals_to_structures(
+        Crystals.concat([crystal.to("cpu"), *(phase for _, phase in phases)])
+    )
+    matcher = StructureMatcher()
+    names = (name for (name, _), one in zip(phases, known, strict=True) if matcher.fit(found, one))
+    return next(names, None)
+
+
+def origin_of(request: Request, crystal: Crystals) -> tuple[Origin, str]:
+    """Tell what became of a request.
+
+    Args:
+        request: What was wanted.
+        crystal: What was made, a batch of one.
+
+    Returns:
+        "known" and the name of the library's phase (or of the structure refined) that it is;
+        "substituted" if it still is its template with other elements; "changed" if it no longer is
+        the structure that was refined; "not in library"; or "not compared" if there was nothing to
+        compare with.
+    """
+    start, phases = request.start, request.known_phases
+    phase = phase_of(crystal, phases or ())
+    if phase is not None:
+        return "known", phase
+    if start is not None and phase_of(crystal, [(start.name, start.crystal)]) is not None:
+        return ("known", start.name) if start.same_composition else ("substituted", "")
+    if phases is not None:
+        return "not in library", ""
+    return ("changed" if start is not None else "not compared"), ""
