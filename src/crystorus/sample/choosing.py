@@ -153,7 +153,7 @@ def _scorer_error(
 
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
-    """Return which crystals are valid as `crystal_fidelity` defines it; what is not finite is not."""
+    """Return which crystals are valid (`crystal_fidelity.validity`); one not finite is not."""
     return (least_distance(crystals) >= 0.5) & (crystals.volume >= 0.1)
 
 

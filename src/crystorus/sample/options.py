@@ -1,7 +1,7 @@
 """Options of `crystorus sample` and `crystorus refine`, written here and nowhere else.
 
-The command line, `crystorus.generate`, `crystorus.refine` and the saved settings are made from these
-fields. Nothing heavy is imported, so that a wrong value is answered at once.
+The command line, `crystorus.generate`, `crystorus.refine` and the saved settings are made from
+these fields. Nothing heavy is imported, so that a wrong value is answered at once.
 """
 
 import math
@@ -250,6 +250,4 @@ class RefineOptions(RunOptions):
                 f"--n {self.n} without noise gives the same crystal {self.n} times: add --noised"
             )
         if self.hold is not None and not self.hold.replace(",", "").strip():
-            raise RequestError(
-                "--hold is empty: name elements or numbers of atoms, or leave it out"
-            )
+            raise RequestError("--hold is empty: name elements or numbers of atoms")
