@@ -1,27 +1,48 @@
-"""Compositions: what a user writes, and how many atoms of what that puts into a cell.
+"""Compositions: what a user writes, and how many atoms of each element that puts into a cell.
 
-Formulas are plain: symbols, whole numbers, parentheses. Everything else is refused with the
-place where it went wrong.
+Neither torch nor pymatgen is imported, so that a mistyped formula is answered at once.
 """
 
 import difflib
+import itertools
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from fractions import Fraction
 from itertools import combinations, pairwise
-from math import gcd
 
-from pymatgen.core import Element
+from crystorus.data.arrays import ReadingError
 
-from crystorus.data.arrays import MAX_ATOMIC_NUMBER, ReadingError
-
+MAX_ATOMIC_NUMBER = 118
 MAX_COUNT = 1_000_000
-_TOKEN = re.compile(r"(?P<symbol>[A-Z][a-z]?)|(?P<open>\()|(?P<close>\))|(?P<blank>\s+)")
-_COUNT = re.compile(r"[-+]?\d+(?:\.\d*)?|[-+]")
+MAX_UNITS = 10_000
+_BY_NUMBER = (
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
+    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb "
+    "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
+    "Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+)
+# By Pauling electronegativity, elements of equal value and those without one by symbol.
+# Source: pymatgen's Element.X, so that formulas are ordered as pymatgen orders them.
+_BY_ELECTRONEGATIVITY = (
+    "Fr Cs K Rb Ba Ra Na Sr Li Ca Ac La Tb Yb Ce Pm Pr Nd Sm Eu Gd Dy Y Ho Er Tm Lu Pu Am Bk Cf "
+    "Cm Es Fm Hf Lr Md No Th Mg Zr Np Sc U Pa Ta Ti Mn Be Nb Al Tl V Zn Cr Cd In Ga Fe Co Cu Re "
+    "Si Tc Ni Ag Sn Hg Po Ge Bi B Sb Te Mo As P At H Ir Os Pd Rn Ru Pt Rh Pb W Au C Se S Xe I Br "
+    "Kr N Cl O F Ar Bh Cn Db Ds Fl He Hs Lv Mc Mt Ne Nh Og Rf Rg Sg Ts"
+)
+SYMBOLS = tuple(_BY_NUMBER.split())
+"""Symbols of the elements by atomic number, hydrogen first."""
+_NUMBERS = {symbol: z for z, symbol in enumerate(SYMBOLS, start=1)}
+_RANKS = {_NUMBERS[symbol]: rank for rank, symbol in enumerate(_BY_ELECTRONEGATIVITY.split())}
+_HYDROGENS = {"D": 1, "T": 1}  # deuterium and tritium
+_OPENING, _CLOSING, _DOTS = "([{", ")]}", "·•∙⋅.*"
+_SYMBOL = re.compile(r"[A-Z][a-z]?")
+# "SO4.5H2O" is a hydrate and no 4.5 oxygen atoms.
+_COUNT = re.compile(r"\d+(?:\.\d+(?!\d*H2O))?")
+_FACTOR = re.compile(r"\d+(?:\.\d+)?")
+_CHARGE = re.compile(r"\^?\d*[-+\u2212\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074-\u2079]")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 
@@ -60,7 +81,7 @@ class Composition:
             raise FormulaError(f"atomic number {wrong[0]}: use 1 to {MAX_ATOMIC_NUMBER}")
         if not counts or min(counts.values()) < 1:
             raise FormulaError("a composition needs atoms: give every element a count above zero")
-        return cls(tuple(sorted(counts.items(), key=lambda pair: _rank(pair[0]))))
+        return cls(tuple(sorted(counts.items(), key=lambda pair: _RANKS[pair[0]])))
 
     @property
     def atomic_numbers(self) -> tuple[int, ...]:
@@ -79,8 +100,8 @@ class Composition:
 
     @property
     def formula_units(self) -> int:
-        """Z: how many reduced formulas the cell holds."""
-        return gcd(*(count for _, count in self.counts))
+        """Number of reduced formulas in the cell, Z."""
+        return math.gcd(*(count for _, count in self.counts))
 
     @property
     def reduced(self) -> "Composition":
@@ -118,10 +139,13 @@ class Composition:
 
 
 def parse_formula(text: str, *, max_atoms: int | None = None) -> Composition:
-    """Read a formula such as LiFeO2, Ca(OH)2 or "Li Fe O2".
+    """Read a formula such as LiFeO2, Ca(OH)2, [Cu(NH3)4]SO4, CuSO4·5H2O or "Li Fe O₂".
+
+    D and T are hydrogen. Charges and counts that are not whole are refused, where possible with
+    the formula that was meant.
 
     Args:
-        text: Symbols, whole numbers, parentheses, blanks between them, no hydrate dots or charges.
+        text: Symbols, whole numbers, brackets, hydrate dots, blanks between them.
         max_atoms: Larger formulas are refused.
 
     Raises:
@@ -130,30 +154,70 @@ def parse_formula(text: str, *, max_atoms: int | None = None) -> Composition:
     if not text.strip():
         raise FormulaError("the formula is empty: write one such as LiFeO2")
     plain = text.translate(_SUBSCRIPTS)
-    stack: list[tuple[Counter[int], int]] = [(Counter(), 0)]
+    total: dict[int, Fraction] = {}
+    factor = Fraction(1)  # before the part that is read, such as the 5 of ·5H2O
+    groups: list[tuple[dict[int, Fraction], int]] = [({}, 0)]  # open brackets: content, place
     place = 0
     while place < len(plain):
-        match = _TOKEN.match(plain, place)
-        if match is None:
-            raise _misread(text, place)
-        start, place = place, match.end()
-        if match["open"]:
-            stack.append((Counter(), start))
-        elif match["close"]:
-            if len(stack) == 1:
-                raise _at(text, start, "')' closes nothing: open a '(' before it or remove it")
-            group, opened = stack.pop()
+        character, start = plain[place], place
+        match = _SYMBOL.match(plain, place)
+        if character.isspace():
+            place += 1
+        elif match is not None:
+            z = _element(text, match.group(), start)
+            count, place = _count(text, plain, match.end())
+            _add(groups[-1][0], {z: count})
+        elif character in _OPENING:
+            groups.append(({}, start))
+            place += 1
+        elif character in _CLOSING:
+            if len(groups) == 1:
+                raise _at(text, start, f"{character!r} closes nothing: open it before or remove it")
+            group, opened = groups.pop()
+            closing = _CLOSING[_OPENING.index(plain[opened])]
+            if character != closing:
+                wrong = f"{plain[opened]!r} is closed by {character!r}: write {closing!r}"
+                raise _at(text, start, wrong)
             if not group:
-                raise _at(text, opened, "the parentheses are empty: remove them or fill them")
-            count, place = _count(text, plain, place)
-            stack[-1][0].update({z: n * count for z, n in group.items()})
-        elif match["symbol"]:
-            z = _element(text, match["symbol"], start)
-            count, place = _count(text, plain, place)
-            stack[-1][0][z] += count
-    if len(stack) > 1:
-        raise _at(text, stack[-1][1], "'(' is never closed: add a ')'")
-    return _within(Composition.from_counts(stack[0][0]), max_atoms)
+                raise _at(text, opened, "the brackets are empty: remove them or fill them")
+            count, place = _count(text, plain, place + 1)
+            _add(groups[-1][0], group, count)
+        elif character in _DOTS and len(groups) == 1 and groups[0][0]:
+            _add(total, groups.pop()[0], factor)
+            rest = len(plain) - len(plain[place + 1 :].lstrip())
+            factor, place = _count(text, plain, rest, _FACTOR)
+            groups.append(({}, start))
+        else:
+            raise _misread(text, plain, place)
+    content, opened = groups[-1]
+    if len(groups) > 1:
+        raise _at(text, opened, f"{plain[opened]!r} is never closed: add its counterpart")
+    if not content:
+        raise _at(text, opened, "nothing follows the dot: remove it, or write as in CuSO4·5H2O")
+    _add(total, content, factor)
+    return _within(_whole(text, plain, total), max_atoms)
+
+
+def parse_units(text: str) -> tuple[int, ...]:
+    """Read numbers of formula units such as "1,2,4", "1-4" or "1-4, 8"; repeats are left out.
+
+    Raises:
+        FormulaError: If they are no whole numbers from 1 up.
+    """
+    numbers: list[int] = []
+    for part in text.replace("–", "-").split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ends = (first, last) if dash else (first, first)
+        if not all(end.isdecimal() and 0 < int(end) <= MAX_UNITS for end in ends):
+            raise FormulaError(
+                f"{text!r} has {part.strip()!r} formula units: give whole numbers from 1 to "
+                f"{MAX_UNITS}, as in 1,2,4 or 1-4"
+            )
+        low, high = map(int, ends)
+        if low > high:
+            raise FormulaError(f"{text!r} counts down from {low} to {high}: write {high}-{low}")
+        numbers += range(low, high + 1)
+    return tuple(dict.fromkeys(numbers))
 
 
 def expand(
@@ -217,9 +281,11 @@ def parse_system(system: str | Sequence[str]) -> tuple[int, ...]:
         place = text.index(symbol, place)
         numbers.append(_element(text, symbol, place))
         place += len(symbol)
-    twice = [s for s, n in Counter(symbols).items() if n > 1]
+    twice = [z for z, n in Counter(numbers).items() if n > 1]
     if twice:
-        raise FormulaError(f"{text!r} names {twice[0]} more than once: name every element once")
+        raise FormulaError(
+            f"{text!r} names {symbol_of(twice[0])} more than once: name every element once"
+        )
     return tuple(numbers)
 
 
@@ -247,47 +313,61 @@ def _within(composition: Composition, max_atoms: int | None) -> Composition:
     return composition
 
 
-def _count(text: str, plain: str, place: int) -> tuple[int, int]:
+def _add(
+    total: dict[int, Fraction], counts: dict[int, Fraction], times: Fraction = Fraction(1)
+) -> None:
+    for z, count in counts.items():
+        total[z] = total.get(z, Fraction(0)) + count * times
+
+
+def _whole(text: str, plain: str, counts: dict[int, Fraction]) -> Composition:
+    """Return the composition, refusing counts that are not whole numbers."""
+    scale = math.lcm(*(n.denominator for n in counts.values()))
+    composition = Composition.from_counts({z: int(n * scale) for z, n in counts.items()})
+    if scale == 1:
+        return composition
+    broken = next(m for m in _FACTOR.finditer(plain) if Fraction(m.group()).denominator > 1)
+    meant = f": did you mean {composition.formula}?" if scale <= 12 else ""
+    reason = f"{broken.group()!r} is no count, use whole numbers above zero{meant}"
+    raise _at(text, broken.start(), reason)
+
+
+def _count(
+    text: str, plain: str, place: int, number: re.Pattern[str] = _COUNT
+) -> tuple[Fraction, int]:
     """Read the number at `place`, 1 if there is none; return it and where it ends."""
-    match = _COUNT.match(plain, place)
+    charge = _CHARGE.match(plain, place)
+    if charge is not None:
+        # Fe3+ is one atom; NH4+ are five. Only where no digits are in doubt is the rest known.
+        meant = ""
+        if len(charge.group()) == 1 or _SYMBOL.fullmatch(plain[:place]):
+            meant = f": did you mean {_CHARGE.sub('', plain)}?"
+        raise _at(
+            text, place, f"{charge.group()!r} is a charge, a cell as a whole has no charges{meant}"
+        )
+    match = number.match(plain, place)
     if match is None:
-        return 1, place
-    number = match.group()
-    if not number.isdigit():
-        reason = f"{number!r} is no count: use whole numbers above zero, no charges"
-        raise _at(text, place, reason)
-    if int(number) == 0 or len(number) > 9 or int(number) > MAX_COUNT:
-        raise _at(text, place, f"the count {number[:20]} is not 1 to {MAX_COUNT}: correct it")
-    return int(number), match.end()
+        return Fraction(1), place
+    digits = match.group()
+    if len(digits) > 9 or not 0 < Fraction(digits) <= MAX_COUNT:
+        raise _at(text, place, f"the count {digits[:20]} is not 1 to {MAX_COUNT}: correct it")
+    return Fraction(digits), match.end()
 
 
 def _element(text: str, symbol: str, place: int) -> int:
-    if symbol in numbers_of_symbols():
-        return numbers_of_symbols()[symbol]
-    raise _at(text, place, f"no element is called {symbol!r}{_guess(symbol)}")
+    if symbol in _NUMBERS or symbol in _HYDROGENS:
+        return _NUMBERS.get(symbol) or _HYDROGENS[symbol]
+    raise _at(text, place, f"no element is called {symbol!r}{_guess(text, symbol)}")
 
 
-def _guess(symbol: str) -> str:
-    names = {e.long_name.lower(): e.symbol for e in map(Element.from_Z, range(1, 119))}
-    close = difflib.get_close_matches(symbol.lower(), names, n=1, cutoff=0.75)
-    if symbol.capitalize() in numbers_of_symbols():
-        return f": did you mean {symbol.capitalize()}?"
-    if close:
-        return f": did you mean {names[close[0]]}?"
-    near = difflib.get_close_matches(symbol, numbers_of_symbols(), n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(near)}?" if near else ": use a symbol such as Li or O"
-
-
-def _misread(text: str, place: int) -> FormulaError:
-    character = text[place]
-    if character in "·.*•":
-        return _at(text, place, "a hydrate dot is not read: write CuSO4(H2O)5 for CuSO4·5H2O")
+def _misread(text: str, plain: str, place: int) -> FormulaError:
+    character = plain[place]
     if character.isdigit() or character in "+-":
         return _at(text, place, "a number needs an element or a ')' right before it")
-    if character.islower():
-        word = re.match(r"[a-z]+", text[place:])
+    if character.isalpha():
+        word = re.match(r"[^\W\d_]+", plain[place:])
         found = word.group() if word else character
-        return _at(text, place, f"{found!r} is no symbol{_guess(found)}")
+        return _at(text, place, f"{found!r} is no symbol{_guess(text, found)}")
     return _at(text, place, f"{character!r} has no place in a formula: remove it")
 
 
@@ -295,23 +375,42 @@ def _at(text: str, place: int, reason: str) -> FormulaError:
     return FormulaError(f"{text!r}, character {place + 1}: {reason}")
 
 
-@cache
+def _guess(text: str, word: str) -> str:
+    """Return the end of an error: formulas with the same letters, or symbols like the word."""
+    pieces = re.split(r"([A-Za-z]+)", text.translate(_SUBSCRIPTS))
+    options = [_spellings(piece) if piece.isalpha() else [piece] for piece in pieces]
+    meant = ["".join(each) for each in itertools.islice(itertools.product(*options), 3)]
+    meant = meant or difflib.get_close_matches(word, SYMBOLS, n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(meant)}?" if meant else ": use a symbol such as Li or O"
+
+
+def _spellings(word: str) -> list[str]:
+    """Return the symbols that the letters of a word can be, those of fewest elements first."""
+    from ase.data import atomic_names
+
+    if re.fullmatch(r"([A-Z][a-z]?)+", word) and _NUMBERS.keys() >= {*_SYMBOL.findall(word)}:
+        return [word]
+    names = {name.lower(): z for z, name in enumerate(atomic_names) if z}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.75)
+    if close:
+        return [symbol_of(names[close[0]])]
+    if len(word) > 20:
+        return []
+    ways: list[list[list[str]]] = [[[]]]  # ways[n]: spellings of the first n letters
+    for end in range(1, len(word) + 1):
+        ways.append([])
+        for size in (2, 1):
+            symbol = word[max(0, end - size) : end].capitalize()
+            if len(symbol) == size and symbol in _NUMBERS:
+                ways[end] += [[*way, symbol] for way in ways[end - size]]
+    return ["".join(way) for way in sorted(ways[-1], key=len)[:3]]
+
+
 def numbers_of_symbols() -> dict[str, int]:
     """Return atomic numbers by symbol, 1 to 118."""
-    return {symbol_of(z): z for z in range(1, MAX_ATOMIC_NUMBER + 1)}
+    return dict(_NUMBERS)
 
 
-@cache
 def symbol_of(atomic_number: int) -> str:
     """Return the symbol of an element."""
-    return Element.from_Z(atomic_number).symbol
-
-
-@cache
-def _rank(atomic_number: int) -> tuple[float, str]:
-    """Key by which pymatgen sorts: electronegativity, elements without one last, then symbol."""
-    symbol = symbol_of(atomic_number)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that noble gases have none is expected here
-        value = float(Element.from_Z(atomic_number).X)
-    return (math.inf if math.isnan(value) else value), symbol
+    return SYMBOLS[atomic_number - 1]
