@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, part_error
 from crystal_fidelity.structures import Crystal, as_entries, density
-from crystal_fidelity.uncertainty import part_error
 
 EmdProtocol = Literal["all", "cdvae"]
 CDVAE_SAMPLES = 1000

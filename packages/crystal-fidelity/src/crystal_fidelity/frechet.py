@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.featurizers import FeatureSet, require_same
-from crystal_fidelity.scores import Score
-from crystal_fidelity.uncertainty import Indices, part_error
+from crystal_fidelity.scores import Indices, Score, part_error
 
 Array = NDArray[np.float64]
 TILE = 512

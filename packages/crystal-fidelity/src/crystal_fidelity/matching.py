@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,16 @@ from crystal_fidelity.structures import (
 )
 from crystal_fidelity.validity import MIN_VOLUME, structural_validity
 
+if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
 MatchProtocol = Literal["all", "cdvae", "diffcsp"]
 Status = Literal["matched", "different", "filtered", "composition", "failed", "undecided"]
 
 
 @dataclass(frozen=True)
 class MatcherSettings:
-    """Tolerances of StructureMatcher; the defaults are CDVAE's and DiffCSP's."""
+    """Tolerances of pymatgen's StructureMatcher; the defaults are CDVAE's and DiffCSP's."""
 
     stol: float = 0.5
     """Site tolerance as a fraction of (volume / atom)^(1/3)."""
@@ -41,10 +44,25 @@ class MatcherSettings:
     """Fractional length tolerance."""
     angle_tol: float = 10.0
     """Degrees."""
+    scale: bool = True
+    """Whether cells are scaled to the same volume before they are compared."""
+
+    def matcher(self) -> "StructureMatcher":
+        """Return a matcher with these tolerances, which finds primitive cells first."""
+        from pymatgen.analysis.structure_matcher import StructureMatcher
+
+        return StructureMatcher(
+            stol=self.stol, ltol=self.ltol, angle_tol=self.angle_tol, scale=self.scale
+        )
+
+    def __str__(self) -> str:
+        return f"stol {self.stol:g}, ltol {self.ltol:g}, angle {self.angle_tol:g}°"
 
 
-PEERS = MatcherSettings()
-"""CDVAE's and DiffCSP's tolerances."""
+FIELD = MatcherSettings()
+"""What the field calls a match of a prediction: CDVAE's and DiffCSP's tolerances."""
+SAME_PHASE = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
+"""What the field calls the same structure: pymatgen's defaults."""
 MAX_LATTICE_POINTS = 10_000
 """In the sphere that StructureMatcher searches; the longest cell of MP-20 has 1 800."""
 Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
@@ -161,7 +179,7 @@ def match_rate(
     reference: Sequence[object],
     *,
     protocol: MatchProtocol = "all",
-    settings: MatcherSettings = PEERS,
+    settings: MatcherSettings = FIELD,
     baseline: bool = False,
     workers: int = 1,
     timeout_s: float | None = None,
@@ -208,7 +226,7 @@ def match_rate_best_of(
     reference: Sequence[object],
     *,
     protocol: MatchProtocol = "all",
-    settings: MatcherSettings = PEERS,
+    settings: MatcherSettings = FIELD,
     baseline: bool = False,
     workers: int = 1,
     timeout_s: float | None = None,
@@ -357,10 +375,8 @@ def _points_searched(lattice: NDArray[np.float64]) -> float:
 
 def match_one(job: Job) -> PairOutcome:
     """Run StructureMatcher on one pair of equal composition."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
     left, right, settings, timeout_s = job
-    matcher = StructureMatcher(stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol)
+    matcher = settings.matcher()
     try:
         with _time_limit(timeout_s):
             found = matcher.get_rms_dist(to_pymatgen(left), to_pymatgen(right))

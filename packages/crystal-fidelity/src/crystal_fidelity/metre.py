@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.matching import PEERS, Job, MatcherSettings, match_one, unsearchable
+from crystal_fidelity.matching import FIELD, Job, MatcherSettings, match_one, unsearchable
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries
@@ -78,7 +78,7 @@ def metre(
     generated: Sequence[object],
     reference: Sequence[object],
     *,
-    settings: MatcherSettings = PEERS,
+    settings: MatcherSettings = FIELD,
     workers: int = 1,
 ) -> MetreResult:
     """Match every reference with every generated structure of its reduced composition.

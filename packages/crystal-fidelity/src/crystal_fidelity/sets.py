@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.matching import MatcherSettings, unsearchable
+from crystal_fidelity.matching import SAME_PHASE, MatcherSettings, unsearchable
 from crystal_fidelity.reading import map_in_order
 from crystal_fidelity.scores import Score, rate_error
 from crystal_fidelity.structures import Crystal, as_entries, to_pymatgen
 
-SAME = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
-"""pymatgen's defaults, the field's usual meaning of "the same structure"."""
 METASTABLE = 0.1
 """eV/atom above the hull."""
 
@@ -22,7 +20,7 @@ NovelJob = tuple[Crystal, list[Crystal], MatcherSettings]
 
 
 def unique(
-    structures: Sequence[object], *, settings: MatcherSettings = SAME, workers: int = 1
+    structures: Sequence[object], *, settings: MatcherSettings = SAME_PHASE, workers: int = 1
 ) -> NDArray[np.bool_]:
     """Return which structures are the first of their kind.
 
@@ -51,7 +49,7 @@ def unique(
 
 def _first_of_kind(job: UniqueJob) -> list[int]:
     group, settings = job
-    matcher = _matcher(settings)
+    matcher = settings.matcher()
     first: list[int] = []
     kinds: list[object] = []
     for index, crystal in group:
@@ -66,7 +64,7 @@ def novel(
     structures: Sequence[object],
     known: Sequence[object],
     *,
-    settings: MatcherSettings = SAME,
+    settings: MatcherSettings = SAME_PHASE,
     workers: int = 1,
 ) -> NDArray[np.bool_]:
     """Return which structures match no known structure; unreadable ones are not novel.
@@ -97,18 +95,12 @@ def novel(
 
 def _matches_none(job: NovelJob) -> bool:
     crystal, known, settings = job
-    matcher = _matcher(settings)
+    matcher = settings.matcher()
     if unsearchable(crystal):
         return True
     structure = to_pymatgen(crystal)
     comparable = (to_pymatgen(other) for other in known if not unsearchable(other))
     return not any(_fits(matcher, other, structure) for other in comparable)
-
-
-def _matcher(settings: MatcherSettings) -> object:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol)
 
 
 def _fits(matcher: object, left: object, right: object) -> bool:
@@ -165,12 +157,14 @@ def sun(
     )
 
 
-def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME) -> Score:
+def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME_PHASE) -> Score:
     """Return the rate of unique structures."""
     return _rate("uniqueness", mask, len(mask), f"first of its kind; {_tolerances(settings)}")
 
 
-def novelty_score(mask: NDArray[np.bool_], n_known: int, settings: MatcherSettings = SAME) -> Score:
+def novelty_score(
+    mask: NDArray[np.bool_], n_known: int, settings: MatcherSettings = SAME_PHASE
+) -> Score:
     """Return the rate of novel structures."""
     text = f"matches none of {n_known} known structures; {_tolerances(settings)}"
     return _rate("novelty", mask, len(mask), text, n_known)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.scores import Score, rate_error
+from crystal_fidelity.scores import Score, rate_score
 from crystal_fidelity.structures import Crystal, Entry, as_entries
 
 MIN_DISTANCE = 0.5
@@ -45,20 +45,8 @@ class ValidityResult:
 
     def scores(self) -> list[Score]:
         """Return the row of the table."""
-        n = len(self.valid)
-        error = rate_error(self.rate, n)
         rule = f"contacts >= {MIN_DISTANCE} Å {self.contacts}, volume >= {MIN_VOLUME} Å³"
-        return [
-            Score(
-                "validity",
-                self.rate,
-                n_generated=n,
-                protocol=rule,
-                uncertainty=error,
-                rate=True,
-                better="higher",
-            )
-        ]
+        return [rate_score("validity", self.rate, len(self.valid), rule)]
 
 
 def structural_validity(
@@ -73,8 +61,19 @@ def structural_validity(
     Deviation: CDVAE's code looks at pairs of different atoms only, so that one atom in a 0.3 Å
     cell passes; `contacts="pairs-only"` gives that behaviour.
 
+    Args:
+        structures: Crystals, read failures, pymatgen structures or ASE atoms.
+        min_distance: Least valid contact, Å.
+        min_volume: Least valid volume of the cell, Å³.
+        contacts: Whether an atom's own images count.
+
+    Returns:
+        Verdict, reason and closest contact of each.
+
     Raises:
-        ValueError: the set is empty.
+        ValueError: The set is empty.
+
+    Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197
     """
     entries = as_entries(structures)
     if not entries:
@@ -89,6 +88,19 @@ def structural_validity(
         for entry, volume, distance in zip(entries, volumes, distances, strict=True)
     )
     return ValidityResult(np.array([not r for r in reasons]), reasons, distances, contacts)
+
+
+def is_valid(crystal: Crystal) -> bool:
+    """Tell whether a crystal has a volume of 0.1 Å³ or more and no contact below 0.5 Å.
+
+    Contacts between an atom and its own images count. This is what both packages call valid.
+    """
+    return crystal.volume >= MIN_VOLUME and least_contact(crystal) >= MIN_DISTANCE
+
+
+def least_contact(crystal: Crystal) -> float:
+    """Return the shortest interatomic distance in Å, own images included."""
+    return float(closest_contacts([crystal])[0])
 
 
 def _reason(
@@ -110,7 +122,13 @@ def closest_contacts(
 
     The 27 nearest cells give an upper bound r; a cell needs more images along axis i only if
     r / height_i + 1/2 >= 2, and those few cells are first Minkowski-reduced.
-    Without self-images, one atom alone has distance infinity.
+
+    Args:
+        crystals: With a volume; of any number of atoms.
+        contacts: Whether an atom's own images count; without, one atom alone has distance infinity.
+
+    Returns:
+        (crystals,), Å.
     """
     result = np.empty(len(crystals))
     groups: dict[int, list[int]] = defaultdict(list)
