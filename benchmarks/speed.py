@@ -44,7 +44,7 @@ from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import add_noise
 from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-from crystorus.train.pieces import loss_by_pieces
+from crystorus.train.loop import accumulate_gradients
 
 PAPER_CPU_ATOMS = 320
 """`training.cpu_atoms` of configs/paper.toml."""
@@ -149,15 +149,9 @@ def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[
             generator = torch.Generator().manual_seed(1)
             t = torch.randint(1, model.diffusion.steps + 1, (len(batch),), generator=generator)
             t = t.to(batch.n_atoms.device)
-            loss_by_pieces(
-                model.denoiser,
-                model.diffusion,
-                batch,
-                t,
-                generator,
-                objective=lambda losses: losses.cell.sum() + losses.torus.sum(),
-                piece_atoms=pieces,
-            )[0].backward()
+            accumulate_gradients(
+                model.denoiser, model.diffusion, batch, t, generator, piece_atoms=pieces
+            )
             torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -113,7 +113,7 @@ def train(
     from crystorus.config import load_config
 
     settings = load_config(config, overrides or [])
-    from crystorus.train import train as run_training
+    from crystorus.train.loop import train as run_training
 
     run_training(settings, folder, resume=resume)
 

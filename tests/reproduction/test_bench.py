@@ -21,7 +21,7 @@ from crystorus.reproduction.errors import PaperError
 from crystorus.reproduction.inputs import Sources, prepare
 from crystorus.reproduction.settings import load_budget, load_variants, merged
 from crystorus.reproduction.tables import variant_row
-from crystorus.train.module import TrainingModule
+from crystorus.train.loop import Training
 
 torch.set_num_threads(1)
 STEPS = {"training": {"cpu_minutes": 0.0, "epochs": 1, "batch_size": 64, "batch_pairs": 0}}
@@ -94,13 +94,13 @@ def test_what_is_finished_is_not_done_again(bench, scored, monkeypatch):
     assert len(scored) == 1
     assert first["mean"] == {"validity": 0.5}
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", never)
+        patch.setattr(Training, "step", never)
         patch.setattr(CrystalModel, "sample", never)
         patch.setattr(fidelity, "run_for_json", never)
         assert variant_row(bench, variant, [0], ablation=True) == first
     # The trap works: another seed springs it.
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", never)
+        patch.setattr(Training, "step", never)
         with pytest.raises(AssertionError, match="done again"):
             variant_row(bench, variant, [1], ablation=True)
 
@@ -108,7 +108,7 @@ def test_what_is_finished_is_not_done_again(bench, scored, monkeypatch):
 def test_a_variant_of_the_sampler_takes_the_trained_weights(bench, scored, monkeypatch):
     base = variant_row(bench, load_variants()["default"], [0], ablation=True)["runs"][0]
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", never)
+        patch.setattr(Training, "step", never)
         row = variant_row(bench, load_variants()["default-ode"], [0], ablation=True)
     run = row["runs"][0]
     assert run["training"]["sha256"] == base["training"]["sha256"]
@@ -123,16 +123,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(bench, tmp_path, inputs, 
     whole, card = dataclasses.replace(bench, out=tmp_path / "whole").trained(
         variant, 0, ablation=True
     )
-    real = TrainingModule.training_step
+    real = Training.step
     child = os.fork()
     if child == 0:
 
-        def dying(module, batch, index):
-            if module.trainer.global_step == 2:
+        def dying(module, batch):
+            if module.progress.step == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(module, batch, index)
+            return real(module, batch)
 
-        TrainingModule.training_step = dying
+        Training.step = dying
         try:
             bench.trained(variant, 0, ablation=True)
         finally:
@@ -174,12 +174,12 @@ def test_a_crystal_that_is_not_finite_counts_in_its_place(bench, monkeypatch):
 
 
 def test_a_training_that_diverges_is_a_result(bench, scored, monkeypatch):
-    real = TrainingModule.training_step
+    real = Training.step
 
     def infinite(module, batch, index):
-        return real(module, batch, index) * float("inf")
+        return real(module, batch) * float("inf")
 
-    monkeypatch.setattr(TrainingModule, "training_step", infinite)
+    monkeypatch.setattr(Training, "step", infinite)
     row = variant_row(bench, load_variants()["paper-a"], [0], ablation=True)
     assert row["runs"][0]["diverged"].startswith("step 0 has ")
     assert str(bench.out) not in row["runs"][0]["diverged"]

@@ -13,7 +13,7 @@ from crystorus.reproduction.command import EXPERIMENTS, OF_CHECKPOINT
 from crystorus.reproduction.parts import parts
 from crystorus.reproduction.publishing import DRAWERS, TEXTS
 from crystorus.reproduction.settings import load_variants
-from crystorus.train.module import TrainingModule
+from crystorus.train.loop import Training
 
 MINUTES = 10
 
@@ -47,7 +47,7 @@ def test_every_table_and_figure_in_ten_minutes_of_two_cores(tmp_path, monkeypatc
     def never(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(TrainingModule, "training_step", never)
+    monkeypatch.setattr(Training, "step", never)
     before = read(out, "table4")["rows"], read(docs / "paper", "table2")
     order(*words)
     assert read(out, "table4")["rows"] == before[0]

@@ -16,7 +16,7 @@ from crystorus.config import Config, config_from_dict
 from crystorus.data.store import build_store
 from crystorus.data.writing import write_extxyz
 from crystorus.geometry import Crystals
-from crystorus.train import train
+from crystorus.train.loop import train
 
 NETWORKS = {
     "default": {"channels": 16, "vector_channels": 8, "tensor_channels": 8, "pair_channels": 16,
@@ -89,13 +89,14 @@ def outcome(folder: Path) -> dict[str, object]:
     with (folder / "metrics.csv").open(newline="") as stream:
         rows = [{k: v for k, v in r.items() if k != "minutes"} for r in csv.DictReader(stream)]
     state = torch.load(folder / "state" / "last.ckpt", weights_only=True)
-    kept = ("optimizer_states", "state_dict", "current_model_state", "averaging_state", "epoch")
+    times = ("seconds", "step_cpu_seconds", "wall_seconds", "cpu_seconds")
+    progress = {k: v for k, v in state.pop("progress").items() if k not in times}
     return {
         "metrics": rows,
         "best": load_file(folder / "best" / "weights.safetensors"),
         "last": load_file(folder / "last" / "weights.safetensors"),
-        "state": {key: state[key] for key in (*kept, "global_step")},
-        "crystals": state["tally"]["crystals"],
+        "state": state,
+        "progress": progress,
     }
 
 

@@ -1,16 +1,20 @@
-"""Muon with Adam against torch's Muon and torch's Adam, run apart; averages in closed form."""
+"""Muon with Adam against torch's two, run apart; averages and rates in closed form."""
 
 import copy
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from crystorus.config import TrainingConfig
-from crystorus.train import TrainingError
-from crystorus.train.averaging import Averaging
-from crystorus.train.optimizers import MuonWithAdam, build_optimizer, hidden_matrices
+from crystorus.errors import TrainingError
+from crystorus.train.optimizers import (
+    MuonWithAdam,
+    averaged,
+    build_optimizer,
+    hidden_matrices,
+    rate_factor,
+)
 
 BETAS = (0.9, 0.99)
 
@@ -103,28 +107,33 @@ def test_a_network_without_matrices_is_named():
         build_optimizer(nn.Linear(3, 3), TrainingConfig(optimizer="muon"))
 
 
-class Module(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3))
-        self.register_buffer("count", torch.tensor(0))
-
-
 def test_the_average_forgets_its_start_and_follows_its_decay():
-    class Trainer:
-        global_step = 0
-
-    module, averaging, trainer = Module(), Averaging(0.9), Trainer()
-    averaging.setup(trainer, module, "fit")
+    network = nn.Linear(3, 1, bias=False)
+    network.register_buffer("count", torch.tensor(0))
+    average = averaged(network, 0.9)
     expected = None
     for k in range(300):
         value = 10 + torch.sin(torch.arange(3.0) + k)
         with torch.no_grad():
-            module.weight.copy_(value)
-        trainer.global_step = k + 1
-        averaging.on_train_batch_end(trainer, module, None, None, k)
+            network.weight.copy_(value)
+            network.count += 1
+        average.update_parameters(network)
         keep = min(0.9, (1 + k) / (10 + k))
         expected = value if expected is None else keep * expected + (1 - keep) * value
-        with averaging.applied(module):
-            assert torch.allclose(module.weight, expected, atol=1e-5)
-        assert torch.equal(module.weight, value)
+        assert torch.allclose(average.module.weight, expected, atol=1e-5)
+        assert torch.equal(network.weight[0], value)
+        assert average.module.count == k + 1
+
+
+@pytest.mark.parametrize(
+    ("step", "progress", "expected"),
+    [(0, 0.0, 0.1), (4, 0.1, 0.5), (9, 0.2, 1.0), (50, 0.5, 1.0), (60, 0.75, 1.0),
+     (80, 0.875, 0.5), (99, 1.0, 0.0), (120, 1.2, 0.0)],
+)  # fmt: skip
+def test_the_rate_rises_stays_and_falls(step, progress, expected):
+    factor = rate_factor(step, progress, warmup_steps=10, decay=0.25)
+    assert factor == pytest.approx(expected)
+
+
+def test_without_warmup_and_decay_the_rate_is_constant():
+    assert {rate_factor(k, k / 9, warmup_steps=0, decay=0.0) for k in range(12)} == {1.0}

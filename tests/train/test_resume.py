@@ -4,12 +4,9 @@ import functools
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from runs import config, die, outcome, run_in_a_child, same
 
-from crystorus.train import train
-from crystorus.train.callbacks import Evaluation, Keeper
-from crystorus.train.module import TrainingModule
+from crystorus.train.loop import Training, train
 
 torch.set_num_threads(1)
 HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5}
@@ -30,51 +27,53 @@ def left_alone(stores, tmp_path_factory):
 
 
 def kill_in_step(monkeypatch, step):
-    """Die in the middle of a training step."""
-    real = TrainingModule.configure_gradient_clipping
+    """Die in the middle of a training step: the gradients are there, the weights as before."""
+    real = Training.backward
 
-    def dying(self, *args, **kwargs):
-        real(self, *args, **kwargs)
-        if self.trainer.global_step == step:
+    def dying(self, *args):
+        losses = real(self, *args)
+        if self.progress.step == step:
             die()
+        return losses
 
-    monkeypatch.setattr(TrainingModule, "configure_gradient_clipping", dying)
+    monkeypatch.setattr(Training, "backward", dying)
 
 
 def kill_in_save(monkeypatch, step):
     """Die when the state is written and not yet in its place."""
-    real = Trainer.save_checkpoint
+    real = torch.save
 
-    def dying(self, path, *args, **kwargs):
-        real(self, path, *args, **kwargs)
-        if self.global_step == step:
+    def dying(state, path):
+        real(state, path)
+        if state["progress"]["step"] == step:
             die()
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", dying)
+    monkeypatch.setattr(torch, "save", dying)
 
 
 def kill_in_validation(monkeypatch, epoch):
     """Die after the validation losses are known and before anything is saved."""
+    real = Training.validation_losses
 
-    def dying(self, trainer, module):
-        if trainer.current_epoch == epoch:
+    def dying(self):
+        found = real(self)
+        if self.progress.step == (epoch + 1) * len(self.batches):
             die()
-        return real(self, trainer, module)
+        return found
 
-    real = Evaluation.on_validation_epoch_end
-    monkeypatch.setattr(Evaluation, "on_validation_epoch_end", dying)
+    monkeypatch.setattr(Training, "validation_losses", dying)
 
 
 def kill_after_validation(monkeypatch, epoch):
-    """Die after best/ and last/ of an epoch are written and before its state is."""
+    """Die after best/ of an epoch is written and before its state is."""
+    real = Training.validate
 
-    def dying(self, trainer, module):
-        if trainer.current_epoch == epoch:
+    def dying(self, number):
+        real(self, number)
+        if number == epoch:
             die()
-        real(self, trainer, module)
 
-    real = Keeper.on_train_epoch_end
-    monkeypatch.setattr(Keeper, "on_train_epoch_end", dying)
+    monkeypatch.setattr(Training, "validate", dying)
 
 
 KILLS = [
@@ -129,6 +128,6 @@ def test_without_saves_inside_an_epoch_it_is_repeated(left_alone, stores, tmp_pa
         kill_in_step(patch, 17)
         assert run_in_a_child(settings, tmp_path / "run") == -9
     state = torch.load(tmp_path / "run" / "state" / "last.ckpt", weights_only=True)
-    assert state["epoch"] == 0
+    assert 0 < state["progress"]["step"] < 17
     assert run_in_a_child(settings, tmp_path / "run", resume=True) == 0
     assert same(outcome(tmp_path / "run"), expected)

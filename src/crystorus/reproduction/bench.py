@@ -12,18 +12,18 @@ from pathlib import Path
 from crystorus.checkpoint import load_checkpoint, read_card
 from crystorus.data.files import file_digest, write_whole
 from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.errors import TrainingError
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.errors import DivergedError
 from crystorus.reproduction.inputs import Inputs
 from crystorus.reproduction.settings import Budget, Tree, Variant, merged, variant_config
+from crystorus.runs.folder import RUN
 from crystorus.sample.disk import disk_errors, lock_folder
 from crystorus.sample.folder import CRYSTALS, RunFolder
 from crystorus.sample.plan import make_requests
 from crystorus.sample.run import Job, program_versions, run_settings, sample_to_folder
 from crystorus.sample.wanted import of_structures
-from crystorus.train import TrainingError, train
-from crystorus.train.folder import BEST, RUN
-from crystorus.train.module import FAILED
+from crystorus.train.loop import BEST, FAILED, train
 
 METRICS = {
     "validity": "validity",

@@ -4,9 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
-from crystorus.train.card import git_commit, hardware, today
+from crystal_fidelity.provenance import git_commit, hardware, today
 
 _PROGRAMS = ("crystorus", "crystal-fidelity", "torch", "chgnet", "numpy", "pymatgen", "moyopy")
 
@@ -15,8 +13,8 @@ def provenance(device: str) -> dict[str, Any]:
     """Return what made a result, and when."""
     return {
         "date": today(),
-        "commit": git_commit(),
-        "hardware": hardware(torch.device(device)),
+        "commit": git_commit(__file__),
+        "hardware": hardware(str(device)),
         "programs": {"python": platform.python_version()}
         | {name: found for name in _PROGRAMS if (found := _version(name))},
     }

@@ -1,21 +1,29 @@
-"""Adam, and Muon with Adam for what is no hidden matrix, as one optimizer."""
+"""What turns gradients into weights: Adam and Muon, the learning rate, the averaged weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from crystorus.config import TrainingConfig
-from crystorus.train.errors import TrainingError
+from crystorus.errors import TrainingError
 
 _NARROWEST = 16
 _BETA1 = 0.9
 
 
 def build_optimizer(denoiser: nn.Module, config: TrainingConfig) -> Optimizer:
-    """Return the optimizer a configuration names.
+    """Return the optimizer that a configuration names.
+
+    Args:
+        denoiser: The network to train.
+        config: Which optimizer, its peak learning rate and decays.
+
+    Returns:
+        Adam, or `MuonWithAdam`.
 
     Raises:
         TrainingError: If Muon is asked for and this torch has none.
@@ -91,7 +99,7 @@ class MuonWithAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with both."""
+        """Take one step with both; a closure is evaluated once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -104,3 +112,38 @@ class MuonWithAdam(Optimizer):
         """Go on from a saved state."""
         super().load_state_dict(state_dict)
         self._share()
+
+
+def rate_factor(step: int, progress: float, *, warmup_steps: int, decay: float) -> float:
+    """Return the learning rate as a fraction of its peak.
+
+    Args:
+        step: Optimizer steps taken so far.
+        progress: Fraction of the run that is over.
+        warmup_steps: Steps over which the rate rises linearly.
+        decay: Fraction of the run, at its end, over which it falls linearly to zero.
+    """
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    fall = min(1.0, max(0.0, 1 - progress) / decay) if decay else 1.0
+    return rise * fall
+
+
+def averaged(denoiser: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of a network whose weights are the exponential moving average of its own.
+
+    The decay of update k is min(decay, (1 + k) / (10 + k)), so that the initial weights are
+    forgotten at once; the first update takes the weights as they are.
+
+    Args:
+        denoiser: The network that is trained.
+        decay: Decay per update once there are many, 0 to 1.
+
+    Source: [Klipfel24] Table 1, EMA.
+    """
+
+    @torch.no_grad()
+    def average(mean: Sequence[Tensor], present: Sequence[Tensor], count: Tensor | int) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(mean), list(present), 1 - keep)
+
+    return AveragedModel(denoiser, multi_avg_fn=average, use_buffers=False)

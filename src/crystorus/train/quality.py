@@ -1,16 +1,19 @@
 """How good samples are while a network is trained: validity, match rate, RMSE."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from crystorus.data.io import crystals_to_structures, least_distance
+from crystorus.data.io import crystals_to_structures
 from crystorus.diffusion.algorithms import Denoiser, Diffusion, SamplerConfig, sample
 from crystorus.geometry import Crystals
+from crystorus.sample.texts import valid_crystals
 
-LEAST_DISTANCE = 0.5
-LEAST_VOLUME = 0.1
+LARGEST_CELL = 1000.0
+"""Å³ per atom beyond which a cell is given up: caesium has 115 Å³, and what the sums over the
+reciprocal lattice cost grows with the volume, which an untrained network lets explode."""
 _BATCH = 32
 
 
@@ -19,9 +22,8 @@ class Quality:
     """Figures of one sample of crystals against the crystals whose compositions it has.
 
     Attributes:
-        valid: Share with no atoms nearer than 0.5 Å, own images included, and a cell of 0.1 Å³
-            or more.
-        match_rate: Share that StructureMatcher finds equal to the reference, of all crystals.
+        valid: Fraction that is valid by the field's definition (`crystal_fidelity.validity`).
+        match_rate: Fraction that StructureMatcher finds equal to the reference, of all crystals.
         rmse: Mean of the matches' normalised distances; NaN if there are none.
     """
 
@@ -30,27 +32,24 @@ class Quality:
     rmse: float
 
 
-def compare(made: Crystals, references: Crystals) -> Quality:
-    """Compare crystals with references, pair by pair."""
+class _DivergedError(Exception):
+    """A cell that left all bounds."""
+
+
+def compare(made: list[Crystals | None], references: list[Crystals]) -> Quality:
+    """Compare crystals with references, pair by pair; None stands for one that came to nothing."""
     matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
     distances, valid = [], 0
-    for crystal, reference in zip(made.split(), references.split(), strict=True):
-        if not _is_valid(crystal):
+    for crystal, reference in zip(made, references, strict=True):
+        if crystal is None or not valid_crystals(crystal)[0]:
             continue
         valid += 1
         pair = crystals_to_structures(Crystals.concat([crystal, reference]))
         found = matcher.get_rms_dist(*pair)
         if found is not None:
             distances.append(float(found[0]))
-    rmse = sum(distances) / len(distances) if distances else float("nan")
+    rmse = sum(distances) / len(distances) if distances else math.nan
     return Quality(valid / len(made), len(distances) / len(made), rmse)
-
-
-def _is_valid(crystal: Crystals) -> bool:
-    if not (torch.isfinite(crystal.lattice).all() and torch.isfinite(crystal.frac_coords).all()):
-        return False
-    large = bool(crystal.volume >= LEAST_VOLUME)
-    return large and bool(least_distance(crystal) >= LEAST_DISTANCE)
 
 
 def sample_quality(
@@ -61,11 +60,43 @@ def sample_quality(
     *,
     device: torch.device,
 ) -> Quality:
-    """Sample the compositions of some crystals once each and compare; always the same seeds."""
-    made = []
+    """Sample the compositions of some crystals once each and compare; always the same seeds.
+
+    Args:
+        denoiser: The network.
+        diffusion: The forward process.
+        sampler: How to sample.
+        references: The crystals whose compositions are sampled.
+        device: Where the network is.
+    """
+
+    def make(numbers: range) -> list[Crystals | None]:
+        part = references.select(list(numbers)).to(device)
+        try:
+            made = sample(
+                denoiser,
+                diffusion,
+                part.atomic_numbers,
+                part.n_atoms,
+                sampler,
+                list(numbers),
+                on_step=_give_up_diverged,
+            )
+            return [*made.to("cpu").split()]
+        except _DivergedError:
+            if len(numbers) == 1:
+                return [None]
+        # A crystal does not depend on its batch: halves find the ones to give up.
+        middle = len(numbers) // 2
+        return [*make(numbers[:middle]), *make(numbers[middle:])]
+
+    made: list[Crystals | None] = []
     for first in range(0, len(references), _BATCH):
-        seeds = range(first, min(first + _BATCH, len(references)))
-        part = references.select(list(seeds)).to(device)
-        drawn = sample(denoiser, diffusion, part.atomic_numbers, part.n_atoms, sampler, seeds)
-        made.append(drawn.to("cpu"))
-    return compare(Crystals.concat(made), references)
+        made += make(range(first, min(first + _BATCH, len(references))))
+    return compare(made, list(references.split()))
+
+
+def _give_up_diverged(done: int, steps: int, crystals: Crystals) -> None:
+    per_atom = crystals.volume.abs() / crystals.n_atoms
+    if not bool((per_atom <= LARGEST_CELL).all()):
+        raise _DivergedError

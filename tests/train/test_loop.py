@@ -22,11 +22,9 @@ from crystorus.data.batching import plan_batches
 from crystorus.data.store import open_store
 from crystorus.diffusion.algorithms import training_losses
 from crystorus.diffusion.strain_process import fit_cell_statistics
-from crystorus.train import TrainingError, pieces, train
-from crystorus.train.callbacks import Keeper
-from crystorus.train.folder import read_state
-from crystorus.train.module import TrainingModule
-from crystorus.train.schedule import draw_steps, step_generator
+from crystorus.errors import FileError, OutputError, TrainingError
+from crystorus.train import loop
+from crystorus.train.loop import Training, draw_steps, read_state, step_generator, train
 
 torch.set_num_threads(1)
 
@@ -117,14 +115,8 @@ def test_training_lowers_the_loss(stores, tmp_path):
 
 def test_best_and_last_are_what_their_names_say(stores, tmp_path, monkeypatch):
     # A rate that grows spoils the second half of the run.
-    real = TrainingModule.on_train_batch_start
-
-    def spoil(self, batch, batch_idx):
-        real(self, batch, batch_idx)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = 3e-3 if self.trainer.current_epoch < 2 else 0.1
-
-    monkeypatch.setattr(TrainingModule, "on_train_batch_start", spoil)
+    rates = iter(range(10**6))
+    monkeypatch.setattr(loop, "rate_factor", lambda *_, **__: 3 if next(rates) < 24 else 100)
     train(config(stores, epochs=4, ema_decay=0.5, save_minutes=5.0), tmp_path / "run")
     losses = [float(r["val/loss"]) for r in rows(tmp_path / "run") if r["val/loss"]]
     best, last = (read_card(tmp_path / "run" / name)["card"] for name in ("best", "last"))
@@ -229,24 +221,25 @@ def finished(stores, tmp_path_factory):
 
 def test_a_folder_with_a_run_is_refused_and_stays_as_it_is(stores, finished):
     before = outcome(finished)
-    with pytest.raises(TrainingError, match="already holds a run: add --resume"):
+    with pytest.raises(OutputError, match="already holds a run: add --resume"):
         train(config(stores, epochs=1), finished)
     assert same(outcome(finished), before)
 
 
 def test_another_configuration_is_refused_with_the_difference(stores, finished):
-    with pytest.raises(TrainingError, match=r"training\.learning_rate = 0\.001, not 0\.002"):
+    with pytest.raises(OutputError, match=r"training\.learning_rate is 0\.001, yours is 0\.002"):
         train(config(stores, epochs=1, learning_rate=2e-3), finished, resume=True)
     train(config(stores, epochs=1, workers=1), finished, resume=True)
 
 
 def test_a_folder_with_something_else_is_refused(stores, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(TrainingError, match="not empty and holds no run"):
-        train(config(stores), tmp_path)
-    with pytest.raises(TrainingError, match="holds no run to resume"):
-        train(config(stores), tmp_path, resume=True)
-    with pytest.raises(TrainingError, match="is a file"):
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="not empty and holds no run"):
+            train(config(stores), tmp_path, resume=resume)
+    with pytest.raises(OutputError, match="holds no run to resume"):
+        train(config(stores), tmp_path / "empty", resume=True)
+    with pytest.raises(FileError, match=r"thesis\.tex"):
         train(config(stores), tmp_path / "thesis.tex")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -304,14 +297,14 @@ def test_what_cannot_be_built_is_refused_before_a_folder_is_made(
 
 def spoiled(monkeypatch, at, spoil):
     """Let the losses of one step be spoilt."""
+    real = loop.losses_at_noise
+    steps = iter(range(10**6))
 
-    def losses(denoiser, diffusion, crystals, t, generator):
-        spoiled.step += torch.is_grad_enabled()
-        found = training_losses(denoiser, diffusion, crystals, t, generator)
-        return spoil(found) if spoiled.step == at + 1 and torch.is_grad_enabled() else found
+    def losses(*args):
+        found = real(*args)
+        return spoil(found) if next(steps) == at else found
 
-    spoiled.step = 0
-    monkeypatch.setattr(pieces, "training_losses", losses)
+    monkeypatch.setattr(loop, "losses_at_noise", losses)
 
 
 def infinite_loss(losses):
@@ -338,8 +331,8 @@ def test_nothing_infinite_reaches_the_weights(stores, tmp_path, monkeypatch, spo
     assert len(batch["t"]) == 4
     assert len(batch["frac_coords"]) == int(batch["n_atoms"].sum())
     state = torch.load(tmp_path / "run" / "state" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 15
-    assert all(torch.isfinite(v).all() for v in state["current_model_state"].values())
+    assert state["progress"]["step"] == 15
+    assert all(torch.isfinite(v).all() for v in state["weights"].values())
     load_checkpoint(tmp_path / "run" / "last")
     # Once the cause is gone the run goes on as if nothing had been.
     monkeypatch.undo()
@@ -348,26 +341,47 @@ def test_nothing_infinite_reaches_the_weights(stores, tmp_path, monkeypatch, spo
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
-def test_ctrl_c_saves_stops_and_goes_on(stores, tmp_path, monkeypatch):
+def signalled(monkeypatch, step, number):
+    """Let a signal arrive in the middle of a step."""
+    real = Training.backward
+
+    def interrupted(self, *args):
+        if self.progress.step == step:
+            os.kill(os.getpid(), number)
+        return real(self, *args)
+
+    monkeypatch.setattr(Training, "backward", interrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+@pytest.mark.parametrize("step", [17, 11])  # in the middle of an epoch and at its end
+def test_a_signal_saves_stops_and_goes_on(stores, tmp_path, monkeypatch, number, leaves, step):
     settings = config(stores, epochs=2, save_minutes=5.0)
-    real = TrainingModule.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.trainer.global_step == 17:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, batch_idx)
-
     assert threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        signalled(patch, step, number)
+        with pytest.raises(leaves) as left:
             train(settings, tmp_path / "run")
-    assert signal.getsignal(signal.SIGINT) is before
-    assert read_state(tmp_path / "run")["global_step"] == 18
+    if number == signal.SIGTERM:
+        assert left.value.code == 143
+    assert signal.getsignal(number) is before
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert read_state(tmp_path / "run")["progress"]["step"] == step + 1
     train(settings, tmp_path / "run", resume=True)
     train(settings, tmp_path / "whole")
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+def test_a_second_signal_stops_at_once(stores, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signalled(patch, 5, signal.SIGINT)
+        signalled(patch, 5, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(stores, save_minutes=5.0), tmp_path / "run")
+    assert read_state(tmp_path / "run") is None
 
 
 class Hostile:
@@ -398,25 +412,78 @@ def test_a_damaged_or_hostile_state_is_refused_and_never_executed(
 
 def test_a_full_disk_keeps_the_state_before_it(stores, tmp_path, monkeypatch):
     settings = config(stores)
-    real = Keeper.save
+    real = torch.save
 
-    def full(self, trainer, module):
-        if trainer.global_step == 6:
-            monkeypatch.setattr("os.fsync", no_space)
-        real(self, trainer, module)
-
-    def no_space(handle):
-        raise OSError(28, "No space left on device")
+    def full(state, path):
+        real(state, path)
+        if state["progress"]["step"] == 6:
+            raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", full)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", full)
+        with pytest.raises(FileError, match=r"no space left for .* MiB free.*make room"):
             train(settings, tmp_path / "run")
-    monkeypatch.undo()
-    assert read_state(tmp_path / "run")["global_step"] == 5
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["last.ckpt"]
+    assert read_state(tmp_path / "run")["progress"]["step"] == 5
     train(settings, tmp_path / "run", resume=True)
     train(settings, tmp_path / "whole")
     assert same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("more", [{"epochs": 3}, {"epochs": 10_000, "cpu_minutes": 0.0}])
+def test_a_finished_run_goes_on_when_there_is_more_to_do(stores, tmp_path, monkeypatch, more):
+    """As long a run in two parts ends where the whole does: the rate is constant."""
+    first = config(stores, epochs=2) if "epochs" in more and more["epochs"] == 3 else None
+    first = first or config(stores, epochs=10_000, cpu_minutes=10 / 60)
+    last = dataclasses.replace(first, training=dataclasses.replace(first.training, **more))
+    if "cpu_minutes" in more:
+        last = dataclasses.replace(
+            last, training=dataclasses.replace(last.training, cpu_minutes=18 / 60)
+        )
+    with monkeypatch.context() as patch:
+        FakeProcessor(patch)
+        train(first, tmp_path / "run")
+        done = read_state(tmp_path / "run")["progress"]["step"]
+        train(last, tmp_path / "run", resume=True)
+        assert read_state(tmp_path / "run")["progress"]["step"] == {24: 36, 20: 36}[done]
+        train(last, tmp_path / "whole")
+    pair = [outcome(tmp_path / name) for name in ("run", "whole")]
+    assert same(pair[0]["state"], pair[1]["state"])
+    assert load_checkpoint(tmp_path / "run" / "last").config == last
+
+
+def test_a_second_process_in_one_folder_is_refused(stores, finished):
+    with loop._claim(finished, config(stores, epochs=1), resume=True):
+        with pytest.raises(OutputError, match="is being written by another run"):
+            train(config(stores, epochs=1), finished, resume=True)
+    train(config(stores, epochs=1), finished, resume=True)
+
+
+def test_a_run_that_failed_on_its_data_does_not_bind_the_corrected_command(stores, tmp_path):
+    good = config(stores, epochs=1)
+    for data in ({"validation": "nowhere.csv"}, {"train": str(stores / "train.extxyz"),
+                                                 "validation": "nowhere.csv"}):  # fmt: skip
+        wrong = dataclasses.replace(good, data=dataclasses.replace(good.data, **data))
+        with pytest.raises(TrainingError, match=r"data\.validation"):
+            train(wrong, tmp_path / "run")
+    train(good, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists(), "made of other data"
+
+
+def test_a_run_killed_while_its_record_was_written_can_be_started_again(stores, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.77-ab12cd.part").write_text("{")
+    (tmp_path / "run" / "run.json.tmp").write_text("{")
+    train(config(stores, epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run" / ".run.json.77-ab12cd.part").exists()
+
+
+def test_data_without_a_small_crystal_are_refused_in_one_sentence(stores, tmp_path):
+    good = config(stores, epochs=1)
+    none = dataclasses.replace(good, data=dataclasses.replace(good.data, max_atoms=0))
+    with pytest.raises(TrainingError, match=r"no crystal of at most 0 atoms: raise data\.max"):
+        train(none, tmp_path / "run")
+    train(good, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["default", "paper", "smoke"])
@@ -441,17 +508,15 @@ def test_the_paper_configuration_is_table_1(request):
 class FakeProcessor:
     """A processor clock that only training steps move: half a second each."""
 
-    def __init__(self, monkeypatch, interrupt_at=None):
+    def __init__(self, monkeypatch):
         self.seconds = 100.0
-        real = TrainingModule.training_step
+        real = Training.backward
 
-        def step(module, batch, batch_idx):
+        def backward(training, *args):
             self.seconds += 0.5
-            if module.trainer.global_step == interrupt_at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return real(module, batch, batch_idx)
+            return real(training, *args)
 
-        monkeypatch.setattr(TrainingModule, "training_step", step)
+        monkeypatch.setattr(Training, "backward", backward)
         monkeypatch.setattr("time.process_time", lambda: self.seconds)
 
 
@@ -470,7 +535,8 @@ def test_a_run_limited_in_cpu_time_spends_it_and_its_learning_rate_follows(
     full = settings.training.learning_rate
     assert rates == pytest.approx([full * (1 - n / 20) for n in range(20)], rel=1e-6)
     with monkeypatch.context() as patch:
-        FakeProcessor(patch, interrupt_at=6)
+        FakeProcessor(patch)
+        signalled(patch, 6, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -482,7 +548,7 @@ def test_a_run_limited_in_cpu_time_spends_it_and_its_learning_rate_follows(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
+@pytest.mark.parametrize("launcher", ["torchrun", "spawn"])
 def test_two_processes_train_as_one(stores, tmp_path, launcher):
     import subprocess
     import sys
@@ -491,9 +557,11 @@ def test_two_processes_train_as_one(stores, tmp_path, launcher):
     program.write_text(
         "import sys; from pathlib import Path\n"
         "from crystorus.config import config_from_dict\n"
-        "from crystorus.train import train\n"
+        "from crystorus.train.loop import train\n"
         "import json\n"
-        "train(config_from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))\n"
+        "if __name__ == '__main__':\n"
+        "    config = config_from_dict(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "    train(config, Path(sys.argv[2]))\n"
     )
     settings = config(stores, devices=2, save_minutes=5.0)
     (tmp_path / "config.json").write_text(json.dumps(config_to_dict(settings)))
