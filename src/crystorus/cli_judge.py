@@ -26,6 +26,8 @@ def judge(
 
     Writes OUT/judged, the checkpoint with its judge.
     """
-    from crystorus.judging.command import JudgeOrder, carry_out
+    from crystorus.train.command import train_scorer
+    from crystorus.train.options import ScorerOptions
 
-    carry_out(JudgeOrder(data, out, checkpoint, compositions, candidates, epochs, seed, workers))
+    options = ScorerOptions(out, checkpoint, compositions, candidates, epochs, seed, workers)
+    train_scorer(data, options)

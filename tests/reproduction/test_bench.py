@@ -174,12 +174,13 @@ def test_a_crystal_that_is_not_finite_counts_in_its_place(bench, monkeypatch):
 
 
 def test_a_training_that_diverges_is_a_result(bench, scored, monkeypatch):
-    real = Training.step
+    real = Training.backward
 
-    def infinite(module, batch, index):
-        return real(module, batch) * float("inf")
+    def infinite(training, batch):
+        t, losses = real(training, batch)
+        return t, dataclasses.replace(losses, torus=losses.torus * float("inf"))
 
-    monkeypatch.setattr(Training, "step", infinite)
+    monkeypatch.setattr(Training, "backward", infinite)
     row = variant_row(bench, load_variants()["paper-a"], [0], ablation=True)
     assert row["runs"][0]["diverged"].startswith("step 0 has ")
     assert str(bench.out) not in row["runs"][0]["diverged"]

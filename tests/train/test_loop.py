@@ -453,10 +453,13 @@ def test_a_finished_run_goes_on_when_there_is_more_to_do(stores, tmp_path, monke
 
 
 def test_a_second_process_in_one_folder_is_refused(stores, finished):
-    with loop._claim(finished, config(stores, epochs=1), resume=True):
-        with pytest.raises(OutputError, match="is being written by another run"):
-            train(config(stores, epochs=1), finished, resume=True)
-    train(config(stores, epochs=1), finished, resume=True)
+    settings = config(stores, epochs=1)
+    with (
+        loop._claim(finished, settings, resume=True),
+        pytest.raises(OutputError, match="is being written by another run"),
+    ):
+        train(settings, finished, resume=True)
+    train(settings, finished, resume=True)
 
 
 def test_a_run_that_failed_on_its_data_does_not_bind_the_corrected_command(stores, tmp_path):

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from crystorus.data.io import crystals_to_structures
+from crystorus.data.convert import crystals_to_structures
 from crystorus.diffusion.algorithms import Denoiser, Diffusion, SamplerConfig, sample
 from crystorus.geometry import Crystals
-from crystorus.sample.texts import valid_crystals
+from crystorus.sample.choosing import valid_crystals
 
 LARGEST_CELL = 1000.0
 """Å³ per atom beyond which a cell is given up: caesium has 115 Å³, and what the sums over the
 reciprocal lattice cost grows with the volume, which an untrained network lets explode."""
+MATCHER = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10.0)
+"""The field's tolerances."""
 _BATCH = 32
 
 
@@ -36,18 +38,29 @@ class _DivergedError(Exception):
     """A cell that left all bounds."""
 
 
+def rms_distance(made: Crystals, known: Crystals) -> float | None:
+    """Return the distance of a crystal from the known one, None if it is another or not valid.
+
+    Args:
+        made: A crystal, a batch of one.
+        known: What it is compared with, a batch of one.
+
+    Returns:
+        The root mean square displacement of matched atoms divided by (volume / atom)^(1/3), as
+        match rates count it.
+    """
+    if not valid_crystals(made)[0]:
+        return None
+    found = MATCHER.get_rms_dist(*crystals_to_structures(Crystals.concat([made, known])))
+    return None if found is None else float(found[0])
+
+
 def compare(made: list[Crystals | None], references: list[Crystals]) -> Quality:
     """Compare crystals with references, pair by pair; None stands for one that came to nothing."""
-    matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
-    distances, valid = [], 0
-    for crystal, reference in zip(made, references, strict=True):
-        if crystal is None or not valid_crystals(crystal)[0]:
-            continue
-        valid += 1
-        pair = crystals_to_structures(Crystals.concat([crystal, reference]))
-        found = matcher.get_rms_dist(*pair)
-        if found is not None:
-            distances.append(float(found[0]))
+    pairs = [(m, r) for m, r in zip(made, references, strict=True) if m is not None]
+    valid = sum(bool(valid_crystals(crystal)[0]) for crystal, _ in pairs)
+    found = [rms_distance(crystal, reference) for crystal, reference in pairs]
+    distances = [distance for distance in found if distance is not None]
     rmse = sum(distances) / len(distances) if distances else math.nan
     return Quality(valid / len(made), len(distances) / len(made), rmse)
 

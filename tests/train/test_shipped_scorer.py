@@ -1,4 +1,4 @@
-"""The judge that ships: textbook crystals against the same with displaced atoms."""
+"""The scorer that ships: textbook crystals against the same with displaced atoms."""
 
 import pytest
 import torch

@@ -1,31 +1,9 @@
-"""A tiny checkpoint of the default preset, and known crystals made of prototypes."""
+"""Known crystals made of prototypes, for scorers to learn from."""
 
-import pytest
 import torch
 from prototypes import cscl, perovskite, rocksalt, zincblende
-from tiny import TINY
 
-from crystorus.checkpoint import save_checkpoint
-from crystorus.config import config_from_dict
-from crystorus.crystal_model import CrystalModel, build_model
-from crystorus.diffusion.strain_process import CellStatistics
 from crystorus.geometry import Crystals
-
-SHORT = TINY | {"sampling": {"steps": 4}}
-
-
-@pytest.fixture
-def model() -> CrystalModel:
-    torch.manual_seed(0)
-    model = build_model(config_from_dict(SHORT), CellStatistics.neutral())
-    model.trained_elements = frozenset({3, 8, 11, 17, 22, 26, 38})
-    return model
-
-
-@pytest.fixture
-def checkpoint(model, tmp_path):
-    save_checkpoint(model, tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
 
 
 def with_elements(crystal: Crystals, seed: int) -> Crystals:
