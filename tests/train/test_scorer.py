@@ -27,7 +27,6 @@ from crystorus.train.quality import rms_distance
 from crystorus.train.scorer import (
     ALONE_WEIGHT,
     CandidateGroup,
-    ScorerTraining,
     fit_scorer,
     make_groups,
     report,
@@ -36,7 +35,7 @@ from crystorus.train.scorer import (
 )
 
 SAMPLER = SamplerConfig("bridge", 2)
-SHORT = ScorerTraining(epochs=12, learning_rate=3e-3, head_learning_rate=1e-2, bf16=False)
+SHORT = {"epochs": 12, "rates": (3e-3, 1e-2), "bf16": False}
 CANDIDATES = 4
 
 
@@ -63,15 +62,8 @@ def jobs(monkeypatch):
 
 
 def make(store, checkpoint, folder):
-    return make_groups(
-        store,
-        list(range(len(store))),
-        folder,
-        checkpoint,
-        sampler=SAMPLER,
-        candidates=3,
-        seed=5,
-    )
+    options = ScorerOptions(folder, checkpoint, candidates=3, seed=5)
+    return make_groups(store, list(range(len(store))), options, sampler=SAMPLER)
 
 
 def matches(made, known):
@@ -159,12 +151,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(store, checkpoint, jobs, t
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     make(store, checkpoint, whole)
     make(store, checkpoint, resumed)
-    (resumed / "part-00002.safetensors").unlink()
+    (resumed / "candidates" / "part-00002.safetensors").unlink()
     jobs.clear()
     make(store, checkpoint, resumed)
     assert jobs == [2]
-    for part in sorted(whole.iterdir()):
-        assert part.read_bytes() == (resumed / part.name).read_bytes()
+    for part in sorted((whole / "candidates").iterdir()):
+        assert part.read_bytes() == (resumed / "candidates" / part.name).read_bytes()
 
 
 def test_a_full_disk_leaves_no_part_behind(store, checkpoint, jobs, tmp_path, monkeypatch):
@@ -174,15 +166,19 @@ def test_a_full_disk_leaves_no_part_behind(store, checkpoint, jobs, tmp_path, mo
     monkeypatch.setattr(scorer, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         make(store, checkpoint, tmp_path / "parts")
-    assert list((tmp_path / "parts").iterdir()) == []
+    assert list((tmp_path / "parts" / "candidates").iterdir()) == []
 
 
 def test_two_workers_make_the_same(store, checkpoint, tmp_path):
     one, two = (
-        make_groups(store, [0, 1], tmp_path / f"{n}", checkpoint, sampler=SAMPLER, candidates=2,
-                    seed=5, workers=n)
+        make_groups(
+            store,
+            [0, 1],
+            ScorerOptions(tmp_path / f"{n}", checkpoint, candidates=2, seed=5, workers=n),
+            sampler=SAMPLER,
+        )
         for n in (1, 2)
-    )  # fmt: skip
+    )
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a.crystals.lattice, b.crystals.lattice)
         assert torch.equal(a.right, b.right)
@@ -207,30 +203,26 @@ def groups(count: int, *, told: bool) -> list[CandidateGroup]:
 
 def test_the_right_one_is_found_among_others_it_has_not_seen(model):
     passes = []
-    fitted = fit_scorer(
-        model,
-        groups(96, told=True),
-        SHORT,
-        held_out=groups(40, told=True),
-        on_epoch=lambda epoch, loss, found: passes.append((loss, found)),
-    )
+    held_out = groups(40, told=True)
+    for fitted, loss in fit_scorer(model, groups(96, told=True), **SHORT):
+        passes.append((loss, report(fitted, held_out)))
     first, last = passes[0], passes[-1]
     assert last[0] < first[0] / 2
     assert last[1].chosen >= 0.8
     assert last[1].any == 1.0
     assert last[1].brier < 0.15  # 0.19 says 1/4 of all
-    assert last[1] == report(fitted, groups(40, told=True))
+    assert last[1] == report(fitted, held_out), "in fp32 when all is done"
 
 
 def test_where_there_is_nothing_to_tell_it_chooses_at_random(model):
     """The control: marks that say nothing."""
-    fitted = fit_scorer(model, groups(96, told=False), SHORT)
+    *_, (fitted, _) = fit_scorer(model, groups(96, told=False), **SHORT)
     assert report(fitted, groups(200, told=False)).chosen < 0.4  # 1/4 by chance, s.e. 0.03
 
 
 def test_training_leaves_the_model_as_it_was(model):
     before = {k: v.clone() for k, v in model.denoiser.state_dict().items()}
-    fitted = fit_scorer(model, groups(16, told=True), ScorerTraining(epochs=1, bf16=False))
+    [(fitted, _)] = fit_scorer(model, groups(16, told=True), epochs=1, bf16=False)
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(value, before[name])
     assert model.judge is None
@@ -263,13 +255,13 @@ def test_nothing_to_learn_from_is_refused(model):
     (group,) = groups(1, told=True)
     alike = [CandidateGroup(group.crystals, torch.ones(CANDIDATES, dtype=torch.bool))]
     with pytest.raises(TrainingError, match="--compositions or --candidates"):
-        fit_scorer(model, alike, SHORT)
+        next(fit_scorer(model, alike))
 
 
 def test_another_preset_is_refused(model):
     paper = CrystalModel(model.config, torch.nn.Linear(1, 1), model.diffusion, model.statistics)
     with pytest.raises(TrainingError, match="default preset"):
-        fit_scorer(paper, groups(4, told=True), SHORT)
+        next(fit_scorer(paper, groups(4, told=True)))
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
-"""What a training tells: `metrics.csv`, TensorBoard where it is installed, a line on the screen."""
+"""The figures of a training: `metrics.csv`, and TensorBoard where it is installed."""
 
 import csv
 import importlib.util
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from crystal_fidelity.files import write_atomic
 
@@ -48,74 +45,15 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a line; quantities that it lacks stay empty."""
-        row = {"step": step} | {k: f"{v:.{_DIGITS.get(k, 8)}g}" for k, v in metrics.items()}
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Append a line; what it lacks stays empty."""
+        row = {"step": step} | {k: f"{v:.{_DIGITS.get(k, 8)}g}" for k, v in figures.items()}
         with self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        for name, value in figures.items() if self._board is not None else ():
+            self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what TensorBoard still holds back."""
         if self._board is not None:
             self._board.close()
-
-
-class ProgressLine:
-    """A bar with crystals/s and the time left, and a line per validation, on stderr.
-
-    Args:
-        done: Fraction of the run that is over at the start.
-        seconds: Seconds spent in steps at the start.
-        crystals: Crystals seen at the start.
-    """
-
-    def __init__(self, done: float, seconds: float, crystals: int) -> None:
-        self._start = (done, seconds, crystals)
-        self._state = "epoch 1, …"
-        console = Console(stderr=True)
-        columns = [
-            TextColumn("[bold]training"),
-            BarColumn(),
-            TextColumn("{task.percentage:.1f} %"),
-            TextColumn("[cyan]{task.fields[state]}"),
-        ]
-        self._bar = Progress(
-            *columns, console=console, refresh_per_second=2, disable=not console.is_terminal
-        )
-        self._task = self._bar.add_task("training", total=1.0, completed=done, state="")
-        self._bar.start()
-
-    def _speed(self, done: float, seconds: float, crystals: int) -> str:
-        gained, spent, seen = (
-            now - then for now, then in zip((done, seconds, crystals), self._start, strict=True)
-        )
-        if spent <= 0 or gained <= 0:
-            return "…"
-        left = max(0.0, 1 - done) * spent / gained
-        clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else "a day or more"
-        return f"{seen / spent:.0f} crystals/s, {clock} left"
-
-    def update(self, epoch: int, done: float, seconds: float, crystals: int) -> None:
-        """Set the bar: the epoch from 0, and the arguments of the class as they are now."""
-        self._state = f"epoch {epoch + 1}, {self._speed(done, seconds, crystals)}"
-        self._bar.update(self._task, completed=done, state=self._state)
-
-    def validated(self, step: int, figures: dict[str, float]) -> None:
-        """Print a line of figures."""
-        epoch, speed = self._state.split(", ", 1)
-        parts = [
-            epoch,
-            f"step {step}",
-            "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f})".format_map(figures),
-        ]
-        if "sample/valid" in figures:
-            valid, matched = 100 * figures["sample/valid"], 100 * figures["sample/match_rate"]
-            parts.append(f"valid {valid:.1f} %, match {matched:.1f} %")
-        self._bar.console.print(", ".join([*parts, speed]), highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Close the bar."""
-        self._bar.stop()

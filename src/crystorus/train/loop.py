@@ -5,7 +5,7 @@ The folder of a run:
     run.json          settings, status and the digests of the data
     data/             stores built from sources that are not stores
     best/, last/      checkpoints of the averaged weights, see `crystorus.checkpoint`
-    state/last.ckpt   what a resumed run needs: weights, averages, optimizer, progress
+    state/last.ckpt   what a resumed run needs: weights, averages, optimizers, progress
     metrics.csv       losses; tensorboard/ the same
 """
 
@@ -16,12 +16,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,12 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crystal_fidelity.files import atomic_path, disk_errors
-from crystal_fidelity.provenance import git_commit, hardware, today
+from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystorus.checkpoint import load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, products_in
 from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset
-from crystorus.data.store import CrystalStore, open_or_build
+from crystorus.data.store import open_or_build
 from crystorus.diffusion.algorithms import (
     Diffusion,
     Losses,
@@ -47,23 +45,22 @@ from crystorus.diffusion.strain_process import CellStatistics, fit_cell_statisti
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.runs.folder import RunFolder, claim, read_record
-from crystorus.train.log import FIFTHS, METRICS, MetricsLog, ProgressLine
-from crystorus.train.optimizers import averaged, build_optimizer, rate_factor
+from crystorus.terminal import bar, say
+from crystorus.train.log import FIFTHS, METRICS, MetricsLog
+from crystorus.train.optimizers import averaged, build_optimizers, rate_factor
 from crystorus.train.options import check_settings
 from crystorus.train.processes import Processes, joined
 from crystorus.train.quality import sample_quality
 
 STATE, BEST, LAST, FAILED = "state/last.ckpt", "best", "last", "failed-batch.safetensors"
 NAMES = (BEST, LAST, "state", "data", METRICS, "tensorboard", FAILED)
-MAY_CHANGE = frozenset(
-    f"training.{name}"
-    for name in ("epochs", "minutes", "cpu_minutes", "workers", "save_minutes", "accelerator")
-)
-"""Settings that a resumed run may have otherwise: how long it is, and what decides no number."""
+MAY_CHANGE = ("epochs", "minutes", "cpu_minutes", "workers", "save_minutes", "accelerator")
+"""Training settings of which a resumed run may have others: its length, and what decides no
+number."""
 NOISIEST = 0.2
 """`high_noise_fraction` of the draws fall in this part of t, next to T."""
 
-_FEWEST = 8
+_FEWEST = {"train": 8, "validation": 1}
 _CHOICE_SEED, _VALIDATION_SEED = 1, 7
 _GOLDEN = 0.618034
 
@@ -104,35 +101,40 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
         run = None
         if processes.rank == 0:
             run = stack.enter_context(_claim(folder, config, resume=resume))
-            datasets = _open_data(folder, config, run)
+            datasets = _open_data(folder, config)
+            digests = {name: data.store.header["sha256"] for name, data in datasets.items()}
+            for name, before in run.facts.get("data", digests).items():
+                if before != digests[name]:
+                    raise TrainingError(
+                        f"data.{name} has digest {digests[name][:12]}…, the run in {folder} began "
+                        f"with {before[:12]}…: put the old data back, or start another run"
+                    )
+            run.note(data=digests)
         processes.wait()
         if run is None:
             datasets = _open_data(folder, config)
+        training = Training(config, folder, processes, device, datasets)
         state = read_state(folder) if resume else None
-        training = Training(config, folder, processes, device, *datasets)
         if state is not None:
             training.load(state)
         processes.wait()
-        if training.is_over():
-            return
-        if run is not None and run.complete:
-            run.reopen()
-        with stop_signals() as stop, disk_errors(folder):
-            training.run(stop)
-        if run is not None:
+        if training.fraction() < 1:
+            if run is not None and run.complete:
+                run.reopen()
+            with StopSignal() as stop, disk_errors(folder):
+                training.run(stop)
+        elif run is not None:
+            say("training", f"{folder} is finished: to go on, raise training.epochs or minutes")
+        if run is not None and not run.complete:
             run.finish()
 
 
 def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
     """Make the folder that of this run, or find the run there to be this one."""
     record = read_record(folder)
-    # A run that ended before its data were open has done nothing: its settings bind nobody.
-    never_began = record is not None and "data" not in record.get("facts", {})
-    if (
-        record is None
-        and folder.is_dir()
-        and any(p.suffix not in (".part", ".tmp") for p in folder.iterdir())
-    ):
+    asides = (".part", ".tmp")
+    there = [p for p in folder.iterdir() if p.suffix not in asides] if folder.is_dir() else []
+    if record is None and there:
         raise OutputError(f"{folder} is not empty and holds no run: choose another folder")
 
     def adapt(settings: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +146,8 @@ def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
                 "crystorus version that started the run"
             ) from error
 
+    # A run that ended before its data were open has done nothing: its settings bind nobody.
+    never_began = record is not None and "data" not in record.get("facts", {})
     return claim(
         folder,
         "train",
@@ -151,61 +155,36 @@ def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
         resume=resume,
         overwrite=never_began and not resume,
         names=NAMES,
-        may_change=MAY_CHANGE,
+        may_change={f"training.{name}" for name in MAY_CHANGE},
         adapt=adapt,
     )
 
 
-def _open_data(
-    folder: Path, config: Config, run: RunFolder | None = None
-) -> tuple[CrystalDataset, CrystalDataset]:
+def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
     """Open the crystals to train on, and a fixed choice of those to validate on.
 
-    Sources that are not stores are converted once; the first process does it, and has `run`.
+    Sources that are not stores are converted once; the first process does it.
     """
-    train_store = _open_store(folder, "train", config)
-    validation_store = _open_store(folder, "validation", config)
-    chosen = _small_enough(train_store, config, "data.train")
-    if len(chosen) < _FEWEST:
-        raise TrainingError(
-            f"data.train has {len(chosen)} crystals of at most {config.data.max_atoms} atoms, at "
-            f"least {_FEWEST} are needed: give more crystals or raise data.max_atoms"
-        )
-    held_out = _small_enough(validation_store, config, "data.validation")
-    held_out = np.random.default_rng(_CHOICE_SEED).permutation(held_out)
-    if config.training.validation_crystals:
-        held_out = held_out[: config.training.validation_crystals]
-    if run is not None:
-        digests = {"train": train_store.header["sha256"]}
-        digests["validation"] = validation_store.header["sha256"]
-        for name, before in run.facts.get("data", digests).items():
-            if before != digests[name]:
-                raise TrainingError(
-                    f"data.{name} has digest {digests[name][:12]}…, the run in {folder} began "
-                    f"with {before[:12]}…: put the old data back, or start another run"
-                )
-        run.note(data=digests)
-    return CrystalDataset(train_store, chosen), CrystalDataset(validation_store, held_out)
-
-
-def _open_store(folder: Path, name: str, config: Config) -> CrystalStore:
-    source, cache = Path(getattr(config.data, name)), folder / "data" / f"{name}.store"
-    if not source.exists() and not cache.is_file():
-        raise TrainingError(
-            f'data.{name} = "{source}" does not exist: fetch MP-20 with `crystorus data get '
-            f"mp-20`, or give data.{name}=… a file of crystals"
-        )
-    return open_or_build(source, cache, n_workers=min(4, os.cpu_count() or 1))
-
-
-def _small_enough(store: CrystalStore, config: Config, setting: str) -> np.ndarray:
-    chosen = np.flatnonzero(store.n_atoms <= config.data.max_atoms)
-    if not len(chosen):
-        raise TrainingError(
-            f"{setting} has no crystal of at most {config.data.max_atoms} atoms: raise "
-            "data.max_atoms or give other crystals"
-        )
-    return chosen
+    found = {}
+    for name, fewest in _FEWEST.items():
+        source, cache = Path(getattr(config.data, name)), folder / "data" / f"{name}.store"
+        if not source.exists() and not cache.is_file():
+            raise TrainingError(
+                f'data.{name} = "{source}" does not exist: fetch MP-20 with `crystorus data get '
+                f"mp-20`, or give data.{name}=… a file of crystals"
+            )
+        store = open_or_build(source, cache, n_workers=min(4, os.cpu_count() or 1))
+        chosen = np.flatnonzero(store.n_atoms <= config.data.max_atoms)
+        if len(chosen) < fewest:
+            raise TrainingError(
+                f"data.{name} has {len(chosen)} crystals of at most {config.data.max_atoms} atoms, "
+                f"at least {fewest} are needed: give more crystals or raise data.max_atoms"
+            )
+        if name == "validation":
+            chosen = np.random.default_rng(_CHOICE_SEED).permutation(chosen)
+            chosen = chosen[: config.training.validation_crystals or None]
+        found[name] = CrystalDataset(store, chosen)
+    return found
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -223,7 +202,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if "pytorch-lightning_version" in state:
             state = _from_lightning(state)
-        return {key: state[key] for key in ("progress", "weights", "average", "optimizer")}
+        return {key: state[key] for key in ("progress", "weights", "average", "optimizers")}
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainingError(
@@ -235,24 +214,26 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 def _from_lightning(state: dict[str, Any]) -> dict[str, Any]:
     """Translate a state that version 0.1.0 saved."""
     window, evaluation = state["window"], state["callbacks"]["Evaluation"]
-    progress = Progress(
-        step=state["global_step"],
-        best=evaluation["best"],
-        figures=evaluation["figures"],
-        window=[window[k] for k in ("cell", "torus", "gradient", "crystals", "steps")],
-        **state["tally"],
-    )
+    progress = {"step": state["global_step"], **evaluation, **state["tally"]}
+    progress["window"] = [window[k] for k in ("cell", "torus", "gradient", "crystals", "steps")]
     weights, mean = (
         {name.removeprefix("denoiser."): value for name, value in state[key].items()}
         for key in ("current_model_state", "state_dict")
     )
     average = {f"module.{name}": value for name, value in mean.items()}
     average["n_averaged"] = state["averaging_state"]["n_averaged"]
+    # Muon and Adam were one optimizer of two groups, whose parameters were numbered through.
+    both, optimizers = state["optimizer_states"][0], []
+    for group in both["param_groups"]:
+        old = group["params"]
+        own = {new: both["state"][n] for new, n in enumerate(old) if n in both["state"]}
+        groups = [group | {"params": list(range(len(old)))}]
+        optimizers.append({"state": own, "param_groups": groups})
     return {
-        "progress": dataclasses.asdict(progress),
+        "progress": progress,
         "weights": weights,
         "average": average,
-        "optimizer": state["optimizer_states"][0],
+        "optimizers": optimizers,
     }
 
 
@@ -281,51 +262,49 @@ class Progress:
     gradient norm over steps, crystals, steps."""
 
 
-@dataclass
 class StopSignal:
-    """The signal that asked the run to stop, 0 before there is one."""
+    """Defers SIGINT and SIGTERM inside the block: the first is noted, the second stops at once.
 
-    number: int = 0
+    Attributes:
+        number: The signal that came; 0 before.
+    """
 
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
 
-@contextmanager
-def stop_signals() -> Iterator[StopSignal]:
-    """Defer SIGINT and SIGTERM: the first stops after the present step, the second at once."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {n: signal.signal(n, self._receive) for n in numbers}
+        return self
 
-    def receive(number: int, frame: object) -> None:
-        if stop.number:
-            _stop(number)
-        stop.number = number
-
-    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _receive(self, number: int, frame: object) -> None:
+        if self.number:
+            self.leave(number)
+        self.number = number
 
-def _stop(number: int) -> None:
-    """Leave because of a signal."""
-    if number == signal.SIGTERM:
-        raise SystemExit(128 + number)
-    raise KeyboardInterrupt
+    @staticmethod
+    def leave(number: int) -> NoReturn:
+        """End as a signal asks to."""
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt
 
 
 class Training:
-    """A run in one process: the network, its average, the optimizer, the batches, the progress.
+    """A run in one process: the network, its average, the optimizers, the batches, the progress.
 
     Args:
         config: All settings.
         folder: Where the first process writes.
         processes: The place of this process among all.
         device: Where it works.
-        train_set: Crystals to train on.
-        validation_set: Crystals to validate on.
+        datasets: Crystals to "train" on and for "validation".
 
     Raises:
         TrainingError: If `start_from` is another network, or there are fewer batches than
@@ -338,30 +317,28 @@ class Training:
         folder: Path,
         processes: Processes,
         device: torch.device,
-        train_set: CrystalDataset,
-        validation_set: CrystalDataset,
+        datasets: dict[str, CrystalDataset],
     ) -> None:
-        self.config, self.settings = config, config.training
-        self.folder, self.processes, self.device = folder, processes, device
-        self.train_set, self.validation_set = train_set, validation_set
-        self.model = _initial_model(config, train_set)
-        self.diffusion = self.model.diffusion
-        self.denoiser = self.model.denoiser.to(device)
+        self.config, self.settings, self.folder = config, config.training, folder
+        self.processes, self.device, self.datasets = processes, device, datasets
+        self.model = _initial_model(config, datasets["train"])
+        self.denoiser, self.diffusion = self.model.denoiser.to(device), self.model.diffusion
         self.average = averaged(self.denoiser, self.settings.ema_decay)
-        self.optimizer = build_optimizer(self.denoiser, self.settings)
+        self.optimizers = build_optimizers(self.denoiser, self.settings)
         self.limit = self.settings.loss_limit or math.inf
-        self.batches = self._loader(train_set, self.settings.seed, self.settings.workers)
-        self.validation = self._loader(validation_set, 0, workers=0, fixed=True)
+        self.batches = self._loader("train", self.settings.seed, workers=self.settings.workers)
+        self.validation = self._loader("validation", 0, fixed=True)
         self.progress = Progress()
+        self.log: MetricsLog | None = None
         self._clock = (time.monotonic(), time.process_time())
         self._saved_at = 0.0
 
     def _loader(
-        self, dataset: CrystalDataset, seed: int, workers: int, *, fixed: bool = False
+        self, name: str, seed: int, *, workers: int = 0, fixed: bool = False
     ) -> BatchLoader:
         try:
             sampler = BatchSampler(
-                dataset.n_atoms,
+                self.datasets[name].n_atoms,
                 batch_size=self.settings.batch_size,
                 batch_pairs=self.settings.batch_pairs,
                 seed=seed,
@@ -371,64 +348,75 @@ class Training:
             )
         except ValueError as error:
             raise TrainingError(str(error)) from error
-        return BatchLoader(dataset, sampler, workers=workers)
+        return BatchLoader(self.datasets[name], sampler, workers=workers)
+
+    def fraction(self) -> float:
+        """Return the fraction of the run that is over: of its steps, minutes or CPU minutes."""
+        s, p = self.settings, self.progress
+        limits = ((p.seconds, s.minutes), (p.step_cpu_seconds, s.cpu_minutes))
+        done = p.step / (s.epochs * len(self.batches))
+        return max(done, *(spent / (60 * limit) if limit > 0 else 0.0 for spent, limit in limits))
 
     def run(self, stop: StopSignal) -> None:
         """Take steps until the run is over, or a signal asks to stop.
 
+        Args:
+            stop: Looked at after every step; the state is saved before it is obeyed.
+
         Raises:
             TrainingError: If a loss or a gradient is not finite; the batch is saved.
-            KeyboardInterrupt: After SIGINT, once the state is saved; SystemExit after SIGTERM.
+            KeyboardInterrupt: After SIGINT; SystemExit after SIGTERM.
         """
         s, p = self.settings, self.progress
-        self.log = self.line = None
-        if self.processes.rank == 0:
-            self.log = MetricsLog(self.folder, last_step=p.step)
-            self.line = ProgressLine(self.fraction(), p.seconds, p.crystals)
         self._saved_at = p.seconds
-        self._clock = (time.monotonic(), time.process_time())
-        try:
-            while not self.is_over():
+        with ExitStack() as stack:
+            if self.processes.rank == 0:
+                self.log = MetricsLog(self.folder, last_step=p.step)
+                stack.callback(self.log.close)
+                update = stack.enter_context(bar("training", "crystals", done=p.crystals))
+            self._spend()
+            while self.fraction() < 1:
                 epoch, done = divmod(p.step, len(self.batches))
                 self.batches.batches.set_epoch(epoch)
                 self.batches.batches.start = done
                 for batch in self.batches:
                     self.step(batch.to(self.device))
-                    stopping = self._count(len(batch), stop)
+                    stopping = self._count(len(batch), stop.number)
                     self._report(epoch)
-                    if self.is_over() or p.step == (epoch + 1) * len(self.batches):
+                    if self.log is not None:
+                        update(p.crystals, p.crystals / min(self.fraction(), 1))
+                    if self.fraction() >= 1 or p.step == (epoch + 1) * len(self.batches):
                         break
                     if stopping or p.seconds - self._saved_at >= 60 * s.save_minutes:
                         self.save()
                     if stopping:
-                        _stop(stopping)
-                if (epoch + 1) % s.validate_every == 0 or self.is_over():
+                        stop.leave(stopping)
+                if (epoch + 1) % s.validate_every == 0 or self.fraction() >= 1:
                     self.validate(epoch)
                 self.save()
                 if stopping:
-                    _stop(stopping)
-        finally:
-            if self.log is not None and self.line is not None:
-                self.log.close()
-                self.line.close()
+                    stop.leave(stopping)
 
     def step(self, batch: Crystals) -> None:
-        """Take one step of the optimizer: noise the crystals, predict, and follow the gradient.
+        """Take one step of the optimizers: noise the crystals, predict, follow the gradient.
+
+        Raises:
+            TrainingError: If a loss or a gradient is not finite; the batch is saved.
 
         Source: [Klipfel24] Algorithm 1.
         """
         s, p = self.settings, self.progress
         factor = rate_factor(p.step, self.fraction(), warmup_steps=s.warmup_steps, decay=s.decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * factor
         t, losses = self.backward(batch)
         self.processes.average_gradients(self.denoiser.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), s.clip_norm or math.inf)
         sums = torch.stack([losses.cell.sum(), losses.torus.sum(), norm])
-        bad = self.processes.sum((~sums.isfinite()).sum())
-        if bad:
-            raise TrainingError(self._leave(batch, t, losses, float(norm)))
-        self.optimizer.step()
+        if self.processes.sum((~sums.isfinite()).sum()):  # on all processes or on none
+            raise TrainingError(self._leave_behind(batch, t, losses, float(norm)))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = s.learning_rate * factor
+            optimizer.step()
         self.average.update_parameters(self.denoiser)
         shown = torch.stack([losses.cell, losses.torus]).clamp(max=self.limit).sum(1).tolist()
         added = (*shown, float(norm), len(batch), 1)
@@ -437,15 +425,15 @@ class Training:
 
     def backward(self, batch: Crystals) -> tuple[Int[Tensor, " crystals"], Losses]:
         """Evaluate the gradients of a batch; returns the noise levels drawn and the losses."""
-        s, place = self.settings, self.processes
-        generator = step_generator(s.seed, self.progress.step, place.rank)
+        s = self.settings
+        generator = step_generator(s.seed, self.progress.step, self.processes.rank)
         t = draw_steps(
             len(batch),
             self.diffusion.steps,
             high_noise_fraction=s.high_noise_fraction,
             generator=generator,
         ).to(self.device)
-        self.optimizer.zero_grad()
+        self.denoiser.zero_grad()
         with products_in(self.denoiser, s.precision):
             losses = accumulate_gradients(
                 self.denoiser,
@@ -459,108 +447,100 @@ class Training:
             )
         return t, losses
 
-    def _leave(self, batch: Crystals, t: Tensor, losses: Losses, norm: float) -> str:
+    def _leave_behind(self, batch: Crystals, t: Tensor, losses: Losses, norm: float) -> str:
         """Save a batch that gives nothing finite, for inspection; returns what happened."""
-        path, step, rank = self.folder / FAILED, self.progress.step, self.processes.rank
-        path = path.with_stem(f"{path.stem}-{rank}") if rank else path
-        tensors = {k: getattr(batch, k) for k in ("lattice", "frac_coords", "atomic_numbers")}
-        tensors |= {"n_atoms": batch.n_atoms, "t": t}
-        tensors |= {"cell_loss": losses.cell, "torus_loss": losses.torus}
-        about = {"step": step, "seed": self.settings.seed, "rank": rank}
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            path,
-            {k: str(v) for k, v in about.items()},
-        )
+        step, rank, last = self.progress.step, self.processes.rank, self.folder / LAST
+        path = self.folder / (f"{rank}-{FAILED}" if rank else FAILED)
+        tensors = vars(batch) | {"t": t, "cell_loss": losses.cell, "torus_loss": losses.torus}
+        kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(kept, path, {"step": str(step), "seed": str(self.settings.seed)})
         finite = bool(torch.isfinite(losses.cell).all() and torch.isfinite(losses.torus).all())
         what = f"gradient norm {norm}" if finite else "a loss that is not finite"
         return (
-            f"step {step} has {what}: the batch is in {path}, the weights before it in "
-            f"{self.folder / LAST}; lower training.learning_rate and start another run with "
-            f"training.start_from={self.folder / LAST}, or leave the crystal out"
+            f"step {step} has {what}: the batch is in {path}, the weights before it in {last}; "
+            "lower training.learning_rate and start another run with "
+            f"training.start_from={last}, or leave the crystal out"
         )
 
-    def _count(self, crystals: int, stop: StopSignal) -> int:
-        """Add a step to what is used up; all processes agree on it.
+    def _spend(self) -> tuple[float, float]:
+        """Count the wall time and the CPU time since the last call, and return them."""
+        before, self._clock = self._clock, (time.monotonic(), time.process_time())
+        wall, cpu = (now - then for now, then in zip(self._clock, before, strict=True))
+        self.progress.wall_seconds += wall
+        self.progress.cpu_seconds += cpu
+        return wall, cpu
 
-        Returns:
-            The signal to stop for, or 0.
-        """
-        p, before = self.progress, self._clock
-        self._clock = (time.monotonic(), time.process_time())
-        spent, cpu = (now - then for now, then in zip(self._clock, before, strict=True))
-        p.wall_seconds += spent
-        p.cpu_seconds += cpu
-        stopping, world = stop.number, self.processes.world
+    def _count(self, crystals: int, signal_number: int) -> int:
+        """Count a step; returns the signal to stop for, or 0. All processes agree."""
+        p, world = self.progress, self.processes.world
+        wall, cpu = self._spend()
         if world > 1:
-            figures = torch.tensor([spent, crystals, cpu], dtype=torch.float32, device=self.device)
-            signals = torch.tensor(stopping, device=self.device)
-            spent, crystals, cpu = self.processes.sum(figures).tolist()
-            spent, crystals = spent / world, int(crystals)
-            stopping = int(self.processes.sum(signals))
-            stopping = stopping if stopping in (0, signal.SIGTERM) else signal.SIGINT
-        p.seconds += spent
+            figures = torch.tensor(
+                [wall / world, cpu, crystals, signal_number == signal.SIGINT, signal_number > 0],
+                dtype=torch.float32,
+                device=self.device,
+            )
+            wall, cpu, seen, interrupts, stops = self.processes.sum(figures).tolist()
+            crystals = int(seen)
+            signal_number = (signal.SIGINT if interrupts else signal.SIGTERM) if stops else 0
+        p.seconds += wall
         p.step_cpu_seconds += cpu
         p.crystals += crystals
-        return stopping
+        return signal_number
 
     def _report(self, epoch: int) -> None:
-        """Move the bar, and write the mean losses of every `log_every` steps."""
-        p = self.progress
-        if self.line is not None:
-            self.line.update(epoch, self.fraction(), p.seconds, p.crystals)
-        cell, torus, gradient, crystals, steps = p.window
-        if steps < self.settings.log_every:
-            return
-        metrics = {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train/loss": torus / crystals + self.settings.cell_weight * (cell / crystals),
-            "train/cell": cell / crystals,
-            "train/torus": torus / crystals,
-            "train/gradient_norm": gradient / steps,
-        }
-        self._write(epoch, metrics)
-        p.window = [0.0] * 5
+        """Write the mean losses of every `log_every` steps."""
+        cell, torus, gradient, crystals, steps = self.progress.window
+        if steps >= self.settings.log_every:
+            figures = {
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+                "train/loss": torus / crystals + self.settings.cell_weight * (cell / crystals),
+                "train/cell": cell / crystals,
+                "train/torus": torus / crystals,
+                "train/gradient_norm": gradient / steps,
+            }
+            self._write(epoch, figures)
+            self.progress.window = [0.0] * 5
 
-    def _write(self, epoch: int, metrics: dict[str, float]) -> None:
+    def _write(self, epoch: int, figures: dict[str, float]) -> None:
         p = self.progress
         place = {"epoch": epoch, "crystals": p.crystals, "minutes": p.seconds / 60}
         if self.log is not None:
-            self.log.write(p.step, place | metrics)
-
-    def fraction_of_time(self) -> float:
-        """Return the fraction of the wall time or of the CPU time of the run that is spent."""
-        p, s = self.progress, self.settings
-        limits = ((p.seconds, s.minutes), (p.step_cpu_seconds, s.cpu_minutes))
-        return max((spent / (60 * limit) for spent, limit in limits if limit > 0), default=0.0)
-
-    def fraction(self) -> float:
-        """Return the fraction of the run that is over: of its steps, minutes or CPU minutes."""
-        steps = self.settings.epochs * len(self.batches)
-        return max(self.progress.step / steps, self.fraction_of_time())
-
-    def is_over(self) -> bool:
-        """Tell whether nothing is left to do."""
-        return self.fraction() >= 1
+            self.log.write(p.step, place | figures)
 
     @torch.no_grad()
     def validate(self, epoch: int) -> None:
-        """Evaluate the averaged weights, sample if due, and keep `last/` and perhaps `best/`."""
-        p = self.progress
+        """Evaluate the averaged weights, sample if that is due, and keep them if they are best.
+
+        Args:
+            epoch: Its number, from 0.
+        """
+        s, p = self.settings, self.progress
         self.average.eval()
-        figures = self.validation_losses()
+        p.figures = figures = self.validation_losses()
         if self.processes.rank == 0:
-            if self._sample_is_due(epoch):
-                figures |= self._sample()
+            due = s.sample_every and ((epoch + 1) % s.sample_every == 0 or self.fraction() >= 1)
+            count = min(s.sample_crystals, len(self.datasets["validation"]))
+            if due and count:
+                references = self.datasets["validation"][range(count)]
+                model = (self.average, self.diffusion, self.config.sampling)
+                found = sample_quality(*model, references, device=self.device)
+                figures |= {f"sample/{name}": value for name, value in found.items()}
             self._write(epoch, figures)
-            if self.line is not None:
-                self.line.validated(p.step, figures)
-        p.figures = figures
+            self._say(epoch)
         better = figures["val/loss"] < p.best
         p.best = min(p.best, figures["val/loss"])
         if better:
             self.export(self.folder / BEST)
-        self._spend_outside_steps()
+        self._spend()
+
+    def _say(self, epoch: int) -> None:
+        p, left = self.progress, self.progress.seconds * (1 / self.fraction() - 1) / 60
+        line = "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f})"
+        if "sample/valid" in p.figures:
+            line += ", valid {sample/valid:.1%}, match {sample/match_rate:.1%}"
+        speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} minutes left"
+        say("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
 
     def validation_losses(self) -> dict[str, float]:
         """Return the losses at noise levels and noise that are the same every time."""
@@ -574,66 +554,34 @@ class Training:
             t = ((u * steps).long().clamp(0, steps - 1) + 1).to(self.device)
             losses = training_losses(self.average, self.diffusion, crystals, t, generator)
             rows = torch.stack([losses.cell, losses.torus, torch.ones_like(losses.cell)], -1)
-            of_batch = torch.zeros_like(sums)
-            fifth = (t - 1) * FIFTHS // steps
-            sums += of_batch.index_add_(0, fifth, rows.clamp(max=self.limit).to(kind))
+            rows, fifth = rows.clamp(max=self.limit).to(kind), (t - 1) * FIFTHS // steps
+            sums += torch.zeros_like(sums).index_add_(0, fifth, rows)
         sums = place.sum(sums).double().cpu()
         cell, torus, _ = (sums.sum(0) / sums[:, 2].sum()).tolist()
-        figures = {
-            "val/loss": torus + self.settings.cell_weight * cell,
-            "val/cell": cell,
-            "val/torus": torus,
-        }
+        loss = torus + self.settings.cell_weight * cell
+        figures = {"val/loss": loss, "val/cell": cell, "val/torus": torus}
         for i, (cell, torus) in enumerate((sums[:, :2] / sums[:, 2:]).tolist(), start=1):
             figures |= {f"val/cell_{i}": cell, f"val/torus_{i}": torus}
         return figures
-
-    def _sample_is_due(self, epoch: int) -> bool:
-        every, number = self.settings.sample_every, epoch + 1
-        return (
-            every > 0
-            and self.settings.sample_crystals > 0
-            and (number % every == 0 or self.is_over())
-        )
-
-    def _sample(self) -> dict[str, float]:
-        count = min(self.settings.sample_crystals, len(self.validation_set))
-        found = sample_quality(
-            self.average,
-            self.diffusion,
-            self.config.sampling,
-            self.validation_set[range(count)],
-            device=self.device,
-        )
-        return {
-            "sample/valid": found.valid,
-            "sample/match_rate": found.match_rate,
-            "sample/match_rmse": found.rmse,
-        }
-
-    def _spend_outside_steps(self) -> None:
-        """Leave the time since the last step out of what the limits count."""
-        before = self._clock
-        self._clock = (time.monotonic(), time.process_time())
-        self.progress.wall_seconds += self._clock[0] - before[0]
-        self.progress.cpu_seconds += self._clock[1] - before[1]
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as a checkpoint with its card, as the first process."""
         if self.processes.rank != 0:
             return
-        p = self.progress
+        p, programs = self.progress, versions(["crystorus", "torch"])
+        data = {
+            name: {"crystals": len(dataset), "sha256": dataset.store.header["sha256"]}
+            | {"sources": dataset.store.header.get("sources", [])}
+            for name, dataset in self.datasets.items()
+        }
         card = {
             "preset": self.config.preset,
             "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
-            "data": {
-                "train": _described(self.train_set),
-                "validation": _described(self.validation_set),
-            },
+            "data": data,
             "start_from": self.settings.start_from,
-            "crystorus": _own_version(),
+            "crystorus": programs.get("crystorus", "unknown"),
             "commit": git_commit(__file__),
-            "torch": torch.__version__,
+            "torch": programs.get("torch", torch.__version__),
             "date": today(),
             "hardware": hardware(str(self.device)),
             "processes": self.processes.world,
@@ -659,7 +607,7 @@ class Training:
             "progress": dataclasses.asdict(self.progress),
             "weights": self.denoiser.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         path = self.folder / STATE
         path.parent.mkdir(exist_ok=True)
@@ -676,7 +624,8 @@ class Training:
             self.progress = Progress(**state["progress"])
             self.denoiser.load_state_dict(state["weights"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"{self.folder / STATE} is the state of another network ({str(error)[:120]}): "
@@ -701,26 +650,9 @@ def _initial_model(config: Config, train_set: CrystalDataset) -> CrystalModel:
                 "network settings equal"
             )
         model.denoiser.load_state_dict(source.denoiser.state_dict())
-    return dataclasses.replace(
-        model,
-        trained_elements=frozenset(crystals.atomic_numbers.unique().tolist()),
-        max_atoms=int(crystals.n_atoms.max()),
-    )
-
-
-def _described(dataset: CrystalDataset) -> dict[str, Any]:
-    header = dataset.store.header
-    return {
-        "crystals": len(dataset),
-        "sha256": header["sha256"],
-        "sources": header.get("sources", []),
-    }
-
-
-def _own_version() -> str:
-    with suppress(PackageNotFoundError):
-        return version("crystorus")
-    return "unknown"
+    model.trained_elements = frozenset(crystals.atomic_numbers.unique().tolist())
+    model.max_atoms = int(crystals.n_atoms.max())
+    return model
 
 
 def accumulate_gradients(

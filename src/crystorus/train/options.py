@@ -8,14 +8,18 @@ from pathlib import Path
 from crystorus.config import Config
 from crystorus.errors import RequestError, TrainingError
 
-_LAYERS = ("before_skip", "after_skip", "concat", "atom_layers")  # residual: none is a choice
-_AT_LEAST_ONE = ("epochs", "validate_every", "log_every", "devices", "nodes")
 _FRACTIONS = ("decay", "high_noise_fraction", "ema_decay", "adam_beta2")
+_AT_LEAST_ONE = ("epochs", "validate_every", "log_every", "devices", "nodes")
+_MAY_BE_NONE = ("before_skip", "after_skip", "concat", "atom_layers")  # residual layers
 
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """What to train a scorer from."""
+    """What to train a scorer from.
+
+    Raises:
+        RequestError: If a value is out of its limits.
+    """
 
     out: Path = Path("runs/scorer")
     """Folder of the run; an interrupted one goes on there."""
@@ -33,19 +37,9 @@ class ScorerOptions:
     """Processes that make crystals."""
 
     def __post_init__(self) -> None:
-        """Check every value.
-
-        Raises:
-            RequestError: With the value and its limits.
-        """
-        limits = {
-            "compositions": (1, 10_000_000),
-            "candidates": (2, 100),
-            "epochs": (1, 1000),
-            "workers": (1, 1000),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
+        limits = {"compositions": 10_000_000, "candidates": 100, "epochs": 1000, "workers": 1000}
+        for name, most in limits.items():
+            value, least = getattr(self, name), 2 if name == "candidates" else 1
             if not least <= value <= most:
                 raise RequestError(f"--{name} is {value}: give {least} to {most}")
 
@@ -57,40 +51,31 @@ def check_settings(config: Config) -> None:
         TrainingError: With the setting, its value, the limit and the remedy.
     """
     s = config.training
-    for item in dataclasses.fields(s):
-        value = getattr(s, item.name)
-        if isinstance(value, str):
-            continue
-        if item.name in _FRACTIONS:
-            if not 0 <= value <= 1:
-                raise TrainingError(f"training.{item.name} = {value}: give a number from 0 to 1")
-        elif item.name == "learning_rate":
-            if not 0 < value < math.inf:
-                raise TrainingError(f"training.learning_rate = {value}: give a positive number")
-        elif item.name != "seed":
-            _least(f"training.{item.name}", value, 1 if item.name in _AT_LEAST_ONE else 0)
-    if s.precision == "bf16" and config.preset == "paper":
-        raise TrainingError(
-            'training.precision = "bf16" is for the default preset: set training.precision = "fp32"'
-        )
+    numbers = {f"training.{k}": v for k, v in vars(s).items() if not isinstance(v, str)}
+    numbers |= {"diffusion.steps": config.diffusion.steps, "sampling.steps": config.sampling.steps}
+    sizes = [item.name for item in dataclasses.fields(config.network) if item.type is int]
+    numbers |= {f"network.{name}": getattr(config.network, name) for name in sizes}
+    for setting, value in numbers.items():
+        section, name = setting.split(".")
+        least = 1 if section != "training" or name in _AT_LEAST_ONE else 0
+        least = 0 if name in _MAY_BE_NONE else least
+        if name in _FRACTIONS and not 0 <= value <= 1:
+            raise TrainingError(f"{setting} = {value}: give a number from 0 to 1")
+        if name == "learning_rate" and not 0 < value < math.inf:
+            raise TrainingError(f"{setting} = {value}: give a positive number")
+        if name != "seed" and not least <= value < math.inf:
+            raise TrainingError(f"{setting} = {value}: give {least} or more")
     if s.batch_size == s.batch_pairs == 0:
         raise TrainingError(
             "training.batch_size = 0 and batch_pairs = 0: one must be positive; set "
             "training.batch_size = 128"
         )
-    _least("diffusion.steps", config.diffusion.steps, 1)
-    _least("sampling.steps", config.sampling.steps, 1)
+    if s.precision == "bf16" and config.preset == "paper":
+        raise TrainingError(
+            'training.precision = "bf16" is for the default preset: set training.precision = "fp32"'
+        )
     if config.sampling.steps > config.diffusion.steps:
         raise TrainingError(
             f"sampling.steps = {config.sampling.steps} is more than diffusion.steps = "
             f"{config.diffusion.steps}: lower sampling.steps"
         )
-    for item in dataclasses.fields(config.network):
-        if item.type is int:
-            least = 0 if item.name in _LAYERS else 1
-            _least(f"network.{item.name}", getattr(config.network, item.name), least)
-
-
-def _least(name: str, value: float, limit: int) -> None:
-    if not limit <= value < math.inf:
-        raise TrainingError(f"{name} = {value}: give {limit} or more")

@@ -16,7 +16,7 @@ from crystorus.config import TrainingConfig
 from crystorus.errors import TrainingError
 
 _PATIENCE = timedelta(hours=2)
-"""For the first process to prepare the data, for a validation, for a sample."""
+"""For the first process to prepare the data, and to sample."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,19 @@ class Processes:
         """Return the device of this process.
 
         Raises:
-            TrainingError: If there is no such device here.
+            TrainingError: If it is not there.
         """
-        kind = accelerator
-        if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-            kind = "mps" if kind == "cpu" and torch.backends.mps.is_available() else kind
-        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        if kind in there and not there[kind]():
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        there = {"cuda": count > self.local_rank, "mps": torch.backends.mps.is_available()}
+        if accelerator == "auto":
+            accelerator = next((kind for kind, found in there.items() if found), "cpu")
+        if not there.get(accelerator, True):
             raise TrainingError(
-                f'training.accelerator = "{kind}" is not there: set training.accelerator = "cpu" '
-                'or "auto"'
+                f'training.accelerator = "{accelerator}" is not there, or has fewer than '
+                f'{self.local_rank + 1} devices: set training.accelerator = "cpu" or "auto", or '
+                "lower training.devices"
             )
-        if kind == "cuda" and self.local_rank >= torch.cuda.device_count():
-            raise TrainingError(
-                f"device {self.local_rank} of {torch.cuda.device_count()} is wanted: lower "
-                "training.devices"
-            )
-        return torch.device(kind, self.local_rank) if kind == "cuda" else torch.device(kind)
+        return torch.device(accelerator, self.local_rank if accelerator == "cuda" else None)
 
     def sum(self, figures: Tensor) -> Tensor:
         """Add figures up over all processes."""
@@ -64,13 +59,14 @@ class Processes:
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Give every process the mean of the gradients of all."""
-        if self.world == 1:
-            return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        parts = (self.sum(flat) / self.world).split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        if self.world > 1:
+            # One message for all of them: there are many, and most are small.
+            flat = self.sum(torch.cat([g.flatten() for g in gradients])) / self.world
+            for gradient, part in zip(
+                gradients, flat.split([g.numel() for g in gradients]), strict=True
+            ):
+                gradient.copy_(part.view_as(gradient))
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -94,26 +90,28 @@ def joined(
         TrainingError: If the processes that were started are not as many as the settings say, or
             one of them fails.
     """
-    world = settings.devices * settings.nodes
+    world, here = settings.devices * settings.nodes, os.environ
     if world == 1:
         yield Processes()
         return
-    place = _launched(world)
-    if place is None and settings.nodes > 1:
+    if "SLURM_STEP_ID" in here and int(here.get("SLURM_NTASKS", 1)) == world:
+        here.setdefault("MASTER_ADDR", here.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        here.setdefault("MASTER_PORT", str(15000 + int(here["SLURM_JOB_ID"]) % 10000))
+        names = {"RANK": "PROCID", "WORLD_SIZE": "NTASKS", "LOCAL_RANK": "LOCALID"}
+        for name, slurm in names.items():
+            here.setdefault(name, here[f"SLURM_{slurm}"])
+    started = int(here["WORLD_SIZE"]) if "RANK" in here else None
+    if started not in (None, world) or (started is None and settings.nodes > 1):
         raise TrainingError(
-            f"training.nodes = {settings.nodes}: start the same command on every machine with "
-            "torchrun, or with srun"
+            f"training.devices × training.nodes = {world}, but {started or 1} processes were "
+            "started: start as many with torchrun or srun, the same command on every machine"
         )
-    if place is not None and place.world != world:
-        raise TrainingError(
-            f"training.devices × training.nodes = {world}, but {place.world} processes were "
-            "started: make the two equal"
-        )
-    threads = torch.get_num_threads()
     children = store = None
-    if place is None:
-        place = Processes(0, world, 0)
+    place = Processes(0, world, 0)
+    threads = torch.get_num_threads()
+    if started is None:
         store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
+        torch.set_num_threads(max(threads // world, 1))
         children = mp.start_processes(  # type: ignore[attr-defined]
             _child,
             args=(store.port, world, settings.accelerator, max(threads // world, 1), work, args),
@@ -121,9 +119,10 @@ def joined(
             join=False,
             start_method="spawn",
         )
-        torch.set_num_threads(max(threads // world, 1))
-    _connect(place, settings.accelerator, store)
+    else:
+        place = Processes(int(here["RANK"]), world, int(here.get("LOCAL_RANK", here["RANK"])))
     try:
+        _connect(place, settings.accelerator, store)
         yield place
         while children is not None and not children.join():
             pass
@@ -134,33 +133,18 @@ def joined(
     finally:
         for process in children.processes if children is not None else ():
             process.terminate()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         torch.set_num_threads(threads)
-
-
-def _launched(world: int) -> Processes | None:
-    """Return the place that torchrun or SLURM gave to this process, if one of them started it."""
-    here = os.environ
-    if "RANK" in here and "WORLD_SIZE" in here:
-        rank = int(here["RANK"])
-        return Processes(rank, int(here["WORLD_SIZE"]), int(here.get("LOCAL_RANK", rank)))
-    if "SLURM_STEP_ID" in here and int(here.get("SLURM_NTASKS", 1)) == world:
-        here.setdefault("MASTER_ADDR", here.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        here.setdefault("MASTER_PORT", str(15000 + int(here["SLURM_JOB_ID"]) % 10000))
-        return Processes(int(here["SLURM_PROCID"]), world, int(here["SLURM_LOCALID"]))
-    return None
 
 
 def _connect(place: Processes, accelerator: str, store: dist.Store | None) -> None:
     device = place.device(accelerator)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.world,
-        timeout=_PATIENCE,
+        backend, store=store, rank=place.rank, world_size=place.world, timeout=_PATIENCE
     )
 
 
@@ -173,12 +157,11 @@ def _child(
     work: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
-    """Be one of the other processes; the first one tells the user what goes wrong everywhere."""
+    """Be one of the other processes; what goes wrong everywhere is told by the first one."""
     torch.set_num_threads(threads)
     place = Processes(index + 1, world, index + 1)
     try:
-        store = dist.TCPStore("127.0.0.1", port, world, is_master=False)
-        _connect(place, accelerator, store)
+        _connect(place, accelerator, dist.TCPStore("127.0.0.1", port, world, is_master=False))
         work(place, *args)
     except (TrainingError, KeyboardInterrupt, SystemExit):
         return

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,26 +56,10 @@ BATCH = 16
 """Groups per step."""
 WARM_UP = 50
 """Steps over which the learning rate rises."""
-
-
-@dataclass(frozen=True)
-class ScorerTraining:
-    """How long and how fast a scorer learns."""
-
-    epochs: int = 4
-    """Passes over the groups."""
-    learning_rate: float = 5e-4
-    """Peak rate of the network; it falls to zero by half a cosine."""
-    head_learning_rate: float = 1e-3
-    """Peak rate of the head, which is new."""
-    weight_decay: float = 0.01
-    """Of AdamW."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    seed: int = 0
-    """Decides the order of the groups and the head's first weights."""
-    bf16: bool = True
-    """Whether products inside the network's blocks are in bf16."""
+RATES = (5e-4, 1e-3)
+"""Peak learning rates of the network and of the head, which is new."""
+WEIGHT_DECAY = 0.01
+CLIP_NORM = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,68 +142,46 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
                 f" there, {digest[:12]}… now): choose another --out"
             )
         folder.note(data_sha256=digest)
-        groups = _groups(options, model, store, source)
+        config, bf16 = model.config, has_fast_bf16("cpu")
+        sampler = sampler_at("fast", config.sampling, config.preset, model.diffusion.steps)
+        chosen = np.random.default_rng(options.seed).permutation(len(store))[: options.compositions]
+        with bar("candidates", "compositions") as update:
+            groups = make_groups(
+                store,
+                chosen.tolist(),
+                options,
+                sampler=replace(sampler, precision="bf16" if bf16 else "fp32"),
+                on_done=update,
+            )
         learnt, held_out = groups, []
         if len(groups) >= 2 * HELD_OUT:
             held_out = groups[::HELD_OUT]
             learnt = [group for n, group in enumerate(groups) if n % HELD_OUT]
-        how = ScorerTraining(options.epochs, seed=options.seed, bf16=has_fast_bf16("cpu"))
-        last: list[Report | None] = [None]
-
-        def after(epoch: int, loss: float, found: Report | None) -> None:
-            seen = "" if found is None else f"; {found}"
-            say("scorer", f"pass {epoch} of {how.epochs}, loss {loss:.3f}{seen}")
-            last[0] = found
-
-        with bar("scorer", "steps") as update:
-            scorer = fit_scorer(
-                model, learnt, how, held_out=held_out, on_step=update, on_epoch=after
-            )
+        found = None
+        fitting = fit_scorer(model, learnt, epochs=options.epochs, seed=options.seed, bf16=bf16)
+        with bar("scorer", "passes", total=options.epochs) as update:
+            for epoch, (scorer, loss) in enumerate(fitting, start=1):
+                found = report(scorer, held_out) if held_out else None
+                say("scorer", f"pass {epoch} of {options.epochs}, loss {loss:.3f}; {found}")
+                update(epoch, options.epochs)
         result = out / CHECKPOINT
         result.mkdir(exist_ok=True)
         for name in (WEIGHTS, CARD):
             shutil.copyfile(source / name, result / name)
-        about: dict[str, Any] = settings | {"data_sha256": digest, "training": asdict(how)}
-        about["compositions"] = len(groups)
-        if last[0] is not None:
-            about["held_out"] = asdict(last[0])
+        about = settings | {"data_sha256": digest, "compositions": len(groups)}
+        about |= {"epochs": options.epochs, "held_out": found and asdict(found)}
         save_judge(scorer, result, about)
         folder.finish()
-    return result, last[0]
-
-
-def _groups(
-    options: ScorerOptions, model: CrystalModel, store: CrystalStore, source: Path
-) -> list[CandidateGroup]:
-    """Make the candidates of a random choice of the known crystals."""
-    config = model.config
-    sampler = sampler_at("fast", config.sampling, config.preset, model.diffusion.steps)
-    chosen = np.random.default_rng(options.seed).permutation(len(store))[: options.compositions]
-    with bar("candidates", "compositions") as update:
-        return make_groups(
-            store,
-            chosen.tolist(),
-            options.out / CANDIDATES,
-            source,
-            sampler=replace(sampler, precision="bf16" if has_fast_bf16("cpu") else "fp32"),
-            candidates=options.candidates,
-            seed=options.seed,
-            workers=options.workers,
-            on_done=lambda done: update(done, len(chosen)),
-        )
+    return result, found
 
 
 def make_groups(
     store: CrystalStore,
     order: Sequence[int],
-    folder: Path,
-    checkpoint: Path,
+    options: ScorerOptions,
     *,
     sampler: SamplerConfig,
-    candidates: int,
-    seed: int,
-    workers: int = 1,
-    on_done: Callable[[int], None] = lambda done: None,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[CandidateGroup]:
     """Make what is missing of the candidates and return all of them.
 
@@ -230,47 +191,44 @@ def make_groups(
     Args:
         store: The known crystals.
         order: Which of them, by number.
-        folder: Where the parts are kept.
-        checkpoint: The model that makes them.
+        options: How many of each, where they go, and who makes them.
         sampler: How they are made.
-        candidates: Crystals per composition.
-        seed: Decides their noise.
-        workers: Processes that make them; 1 is this one.
-        on_done: Called with the number of compositions finished so far.
+        on_done: Called with the number of compositions finished so far, and of all.
 
     Raises:
         GenerationError: If a worker dies.
         OSError: If a part cannot be written.
     """
+    folder = options.out / CANDIDATES
     folder.mkdir(parents=True, exist_ok=True)
     by_size = sorted(order, key=lambda n: (int(store.n_atoms[n]), n))
-    parts = [by_size[start : start + PART] for start in range(0, len(by_size), PART)]
-    paths = [folder / f"part-{number:05d}.safetensors" for number in range(len(parts))]
-    jobs, targets = [], []
-    for path, chosen in zip(paths, parts, strict=True):
-        if path.is_file():
-            continue
-        known = store.select(chosen)
+    parts = {
+        folder / f"part-{start // PART:05d}.safetensors": by_size[start : start + PART]
+        for start in range(0, len(by_size), PART)
+    }
+    missing = [path for path in parts if not path.is_file()]
+    jobs = []
+    for path in missing:
+        known = store.select(parts[path])
         seeds = [
-            crystal_seed(seed, Composition.of(crystal.atomic_numbers.tolist()), n)
-            for n, crystal in zip(chosen, known.split(), strict=True)
+            crystal_seed(options.seed, Composition.of(crystal.atomic_numbers.tolist()), n)
+            for n, crystal in zip(parts[path], known.split(), strict=True)
         ]
-        jobs.append((checkpoint, known, seeds, sampler, candidates))
-        targets.append(path)
-    done = len(by_size) - sum(len(job[1]) for job in jobs)
-    on_done(done)
-    pool = Workers(workers, threads=max(cores() // workers, 1))
-    for number, made in run(_make_part, jobs, pool):
+        jobs.append((options.checkpoint or SHIPPED, known, seeds, sampler, options.candidates))
+    done = len(by_size) - sum(len(parts[path]) for path in missing)
+    on_done(done, len(by_size))
+    workers = Workers(options.workers, threads=max(cores() // options.workers, 1))
+    for number, made in run(_make_part, jobs, workers):
         if isinstance(made, Lost):
             raise GenerationError(
                 "a worker process died (killed, or out of memory): take fewer --workers, the same "
                 "command goes on from the finished candidates"
             )
-        with atomic_path(targets[number]) as aside:
+        with atomic_path(missing[number]) as aside:
             save_file(made, aside)
         done += len(made["right"])
-        on_done(done)
-    return [group for path in paths for group in _read_part(path)]
+        on_done(done, len(by_size))
+    return [group for path in parts for group in _read_part(path)]
 
 
 @functools.lru_cache(maxsize=1)
@@ -318,12 +276,12 @@ def _read_part(path: Path) -> Iterator[CandidateGroup]:
 def fit_scorer(
     model: CrystalModel,
     groups: Sequence[CandidateGroup],
-    training: ScorerTraining,
     *,
-    held_out: Sequence[CandidateGroup] = (),
-    on_step: Callable[[int, int], None] = lambda step, steps: None,
-    on_epoch: Callable[[int, float, Report | None], None] = lambda epoch, loss, found: None,
-) -> Judge:
+    epochs: int = 4,
+    seed: int = 0,
+    bf16: bool = True,
+    rates: tuple[float, float] = RATES,
+) -> Iterator[tuple[Judge, float]]:
     """Fit a scorer of a model's crystals; it begins as the model's own network.
 
     Within a group with right and wrong candidates the loss is -log of the fraction that a softmax
@@ -333,13 +291,13 @@ def fit_scorer(
     Args:
         model: The checkpoint that made the candidates.
         groups: What to learn from.
-        training: How.
-        held_out: Groups that are only looked at, after every pass.
-        on_step: Called with (steps done, steps of all).
-        on_epoch: Called with pass, mean loss and what is found among the held-out groups.
+        epochs: Passes over them.
+        seed: Decides their order and the head's first weights.
+        bf16: Whether products inside the network's blocks are in bf16.
+        rates: Peak learning rates of network and head; they fall to zero by half a cosine.
 
-    Returns:
-        The scorer, in fp32.
+    Yields:
+        After every pass the scorer, the same one, and the mean loss.
 
     Raises:
         TrainingError: If the model is of another preset, or there is nothing to tell apart.
@@ -350,37 +308,35 @@ def fit_scorer(
             f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
             "--compositions or --candidates, or train the checkpoint further"
         )
-    torch.manual_seed(training.seed)
+    torch.manual_seed(seed)
     scorer = Judge(copy.deepcopy(network), level=round(LEVEL * model.diffusion.steps))
-    scorer.network.bf16 = training.bf16
-    optimizer = torch.optim.AdamW(
-        [{"params": scorer.network.parameters()}, {"params": scorer.head.parameters()}],
-        weight_decay=training.weight_decay,
-    )
-    peaks = (training.learning_rate, training.head_learning_rate)
+    parts = ({"params": scorer.network.parameters()}, {"params": scorer.head.parameters()})
+    optimizer = torch.optim.AdamW(parts, weight_decay=WEIGHT_DECAY)
     sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
-    generator = np.random.default_rng(training.seed)
-    noise = torch.Generator().manual_seed(training.seed)
-    steps, step = training.epochs * -(-len(groups) // BATCH), 0
-    for epoch in range(1, training.epochs + 1):
+    generator, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    steps, step = epochs * -(-len(groups) // BATCH), 0
+    for _ in range(epochs):
         scorer.train()
+        scorer.network.bf16 = bf16
         losses = []
-        for chosen in _batches(sizes, generator):
+        # Batches of similar size, in random order.
+        order = np.argsort(sizes + generator.uniform(0, 1.5, len(sizes)), kind="stable")
+        starts = range(0, len(order), BATCH)
+        for number in generator.permutation(len(starts)):
+            chosen = [groups[n] for n in order[starts[number] : starts[number] + BATCH]]
             factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            odds, right = _odds(scorer, [groups[n] for n in chosen], model.diffusion, noise)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            odds, right = _odds(scorer, chosen, model.diffusion, noise)
             loss = scorer_loss(odds, right)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(scorer.parameters(), training.clip_norm)
+            nn.utils.clip_grad_norm_(scorer.parameters(), CLIP_NORM)
             optimizer.step()
             losses.append(float(loss.detach()))
             step += 1
-            on_step(step, steps)
-        on_epoch(epoch, float(np.mean(losses)), report(scorer, held_out) if held_out else None)
+        yield scorer.eval(), float(np.mean(losses))
     scorer.network.bf16 = False
-    return scorer.eval()
 
 
 def _network_of(model: CrystalModel) -> FieldNet:
@@ -435,10 +391,3 @@ def _odds(
         crystals, _ = add_noise(diffusion, crystals, t, atoms, cells)
     odds = scorer(crystals).float()
     return odds.view(len(groups), -1), torch.stack([group.right for group in groups])
-
-
-def _batches(sizes: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Return the groups in batches of similar size, in random order."""
-    order = np.argsort(sizes + generator.uniform(0, 1.5, len(sizes)), kind="stable")
-    batches = [order[n : n + BATCH] for n in range(0, len(order), BATCH)]
-    return [batches[n] for n in generator.permutation(len(batches))]
