@@ -1,0 +1,1 @@
+"""The output folder of a run: claimed by one process, resumable after a kill."""
