@@ -1,201 +1,542 @@
-"""CIF text to crystals, through gemmi's parser (about sixty times pymatgen's speed).
+"""Parse CIF text with gemmi; what the text does not determine is refused with the reason.
 
-Unlike pymatgen's reader, sites that overlap in a P1 cell stay two sites: a generated structure
-with a collision must not become a smaller valid one by being read.
+Sites of a P1 cell are taken as they are, also where they overlap: a generated collision must not
+become a smaller valid crystal by being read. `docs/reading.md` lists the dialects.
 """
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import compress
 
 import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure, checked
+from crystal_fidelity.cells import least_distance
+from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.operations import (
+    Operations,
+    expand,
+    fits,
+    fitting_settings,
+    hall_number,
+    hall_operations,
+    parse_operations,
+    settings,
+)
+from crystal_fidelity.structures import (
+    Crystal,
+    Entry,
+    ReadFailure,
+    checked,
+    element_number,
+    element_symbol,
+    lattice_from_parameters,
+    snap_thirds,
+)
 
-SNAP_TOLERANCE = 1e-4
-"""Coordinates this close (relative) to 1/3 or 2/3 are taken for them, as pymatgen does."""
-SITE_TOLERANCE = 1e-4
-"""Images of one site under a space group that are closer (fractional) are one site."""
-SYMMETRY_LOOPS = (
-    "_symmetry_equiv_pos_as_xyz",
-    "_symmetry_equiv.pos_as_xyz",
+OCCUPANCY_TOLERANCE = 1.001e-3
+"""0.999 and 1.001 are full sites."""
+FORMULA_TOLERANCE = 0.12
+"""Relative; formulas with decimals that differ by less from the atoms give a warning only."""
+
+_CELL = tuple(f"_cell_length_{x}" for x in "abc") + tuple(
+    f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")
+)
+_COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
+_OPERATIONS = (
     "_space_group_symop_operation_xyz",
-    "_space_group_symop.operation_xyz",
+    "_symmetry_equiv_pos_as_xyz",
+    "_space_group_symop_magn_operation_xyz",
+    "_space_group_symop_magn_xyz",
 )
-SYMMETRY_NAMES = (
-    "_space_group_name_Hall",
-    "_symmetry_space_group_name_Hall",
-    "_space_group_name_H-M_alt",
-    "_symmetry_space_group_name_H-M",
+_CENTERING = "_space_group_symop_magn_centering_xyz"
+_HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+_SYMBOLS = (
+    "_space_group_name_h-m_alt",
+    "_symmetry_space_group_name_h-m",
+    "_space_group_name_h-m_full",
+    "_space_group_name_h-m_ref",
 )
-SYMMETRY_NUMBERS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
+_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_CODE = "_space_group_it_coordinate_system_code"
+_FORMULAS = ("_chemical_formula_sum", "_chemical_formula_moiety")
+
+_as_number = gemmi.cif.as_number
+Tags = Mapping[str, list[str]]
+"""Values by tag, lower case, dots as underscores (DDLm and mmCIF spellings become one)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Sites:
+    labels: list[str]
+    numbers: NDArray[np.int64]
+    frac_coords: NDArray[np.float64]
+    texts: list[tuple[str, ...]]
+    """Coordinates as they are written."""
+    multiplicities: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """One way to read the symmetry of a block, and the cell that comes of it."""
+
+    name: str
+    frac_coords: NDArray[np.float64]
+    numbers: NDArray[np.int64]
+    fault: str
+    """Why it contradicts the formula, empty if it does not."""
+    rank: tuple[float, ...]
+    """Contradictions to the formula, Z, multiplicities and distances; the least is the best."""
+    least_distance: float
+    """Å, infinite if there is nothing to choose."""
 
 
 def parse_cif(text: str, name: str = "") -> Entry:
-    """Read the first structure of a CIF text."""
-    entries = parse_cif_blocks(text, name)
-    return entries[0]
+    """Return the first structure of a CIF text, or why it cannot be read.
+
+    Args:
+        text: The CIF.
+        name: Name of the crystal or of the failure.
+    """
+    return _read_blocks(text, [name])[0]
 
 
 def parse_cif_blocks(text: str, name: str = "") -> list[Entry]:
-    """Read every block that holds atoms; a text without any gives one failure."""
+    """Return every block with atoms; a text without any gives one failure.
+
+    Args:
+        text: The CIF.
+        name: Name of a lone block; several are called "name-block".
+    """
+    return _read_blocks(text, None, name)
+
+
+def _read_blocks(text: str, names: list[str] | None, name: str = "") -> list[Entry]:
+    name = names[0] if names else name
     try:
-        document = gemmi.cif.read_string(text)
+        document = gemmi.cif.read_string(text.removeprefix("\ufeff"))
     except (ValueError, RuntimeError) as error:
-        return [ReadFailure(name, f"not a CIF: {str(error)[:120]}")]
-    blocks = [block for block in document if _column(block, "_atom_site_fract_x")]
+        reason = " ".join(str(error).split()).removeprefix("string:")
+        return [ReadFailure(name, f"it is not a valid CIF ({reason[:120]})")]
+    blocks = [(block.name, _tags(block)) for block in document]
+    blocks = [(label, tags) for label, tags in blocks if _COORDINATES[0] in tags]
     if not blocks:
-        return [ReadFailure(name, "CIF without _atom_site_fract_x")]
-    names = [name] if len(blocks) == 1 else [f"{name}:{block.name}" for block in blocks]
-    return [_read_block(block, n) for block, n in zip(blocks, names, strict=True)]
+        return [
+            ReadFailure(
+                name,
+                "it has no _atom_site_fract_x: a CIF needs atoms in fractional coordinates",
+            )
+        ]
+    if names is None:
+        names = [name] if len(blocks) == 1 else [f"{name}-{label}" for label, _ in blocks]
+    return [_read(tags, n) for (_, tags), n in zip(blocks, names, strict=False)]
 
 
-def _read_block(block: gemmi.cif.Block, name: str) -> Entry:
+def _read(tags: Tags, name: str) -> Entry:
     try:
-        lattice = _lattice(block)
-        frac, numbers = _asymmetric_unit(block)
-        operations = _operations(block)
-    except (ValueError, RuntimeError) as error:
-        return ReadFailure(name, str(error)[:200])
-    if operations:
-        frac, numbers = _expand(frac, numbers, operations)
-    return checked(lattice, frac, numbers, name)
+        lattice = lattice_from_parameters(*(_number(_one(tags, tag), tag) for tag in _CELL))
+        formula = _formula(tags)
+        sites = _sites(tags, formula)
+        groups, undecided, warnings = _symmetry(tags, lattice)
+        if len(groups) == 1 and len(groups[0][1]) == 1:
+            fault = _formula_fault(sites.numbers, formula)
+            frac, numbers = sites.frac_coords, sites.numbers
+        else:
+            choice, tie = _choose(tags, lattice, sites, groups, formula)
+            frac, numbers, fault = choice.frac_coords, choice.numbers, choice.fault
+            if tie and undecided.startswith("!"):
+                raise ReadingError(undecided[1:])
+            warnings += [f"{undecided} {choice.name}"] if tie else []
+        if fault.startswith("!"):
+            raise ReadingError(fault[1:])
+        warnings += [fault] if fault else []
+    except ReadingError as error:
+        return ReadFailure(name, str(error))
+    return checked(lattice, frac, numbers, name, warning="; ".join(warnings))
 
 
-def _column(block: gemmi.cif.Block, tag: str) -> list[str]:
-    return [gemmi.cif.as_string(value) for value in block.find_values(tag)]
+def _tags(block: gemmi.cif.Block) -> dict[str, list[str]]:
+    tags: dict[str, list[str]] = {}
+    for item in block:
+        if item.pair is not None:
+            tag, value = item.pair
+            tags[tag.lower().replace(".", "_")] = [value]
+        elif item.loop is not None:
+            values, width = list(item.loop.values), item.loop.width()
+            for index, tag in enumerate(item.loop.tags):
+                tags[tag.lower().replace(".", "_")] = values[index::width]
+    return tags
+
+
+def _text(value: str) -> str:
+    """Return a CIF value without its quotes, "" for ? and . (unknown and not applicable)."""
+    if value[0] in "'\";":
+        return gemmi.cif.as_string(value).strip()
+    return "" if value in ("?", ".") else value
+
+
+def _one(tags: Tags, *names: str) -> str:
+    for name in names:
+        if name in tags and (text := _text(tags[name][0])):
+            return text
+    return ""
 
 
 def _number(text: str, tag: str) -> float:
-    value = gemmi.cif.as_number(text)
+    value = _as_number(text)
     if np.isnan(value):
-        raise ValueError(f"{tag} is {text!r}, not a number")
+        if not text:
+            raise ReadingError(f"it has no cell ({tag} is missing): a crystal needs its cell")
+        raise ReadingError(f"{tag} is {text!r}, not a number")
     return float(value)
 
 
-def _lattice(block: gemmi.cif.Block) -> NDArray[np.float64]:
-    tags = [f"_cell_length_{axis}" for axis in "abc"]
-    tags += [f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")]
-    values = []
-    for tag in tags:
-        text = block.find_value(tag)
-        if text is None:
-            raise ValueError(f"CIF without {tag}")
-        values.append(_number(text, tag))
-    return lattice_from_parameters(*values)
+# Sites
 
 
-def lattice_from_parameters(
-    a: float, b: float, c: float, alpha: float, beta: float, gamma: float
-) -> NDArray[np.float64]:
-    """Return lattice rows, a along x and b in the xy plane (lengths Å, angles degrees).
-
-    Raises:
-        ValueError: the six numbers describe no cell.
-    """
-    cos_alpha, cos_beta, cos_gamma = np.cos(np.radians([alpha, beta, gamma]))
-    sin_gamma = np.sin(np.radians(gamma))
-    if min(a, b, c) <= 0 or not 0 < gamma < 180:
-        raise ValueError(f"cell {a} {b} {c} {alpha} {beta} {gamma}: no such cell")
-    cx, cy = cos_beta, (cos_alpha - cos_beta * cos_gamma) / sin_gamma
-    cz_squared = 1 - cx**2 - cy**2
-    if cz_squared <= 0:
-        raise ValueError(f"cell angles {alpha} {beta} {gamma} do not close a cell")
-    return np.array(
-        [
-            [a, 0.0, 0.0],
-            [b * cos_gamma, b * sin_gamma, 0.0],
-            [c * cx, c * cy, c * np.sqrt(cz_squared)],
-        ]
+def _sites(tags: Tags, formula: "_Formula | None") -> _Sites:
+    columns = [tags.get(tag, []) for tag in _COORDINATES]
+    n_sites = len(columns[0])
+    types = _column(tags, "_atom_site_type_symbol") or [""] * n_sites
+    labels = _column(tags, "_atom_site_label") or types
+    if {len(types), len(labels), *map(len, columns)} != {n_sites}:
+        raise ReadingError("its atom table is ragged: give every atom an element and x, y, z")
+    multiplicities = _column(tags, "_atom_site_symmetry_multiplicity") or _column(
+        tags, "_atom_site_site_symmetry_multiplicity"
+    )
+    texts = list(zip(*columns, strict=True))
+    if "_atom_site_calc_flag" in tags:  # dummy sites hold no atom
+        kept = [flag.lower() != "dum" for flag in tags["_atom_site_calc_flag"]]
+        types, labels, texts = (list(compress(c, kept)) for c in (types, labels, texts))
+        multiplicities = list(compress(multiplicities, kept))
+        tags = {t: list(compress(v, kept)) if len(v) == n_sites else v for t, v in tags.items()}
+    _refuse_disorder(tags, labels)
+    letters = "".join(types) or "".join(labels)
+    one_case = letters in (letters.upper(), letters.lower())
+    hydrogen = formula is not None and 1 in formula.counts
+    numbers = [
+        _element(kind or label, not kind, one_case, hydrogen)
+        for kind, label in zip(types, labels, strict=True)
+    ]
+    frac = np.array([[_as_number(value) for value in row] for row in texts]).reshape(-1, 3)
+    if np.isnan(frac).any():  # quoted, or no numbers
+        frac = np.array([[_coordinate(value) for value in row] for row in texts])
+    return _Sites(
+        labels, np.array(numbers, dtype=np.int64), snap_thirds(frac), texts, multiplicities
     )
 
 
-def _asymmetric_unit(block: gemmi.cif.Block) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    symbols = _column(block, "_atom_site_type_symbol") or _column(block, "_atom_site_label")
-    numbers = np.array([_atomic_number(symbol) for symbol in symbols], dtype=np.int64)
-    columns = [_column(block, f"_atom_site_fract_{axis}") for axis in "xyz"]
-    if any(len(column) != len(numbers) for column in columns):
-        raise ValueError("atom site columns have different lengths")
-    frac = np.array([[_number(v, "coordinate") for v in column] for column in columns]).T
-    for occupancy in _column(block, "_atom_site_occupancy"):
-        if occupancy not in ("?", ".", "") and abs(_number(occupancy, "occupancy") - 1) > 1e-6:
-            raise ValueError(f"occupancy {occupancy}: the metrics need full sites")
-    return _snap(frac.reshape(len(numbers), 3)), numbers
+def _column(tags: Tags, tag: str) -> list[str]:
+    return [_text(value) for value in tags.get(tag, ())]
 
 
-def _atomic_number(symbol: str) -> int:
-    letters = symbol.rstrip("0123456789+-.()?*'\" ")
-    for text in (symbol, letters, letters[:2], letters[:1]):
-        element = gemmi.Element(text)
-        if element.atomic_number > 0:
-            return element.atomic_number
-    raise ValueError(f"{symbol!r} is not an element")
+def _coordinate(value: str) -> float:
+    number = _as_number(_text(value))
+    if np.isnan(number):
+        raise ReadingError(f"the coordinate {value!r} is not a finite number: correct it")
+    return float(number)
 
 
-def _snap(frac: NDArray[np.float64]) -> NDArray[np.float64]:
-    for ideal in (1 / 3, 2 / 3):
-        frac = np.where(np.abs(frac / ideal - 1) <= SNAP_TOLERANCE, ideal, frac)
-    return frac
+def _decimals(value: str) -> int:
+    """Return how many decimals a coordinate has, trailing zeros and its uncertainty left out."""
+    text = _text(value).partition("(")[0]
+    return 8 if "e" in text.lower() else len(text.partition(".")[2].rstrip("0"))
 
 
-def _operations(block: gemmi.cif.Block) -> list[gemmi.Op]:
-    for tag in SYMMETRY_LOOPS:
-        triplets = _column(block, tag)
-        if triplets:
-            return [] if len(triplets) == 1 else [gemmi.Op(triplet) for triplet in triplets]
-    for tag in SYMMETRY_NAMES:
-        text = block.find_value(tag)
-        if text is None or gemmi.cif.as_string(text).strip() in ("", "?"):
+def _refuse_disorder(tags: Tags, labels: list[str]) -> None:
+    occupancies = tags.get("_atom_site_occupancy", [])
+    for written in dict.fromkeys(occupancies):
+        if not (text := _text(written)):
+            continue  # unknown counts as full
+        value = _as_number(text)
+        if abs(value - 1) <= OCCUPANCY_TOLERANCE:
             continue
-        symbol = gemmi.cif.as_string(text).strip()
-        if tag.endswith("Hall"):
-            return list(gemmi.symops_from_hall(symbol))
-        group = gemmi.find_spacegroup_by_name(symbol)
-        if group is None:
-            raise ValueError(f"space group {symbol!r} is not known")
-        return [] if group.number == 1 else list(group.operations())
-    for tag in SYMMETRY_NUMBERS:
-        text = block.find_value(tag)
-        if text is not None and gemmi.cif.as_string(text) not in ("", "?"):
-            group = gemmi.find_spacegroup_by_number(int(_number(text, tag)))
-            if group is None:
-                raise ValueError(f"space group {text} is not known")
-            return [] if group.number == 1 else list(group.operations())
-    return []
+        label = labels[occupancies.index(written)]
+        if np.isnan(value):
+            raise ReadingError(f"{label} has occupancy {text!r}, which is no number: correct it")
+        raise ReadingError(
+            f"{label} has occupancy {value:g}: partial occupancies are not supported, give an "
+            "ordered structure"
+        )
+    groups = {_text(value) for value in tags.get("_atom_site_disorder_group", [])} - {"", "0"}
+    if len(groups) > 1:
+        raise ReadingError(
+            f"its sites belong to {len(groups)} disorder groups: give an ordered structure"
+        )
+    for i, value in enumerate(tags.get("_atom_site_attached_hydrogens", [])):
+        if _as_number(_text(value)) > 0:
+            raise ReadingError(
+                f"{_text(value)} hydrogen atoms attached to {labels[i]} have no position: give "
+                "theirs"
+            )
 
 
-def _expand(
-    frac: NDArray[np.float64], numbers: NDArray[np.int64], operations: list[gemmi.Op]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    rotations = np.array([op.rot for op in operations], dtype=float) / gemmi.Op.DEN
-    shifts = np.array([op.tran for op in operations], dtype=float) / gemmi.Op.DEN
-    images = np.einsum("oij,aj->aoi", rotations, frac) + shifts
-    kept, kept_numbers = [], []
-    for orbit, number in zip(images % 1.0, numbers, strict=True):
-        unique: list[NDArray[np.float64]] = []
-        for point in orbit:
-            offsets = np.array(unique).reshape(-1, 3) - point
-            if not np.any(np.all(np.abs(offsets - np.round(offsets)) < SITE_TOLERANCE, axis=1)):
-                unique.append(point)
-        kept.extend(unique)
-        kept_numbers.extend([number] * len(unique))
-    return np.array(kept), np.array(kept_numbers, dtype=np.int64)
+@lru_cache(maxsize=4096)
+def _element(text: str, is_label: bool, one_case: bool, hydrogen: bool) -> int:
+    """Return Z of a type symbol ("Na", "Na1+", "O2-", "D") or, without one, of a label ("Na1A").
+
+    The leading letters must be a symbol as a whole: Wat3 is no tungsten, OH no oxygen, NH4 no
+    nihonium. Where a file knows one case only, FE is iron.
+
+    Args:
+        text: Type symbol or label.
+        is_label: Whether it is a label.
+        one_case: Whether the file writes all symbols in capitals, or none.
+        hydrogen: Whether the formula has hydrogen, so that the label T1 is tritium and no
+            tetrahedral site.
+    """
+    match = re.match(r"[A-Za-z]*", text)
+    letters = match.group() if match else ""
+    rest = text[len(letters) :]
+    number = element_number(letters)
+    if not number and one_case:
+        number = element_number(letters.title())
+        number = number if number <= 98 else 0  # CN and NH are no copernicium and nihonium
+    if is_label:
+        sound = not re.search(r"[,/&;|\s]|\+\s*[A-Za-z]", rest) and (letters != "T" or hydrogen)
+    else:
+        sound = re.fullmatch(r"\d*\.?\d*[+-]?\d*\.?\d*[+-]?", rest) is not None
+    if not number or not sound:
+        raise ReadingError(f"{text!r} names no element: use symbols such as Na or O")
+    return number
 
 
-def format_cif(crystal: Crystal) -> str:
-    """Return a P1 CIF with coordinates to 1e-10."""
-    from crystal_fidelity.structures import element_symbol
+# Symmetry
 
-    lengths = np.linalg.norm(crystal.lattice, axis=1)
-    unit = crystal.lattice / lengths[:, None]
-    cosines = [unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]
-    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    lines = [f"data_{crystal.name.replace(' ', '_') or 'crystal'}"]
-    lines += [f"_cell_length_{x} {v:.10f}" for x, v in zip("abc", lengths, strict=True)]
-    names = ("alpha", "beta", "gamma")
-    lines += [f"_cell_angle_{x} {v:.10f}" for x, v in zip(names, angles, strict=True)]
-    lines += ["loop_", " _symmetry_equiv_pos_as_xyz", "  'x, y, z'", "loop_"]
-    lines += [" _atom_site_type_symbol", " _atom_site_label"]
-    lines += [f" _atom_site_fract_{axis}" for axis in "xyz"]
-    for index, (z, x) in enumerate(zip(crystal.atomic_numbers, crystal.frac_coords, strict=True)):
-        symbol = element_symbol(int(z))
-        lines.append(f"  {symbol} {symbol}{index} {x[0]:.10f} {x[1]:.10f} {x[2]:.10f}")
-    return "\n".join(lines) + "\n"
+
+def _symmetry(
+    tags: Tags, lattice: NDArray[np.float64]
+) -> tuple[list[tuple[str, Operations]], str, list[str]]:
+    """Return the groups that the block allows, what to say if nothing decides, and warnings.
+
+    What to say starts with "!" where the block must then be refused.
+
+    Raises:
+        ReadingError: The symmetry is not known, contradicts itself or does not fit the cell.
+    """
+    listed = _listed_operations(tags)
+    if listed is None:
+        groups, warnings = _named_groups(tags, lattice)
+        groups = groups or [("P 1", hall_operations("P 1"))]
+        symbol = groups[0][0].partition(" :")[0]
+        doubt = f"the origin of {symbol} is not given: add :1 or :2 to the symbol; it is read as"
+        return groups, doubt, warnings
+    if not fits(listed, lattice):
+        raise ReadingError("the cell has not the symmetry of its operations: correct one of them")
+    try:
+        named, _ = _named_groups(tags, lattice)
+    except ReadingError:  # the list of operations says more than the symbol
+        return [("its operations", listed)], "", []
+    if not named or any(len(group) == len(listed) for _, group in named):
+        return [("its operations", listed)], "", []
+    name = named[0][0]
+    if len(listed) > 1:
+        doubt = f"{len(listed)} operations are listed, but {name} has {len(named[0][1])}"
+        return [("its operations", listed)], "", [doubt]
+    doubt = f"!its only operation is x,y,z, but its space group is {name}: list the operations"
+    return [("its operations", listed), *named], doubt, []
+
+
+def _listed_operations(tags: Tags) -> Operations | None:
+    for tag in tags:
+        if "ssg_operation" in tag or (
+            tag == "_cell_modulation_dimension" and _one(tags, tag) != "0"
+        ):
+            raise ReadingError("it is a modulated structure: give a commensurate supercell")
+    for tag in _OPERATIONS:
+        triplets = [text for value in tags.get(tag, []) if (text := _text(value))]
+        if triplets:
+            break
+    else:
+        for tag, values in tags.items():
+            if tag not in (*_OPERATIONS, _CENTERING) and re.search("symop|symmetry_equiv", tag):
+                if any(re.search(r"x.*,.*y.*,", _text(value).lower()) for value in values):
+                    raise ReadingError(f"it lists operations as {tag}, which is not understood")
+        return None
+    try:
+        operations = parse_operations(tuple(triplets))
+        if _CENTERING not in tags:
+            return operations
+        shifts = parse_operations(tuple(_text(value) for value in tags[_CENTERING]))
+    except ReadingError as error:
+        raise ReadingError(f"{tag}: {error}") from error
+    # Magnetic structures: every operation with every centring translation, once.
+    moved = (operations.translations + shifts.translations[:, None]).reshape(-1, 3) % 1.0
+    turned = np.tile(operations.rotations.reshape(-1, 9), (len(shifts), 1))
+    table = np.unique(np.concatenate([turned, moved.round(9) % 1.0], axis=1), axis=0)
+    return Operations(table[:, :9].reshape(-1, 3, 3), table[:, 9:])
+
+
+def _named_groups(
+    tags: Tags, lattice: NDArray[np.float64]
+) -> tuple[list[tuple[str, Operations]], list[str]]:
+    """Return the groups that Hall symbol, Hermann-Mauguin symbols and number allow together."""
+    symbols = [text for tag in _SYMBOLS if (text := _one(tags, tag))]
+    number = 0
+    if text := _one(tags, *_NUMBERS):
+        value = _as_number(text)
+        if np.isnan(value):
+            symbols.append(text)
+        elif value != int(value) or not value:
+            raise ReadingError(f"the space group has number {text}: give 1 to 230")
+        number = 0 if np.isnan(value) else int(value)
+    code = _one(tags, _CODE)
+    warnings = []
+    if hall := _one(tags, *_HALL):
+        try:
+            operations = hall_operations(hall)
+        except ReadingError as error:
+            if not symbols and not number:
+                raise
+            warnings.append(str(error))
+        else:
+            return [(hall, _checked_hall(hall, operations, symbols, number, lattice))], warnings
+    if not symbols and not number:
+        return [], warnings
+    allowed = settings(tuple(symbols), number, code)
+    suiting = fitting_settings(allowed, lattice, named=bool(symbols))
+    return [(str(row), hall_operations(row.hall)) for row in suiting], warnings
+
+
+def _checked_hall(
+    hall: str,
+    operations: Operations,
+    symbols: list[str],
+    number: int,
+    lattice: NDArray[np.float64],
+) -> Operations:
+    kind = hall_number(hall)
+    try:
+        others = {row.number for row in settings(tuple(symbols), number)}
+    except ReadingError:
+        others = {number} if number else set()  # a symbol of a setting that no table has
+    if kind and others and kind not in others:
+        raise ReadingError(
+            f"its Hall symbol {hall!r} is of space group {kind}, its other names are of "
+            f"{min(others)}: they contradict"
+        )
+    if not fits(operations, lattice):
+        raise ReadingError(
+            f"the cell has not the symmetry of its Hall symbol {hall!r}: correct one of them"
+        )
+    return operations
+
+
+def _choose(
+    tags: Tags,
+    lattice: NDArray[np.float64],
+    sites: _Sites,
+    groups: list[tuple[str, Operations]],
+    formula: "_Formula | None",
+) -> tuple[_Choice, bool]:
+    """Expand the sites under every group; return the cell that suits the block best.
+
+    Returns:
+        The choice, and whether another one that makes another crystal suits as well.
+    """
+    asymmetric = checked(lattice, sites.frac_coords, sites.numbers)
+    if isinstance(asymmetric, ReadFailure):
+        raise ReadingError(asymmetric.reason)
+    decimals = np.array([max(map(_decimals, row)) for row in sites.texts], dtype=np.int64)
+    choices = []
+    for name, operations in groups:
+        try:
+            frac, numbers, multiplicities = expand(
+                operations, lattice, sites.frac_coords, sites.numbers, decimals
+            )
+        except ReadingError:
+            if len(groups) == 1:
+                raise
+            continue
+        fault = _formula_fault(numbers, formula)
+        rank: tuple[float, ...] = (
+            bool(fault) + fault.startswith("!"),
+            _z_fault(tags, numbers, formula),
+        )
+        near = np.inf
+        if len(groups) > 1:
+            written = [_as_number(text) for text in sites.multiplicities]
+            different = bool(written) and not np.array_equal(written, multiplicities)
+            near = least_distance(Crystal(lattice, frac, numbers))
+            rank += (different, near < 0.5)
+        choices.append(_Choice(name, frac, numbers, fault, rank, near))
+    if not choices:
+        raise ReadingError("its sites suit none of the groups that its symbols allow")
+    # Where nothing decides: the higher site symmetries, then the larger distances.
+    best = min(choices, key=lambda c: (c.rank, len(c.numbers), -c.least_distance))
+    rivals = [c for c in choices if c.rank == best.rank and c is not best]
+    # All atoms listed, with the symbol of their group: the group adds nothing.
+    same = any(c.name == "its operations" for c in choices) and all(
+        len(c.numbers) == len(best.numbers) for c in rivals
+    )
+    return best, bool(rivals) and not same
+
+
+# Formula
+
+
+@dataclass(frozen=True)
+class _Formula:
+    text: str
+    counts: dict[int, float]
+
+
+def _formula(tags: Tags) -> _Formula | None:
+    for tag in _FORMULAS:
+        if (text := _one(tags, tag)) and (counts := _parse_formula(text)):
+            return _Formula(f"{tag} {text!r}", counts)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _parse_formula(text: str) -> dict[int, float] | None:
+    """Return atoms by Z of "Na Cl", "C12 H22 O11" or "2(H2 O), Cl 1-", None if it is no such."""
+    counts: Counter[int] = Counter()
+    for part in text.split(","):
+        outer = re.fullmatch(r"\s*(\d*\.?\d*)\s*\((.*)\)\s*|\s*(\d*\.?\d*)\s*([A-Z].*)", part)
+        if outer is None:
+            return None
+        factor = float(outer[1] or outer[3] or 1)
+        body = re.sub(r"\s\d*[+-]$", "", (outer[2] or outer[4] or "").strip())
+        if not re.fullmatch(r"(?:[A-Z][a-z]?\d*\.?\d*\s*)+", body):
+            return None
+        for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", body):
+            if not element_number(symbol) or count == ".":
+                return None
+            counts[element_number(symbol)] += factor * float(count or 1)
+    return {z: n for z, n in counts.items() if n > 0} or None
+
+
+def _formula_fault(numbers: NDArray[np.int64], formula: _Formula | None) -> str:
+    """Return how the atoms contradict the formula; "!" starts what cannot be the crystal."""
+    if formula is None:
+        return ""
+    atoms = Counter(numbers.tolist())
+    parts = [atoms[z] / n for z, n in formula.counts.items()]
+    missing, extra = formula.counts.keys() - atoms.keys(), atoms.keys() - formula.counts.keys()
+    exact = all(n == int(n) for n in formula.counts.values())
+    spread = max(parts) / min(parts) - 1 if min(parts) > 0 else np.inf
+    if not extra and spread < (1e-6 if exact else 0.02):
+        return ""
+    made = " ".join(f"{element_symbol(z)}{n}" for z, n in atoms.items())
+    absent = ", ".join(element_symbol(z) for z in sorted(missing))
+    severe = "!" if missing or extra or exact or spread > FORMULA_TOLERANCE else ""
+    return f"{severe}its atoms are {made}, but {formula.text}" + (
+        f": atoms are missing ({absent})" if missing else " says otherwise"
+    )
+
+
+def _z_fault(tags: Tags, numbers: NDArray[np.int64], formula: _Formula | None) -> float:
+    """Return 0 if the cell holds Z formula units, 1 if it holds one, 2 otherwise."""
+    text = _one(tags, "_cell_formula_units_z")
+    units = _as_number(text) if text else np.nan
+    if formula is None:
+        return 0
+    total = sum(formula.counts.values())
+    if not np.isnan(units) and abs(units * total - len(numbers)) < 0.02 * len(numbers):
+        return 0
+    return 1 if abs(total - len(numbers)) < 0.5 or np.isnan(units) else 2

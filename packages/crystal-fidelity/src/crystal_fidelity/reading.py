@@ -1,17 +1,22 @@
-"""Files to structures: extxyz, CIF, folders of CIF, CDVAE CSV and ASE databases.
+"""The reader of structure files: CIF, POSCAR, extended XYZ, CSV, ASE databases and folders.
 
-Every reader streams; parsing runs in worker processes when asked. A structure that cannot be
-read comes out as a `ReadFailure` in its place.
+Every reader streams; parsing runs in worker processes when asked. A structure that cannot be read
+comes out as a `ReadFailure` in its place. `docs/reading.md` lists the dialects.
 """
 
+import codecs
 import csv
 import gzip
 import io
+import json
+import math
 import multiprocessing
+import re
 import sqlite3
+import warnings
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -19,74 +24,85 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TypeVar
 
+import numpy as np
+
 from crystal_fidelity.cif import parse_cif, parse_cif_blocks
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure, from_atoms
+from crystal_fidelity.errors import ReadingError, ReadingWarning
+from crystal_fidelity.structures import (
+    Crystal,
+    Entry,
+    ReadFailure,
+    checked,
+    element_number,
+    from_cartesian,
+    snap_thirds,
+)
+
+NAME_KEYS = ("material_id", "id", "mat_id", "identifier", "name")
+"""Columns and keys that name a structure, the first that is there."""
+FORMATS = (
+    "CIF (.cif, .mcif), POSCAR (.vasp, .poscar, POSCAR, CONTCAR), a folder of these, extended XYZ "
+    "(.extxyz, .xyz), CSV with a cif column (.csv), each also with .gz, or an ASE database (.db)"
+)
+CSV_FIELD_LIMIT = 1 << 26
+MAX_TEXT = 1 << 28
+"""Characters of one CIF or POSCAR, of one line and of one frame."""
+MAX_RATIO, FREE_SIZE = 100, 1 << 28
+"""A gzip file may expand to the second (256 MiB), or to the first times its own size."""
+MAX_COLUMNS = 1000
+"""Columns of an atom table in extended XYZ."""
+MAX_DIGITS = 9
+"""Digits of a number of atoms."""
+_CIF_ENDINGS, _POSCAR_ENDINGS = (".cif", ".mcif"), (".vasp", ".poscar")
+_FAILURES = (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError)
 
 CHUNK = 128
-NAME_KEYS = ("material_id", "name", "id", "identifier")
-CSV_FIELD_LIMIT = 1 << 26
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MAX_COUNT_DIGITS = 9
-Raw = tuple[str, str, dict[str, float]]
-"""Name, text of one structure, numbers that came with it."""
+Raw = tuple[str, str, dict[str, str]]
+"""Name, text of one structure, and what else is known of it."""
 
 
 def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
     """Read all structures of a file or folder.
 
     Args:
-        path: .extxyz/.xyz, .cif, a folder of .cif, .csv with a `cif` column, any of these with
-            .gz, or an ASE .db.
-        workers: processes that parse; 1 stays in this process.
+        path: CIF, POSCAR, extended XYZ, CSV, ASE database, or a folder of CIF and POSCAR files.
+        workers: Processes that parse; 1 stays in this process.
+
+    Returns:
+        Crystals, and in the place of each that cannot be read the reason.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the format is not one of these, the file is torn, or holds no structure.
+        ReadingError: Nothing is there, the format is none of these, the file is torn or holds no
+            structure.
     """
-    entries = list(iter_structures(path, workers=workers))
-    if not entries:
-        raise ValueError(f"{path} holds no structure; the metrics need at least one")
-    return entries
+    return list(iter_structures(path, workers=workers))
 
 
 def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
     """Stream the structures of a file or folder in their order; see `read_structures`."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    read = 0
+        raise ReadingError(f"{path} does not exist, no such file or folder: give {FORMATS}")
+    read, doubtful = 0, []
     try:
         for entry in _entries(path, workers):
             yield entry
             read += 1
-    except (EOFError, gzip.BadGzipFile, zlib.error, sqlite3.Error, csv.Error) as error:
-        raise ValueError(
-            f"{path} is torn or not what its name says, {read} structures into it: {error}; "
-            "a part of a set would give another number, so get the whole file"
+            if isinstance(entry, Crystal) and entry.warning:
+                doubtful.append(f"{entry.name}: {entry.warning}")
+    except (EOFError, gzip.BadGzipFile, zlib.error, sqlite3.Error, csv.Error, OSError) as error:
+        raise ReadingError(
+            f"{path} is torn or not what its name says, {read} structures into it ({error}): a "
+            "part of a set would give another number, so get the whole file"
         ) from error
-
-
-def _entries(path: Path, workers: int) -> Iterator[Entry]:
-    if path.is_dir():
-        yield from _flatten(map_in_order(_parse_cif_file, _cif_files(path), workers))
-        return
-    suffix = _suffix(path)
-    if suffix == ".cif":
-        with _open_text(path) as stream:
-            yield from parse_cif_blocks(stream.read(), path.name.split(".")[0])
-    elif suffix == ".csv":
-        yield from map_in_order(_parse_csv_row, _csv_rows(path), workers)
-    elif suffix in (".xyz", ".extxyz"):
-        yield from map_in_order(_parse_frame, _frames(path), workers)
-    elif suffix == ".db":
-        yield from _database_rows(path)
-    else:
-        raise ValueError(
-            f"{path}: format {suffix or 'without suffix'!r} is not read; give .extxyz, .cif, a "
-            "folder of .cif, .csv (gzip allowed) or an ASE .db; features (.npz) go to "
-            "`crystal-fidelity frechet`"
+    if read == 0:
+        raise ReadingError(f"{path} is empty, it holds no structure: give {FORMATS}")
+    if doubtful:
+        more = f" (and {len(doubtful) - 3} more)" if len(doubtful) > 3 else ""
+        warnings.warn(
+            f"{path}: {'; '.join(doubtful[:3])}{more}", category=ReadingWarning, stacklevel=2
         )
 
 
@@ -130,132 +146,452 @@ def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> list[Re
     return [function(item) for item in chunk]
 
 
-def _flatten(groups: Iterable[list[Entry]]) -> Iterator[Entry]:
-    for group in groups:
-        yield from group
+def _entries(path: Path, workers: int) -> Iterator[Entry]:
+    if path.is_dir():
+        for group in map_in_order(_parse_file, _folder(path), workers):
+            yield from group
+    elif _kind(path) in ("cif", "poscar"):
+        yield from _parse_file((path, _stem(path)))
+    elif _kind(path) == "csv":
+        yield from map_in_order(_parse_row, _csv_rows(path), workers)
+    elif _kind(path) == "xyz":
+        yield from map_in_order(_parse_frame, _frames(path), workers)
+    elif _kind(path) == "db":
+        yield from _database_rows(path)
+    else:
+        raise ReadingError(f"{path} is of no known format: give {FORMATS}")
 
 
-def _suffix(path: Path) -> str:
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+def _kind(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(_CIF_ENDINGS):
+        return "cif"
+    if name.endswith(_POSCAR_ENDINGS) or name.startswith(("poscar", "contcar")):
+        return "poscar"
+    if path.suffix.lower() == ".db":
+        return "db"
+    return {".csv": "csv", ".xyz": "xyz", ".extxyz": "xyz"}.get(Path(name).suffix, "")
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a file without its known ending, "a.1.cif.gz" as "a.1"."""
+    return re.sub(r"(?i)(\.(m?cif|vasp|poscar|csv|xyz|extxyz|db))?(\.gz)?$", "", path.name)
+
+
+# Text
+
+
+def _latin(error: UnicodeError) -> tuple[str, int]:
+    """Read bytes that are not UTF-8 as Latin-1."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error("crystal_fidelity.latin1", _latin)
+
+
+class _Bounded(io.RawIOBase):
+    """A gzip stream that stops where no honest file would go on."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = gzip.open(path, "rb")
+        self._left = max(FREE_SIZE, MAX_RATIO * path.stat().st_size)
+        self._path = path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._stream.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ReadingError(
+                f"{self._path} expands to more than {MAX_RATIO} times its size: unpack it first"
+            )
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _open_text(path: Path) -> IO[str]:
-    if path.suffix.lower() == ".gz":
-        return io.TextIOWrapper(
-            gzip.open(path, "rb"), encoding="utf-8", errors="replace", newline=""
+    """Open UTF-8, UTF-16 with its mark or, byte by byte, Latin-1 text; line ends are kept."""
+    raw = io.BufferedReader(_Bounded(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    mark = raw.peek(2)[:2]
+    utf16 = mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-16" if utf16 else "utf-8-sig"
+    return io.TextIOWrapper(raw, encoding, errors="crystal_fidelity.latin1", newline="")
+
+
+def _numbers(info: Mapping[str, str]) -> dict[str, float]:
+    found = {}
+    for key, text in info.items():
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            found[key] = value
+    return found
+
+
+# Folders, CIF and POSCAR
+
+
+def _folder(folder: Path) -> list[tuple[Path, str]]:
+    """Return CIF and POSCAR files by name; others are named in a warning."""
+    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
+    known = [path for path in files if _kind(path) in ("cif", "poscar")]
+    others = [path.name for path in files if path not in set(known)]
+    listed = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    if not known:
+        raise ReadingError(
+            f"{folder} has no .cif files nor POSCAR files"
+            + (f", but {listed}" if others else "")
+            + f": give {FORMATS}"
         )
-    return path.open(encoding="utf-8", errors="replace", newline="")
+    if others:
+        warnings.warn(
+            f"{folder}: {len(others)} other files are not read: {listed}",
+            category=ReadingWarning,
+            stacklevel=4,
+        )
+    stems = Counter(_stem(path) for path in known)
+    return [(path, _stem(path) if stems[_stem(path)] == 1 else path.name) for path in known]
 
 
-def _cif_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.name.lower().endswith((".cif", ".cif.gz")))
-    if not files:
-        raise ValueError(f"{folder} holds no .cif file")
-    return files
-
-
-def _parse_cif_file(path: Path) -> list[Entry]:
-    name = path.name.split(".cif")[0]
+def _parse_file(job: tuple[Path, str]) -> list[Entry]:
+    path, name = job
+    name = name or path.name
     try:
         with _open_text(path) as stream:
-            return parse_cif_blocks(stream.read(), name)
-    except (OSError, EOFError, zlib.error) as error:
-        return [ReadFailure(name, str(error))]
+            text = stream.read(MAX_TEXT + 1)
+        if len(text) > MAX_TEXT:
+            raise ReadingError(f"it has more than {MAX_TEXT} characters")
+    except (OSError, EOFError, zlib.error, ReadingError) as error:
+        return [ReadFailure(name, f"it cannot be opened ({error})")]
+    if _kind(path) == "cif":
+        return parse_cif_blocks(text, name)
+    return [_parse_poscar(text, name)]
+
+
+def _parse_poscar(text: str, name: str) -> Entry:
+    try:
+        return _poscar(text.splitlines() if "\n" not in text else text.split("\n"), name)
+    except ReadingError as error:
+        return ReadFailure(name, str(error))
+
+
+def _poscar(lines: list[str], name: str) -> Entry:
+    """Read VASP's format: comment, scale, cell, symbols (not in VASP 4), counts, coordinates."""
+    rows = [line.split("!")[0].split() for line in lines]
+    if len(rows) < 7:
+        raise ReadingError("it is not a POSCAR: it has fewer than 8 lines")
+    scale = np.array(_floats(rows[1], "scale", len(rows[1]) if len(rows[1]) < 3 else 3)[:3])
+    lattice = np.array([_floats(row, "cell", 3) for row in rows[2:5]])
+    if len(scale) == 1 and scale[0] < 0:  # minus the volume
+        scale = np.cbrt(-scale / abs(np.linalg.det(lattice)))
+    if len(scale) not in (1, 3) or not (scale > 0).all():
+        raise ReadingError(f"its scale {' '.join(rows[1])!r} is neither one nor three factors")
+    lattice = lattice * scale  # three factors stretch x, y and z
+    at = 5
+    symbols = None if _counts(rows[5]) else rows[at]
+    at += symbols is not None
+    counts = _counts(rows[at]) if at < len(rows) else None
+    if not counts or (symbols is not None and len(symbols) != len(counts)):
+        raise ReadingError("it is not a POSCAR: its sixth and seventh lines give no atoms")
+    at += 1
+    at += at < len(rows) and (rows[at] or [""])[0][:1] in ("S", "s")  # selective dynamics
+    if at >= len(rows):
+        raise ReadingError("it is cut before its coordinates")
+    cartesian = (rows[at] or [""])[0][:1] in ("C", "c", "K", "k")
+    total = sum(counts)
+    sites = rows[at + 1 : at + 1 + total]
+    if len(sites) < total or not all(sites):
+        raise ReadingError(f"it has fewer than the {total} atoms that it announces")
+    if symbols is None:
+        species = _species_of_vasp4(rows[0], counts, sites)
+    else:
+        species = np.repeat([_vasp_element(symbol) for symbol in symbols], counts)
+    coords = np.array([_floats(row, "coordinates", 3) for row in sites]).reshape(-1, 3)
+    if cartesian:
+        return from_cartesian(lattice, coords * scale, species, name)
+    return checked(lattice, snap_thirds(coords), species, name)
+
+
+def _floats(words: list[str], what: str, count: int) -> list[float]:
+    try:
+        values = [float(word) for word in words[:count]]
+    except ValueError as error:
+        raise ReadingError(f"its {what} {' '.join(words)[:60]!r} are no numbers") from error
+    if len(values) < count or not values:
+        raise ReadingError(f"its {what} {' '.join(words)[:60]!r} are not {count} numbers")
+    return values
+
+
+def _counts(words: list[str]) -> list[int] | None:
+    if not words or not all(word.isdecimal() and len(word) <= MAX_DIGITS for word in words):
+        return None
+    return [int(word) for word in words]
+
+
+def _vasp_element(symbol: str) -> int:
+    """Return Z of "Fe", "Fe_pv" or "Fe_sv_GW/hash"."""
+    number = element_number(re.split("[_/]", symbol)[0])
+    if not number:
+        raise ReadingError(f"{symbol!r} names no element: use symbols such as Na or O")
+    return number
+
+
+def _species_of_vasp4(
+    comment: list[str], counts: list[int], sites: list[list[str]]
+) -> "np.ndarray":
+    """Return Z by atom from the comment line or from symbols behind the coordinates."""
+    for words, repeats in ((comment, counts), ([row[-1] for row in sites], 1)):
+        numbers = [element_number(re.split("[_/]", word)[0]) for word in words]
+        expected = len(counts) if words is comment else len(sites)
+        if len(numbers) == expected and all(numbers):
+            return np.repeat(numbers, repeats)
+    raise ReadingError(
+        "it names no elements (a POSCAR of VASP 4): put their symbols on the line before the "
+        "numbers of atoms"
+    )
+
+
+# CSV
 
 
 def _csv_rows(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(CSV_FIELD_LIMIT)
     with _open_text(path) as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        if "cif" not in columns:
-            listed = ", ".join(repr(name)[:30] for name in list(columns)[:20]) or "none"
-            raise ValueError(f"{path} has no column 'cif'; its columns: {listed}")
-        name_column = next((key for key in NAME_KEYS if key in columns), None)
-        for index, row in enumerate(reader):
-            name = (row[name_column] if name_column else "") or f"row {index}"
-            yield name, row["cif"] or "", _numbers(row)
+        first = stream.readline(MAX_TEXT)
+        if first.strip().lower().startswith("sep="):  # Excel
+            first = stream.readline(MAX_TEXT)
+        if not first.strip():
+            raise ReadingError(f"{path} is empty: give a CSV with a header and a cif column")
+        separator, header = _header(first, path)
+        names = [cell.strip() for cell in header]
+        lower = [cell.lower() for cell in names]
+        if lower.count("cif") > 1:
+            raise ReadingError(f"{path} has {lower.count('cif')} columns cif: keep one")
+        cif = lower.index("cif")
+        named = next((lower.index(key) for key in NAME_KEYS if key in lower), None)
+        kept = [i for i in range(len(names)) if i not in (cif, named) and names[i]]
+        for number, row in enumerate(csv.reader(stream, delimiter=separator, strict=True), 1):
+            if not row:
+                continue
+            name = row[named] if named is not None and named < len(row) else ""
+            info = {names[i]: row[i] for i in kept if i < len(row)}
+            if separator == ";":  # decimal commas
+                info = {
+                    k: re.sub(r"^\s*([+-]?\d+),(\d+)\s*$", r"\1.\2", v) for k, v in info.items()
+                }
+            text = row[cif] if cif < len(row) else ""
+            if len(row) != len(header):
+                text = f"!it has {len(row)} of {len(header)} columns: the file is cut or misquoted"
+            yield name or f"row-{number}", text, info
 
 
-def _numbers(row: dict[str, str | None]) -> dict[str, float]:
-    found = {}
-    for key, value in row.items():
-        if key is None or key in ("cif", "", *NAME_KEYS) or not isinstance(value, str):
-            continue
-        try:
-            found[key] = float(value)
-        except ValueError:
-            continue
-    return found
+def _header(line: str, path: Path) -> tuple[str, list[str]]:
+    for separator in ",;\t":
+        header = next(csv.reader([line], delimiter=separator))
+        if "cif" in (cell.strip().lower() for cell in header):
+            return separator, header
+    listed = ", ".join(repr(cell.strip())[:30] for cell in next(csv.reader([line]))[:20])
+    raise ReadingError(f"{path} has no cif column but {listed}: name one cif")
 
 
-def _parse_csv_row(raw: Raw) -> Entry:
-    name, text, properties = raw
+def _parse_row(raw: Raw) -> Entry:
+    name, text, info = raw
+    if text.startswith("!"):
+        return ReadFailure(name, text[1:])
+    if not text.strip():
+        return ReadFailure(name, "its cif column is empty")
     entry = parse_cif(text, name)
-    return replace(entry, properties=properties) if isinstance(entry, Crystal) else entry
+    if isinstance(entry, Crystal):
+        return replace(entry, info=info, properties=_numbers(info))
+    return entry
+
+
+# Extended XYZ
 
 
 def _frames(path: Path) -> Iterator[Raw]:
-    """Cut an extxyz stream into frames; what follows a broken count line cannot be read."""
+    """Cut a stream into frames; after a broken one, reading goes on where the next begins."""
+    index, found = 0, False
     with _open_text(path) as stream:
-        for index, count_line in enumerate(_non_empty(stream)):
-            name = f"frame {index}"
-            if not _is_count(count_line.strip()):
-                reason = f"expected a number of atoms, found {count_line.strip()[:40]!r}"
-                yield name, f"!{reason}; the rest of the file cannot be read", {}
-                return
-            body = list(islice(stream, int(count_line) + 1))
-            if len(body) < int(count_line) + 1:
-                yield name, f"!file ends after {len(body)} of {int(count_line) + 1} lines", {}
-                return
-            yield name, count_line + "".join(body), {}
+        lines = _Lines(stream)
+        while (count := lines.next_text()) is not None:
+            name = f"{_stem(path)}-{index}"
+            index += 1
+            if not _counts(count.split()) or len(count.split()) != 1:
+                where = f"line {lines.number}: {count.strip()[:40]!r} is not a number of atoms"
+                again = lines.skip_to_frame()
+                if not found and not again:
+                    raise ReadingError(f"{path}, {where}: give extended XYZ")
+                yield name, f"!{where}", {}
+                continue
+            found = True
+            total = int(count)
+            body = lines.take(total + 1)
+            if len(body) < total + 1:
+                reason = f"!it has {max(0, len(body) - 1)} of {total} atoms: the file is cut"
+                yield name, reason, {}
+            else:
+                yield name, "".join(body), {}
 
 
-def _is_count(text: str) -> bool:
-    return text.isdecimal() and len(text) <= MAX_COUNT_DIGITS
+class _Lines:
+    """Lines of a file, with a look ahead."""
 
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream, self._ahead, self.number = stream, deque[str](), 0
 
-def _non_empty(stream: IO[str]) -> Iterator[str]:
-    while line := stream.readline():
-        if line.strip():
-            yield line
+    def next(self) -> str:
+        self.number += 1
+        line = self._ahead.popleft() if self._ahead else self._stream.readline(MAX_TEXT)
+        return line if line.endswith(("\n", "\r")) or not line else line + "\n"
+
+    def next_text(self) -> str | None:
+        while line := self.next():
+            if line.strip():
+                return line
+        return None
+
+    def take(self, count: int) -> list[str]:
+        """Return `count` lines, fewer where the file or, by its comment line, the frame ends."""
+        taken: list[str] = []
+        size = 0
+        while len(taken) < count and (line := self.next()):
+            if len(taken) > 1 and "Lattice=" in line and taken[-1].strip().isdecimal():
+                self._ahead.extendleft([line, taken.pop()])
+                self.number -= 2
+                break
+            taken.append(line)
+            size += len(line)
+            if size > MAX_TEXT:
+                raise ReadingError(f"line {self.number}: a frame has over {MAX_TEXT} characters")
+        return taken
+
+    def skip_to_frame(self) -> bool:
+        """Go on before the next number of atoms that a comment line with a cell follows."""
+        previous = ""
+        while line := self.next():
+            if "Lattice=" in line and previous.strip().isdecimal():
+                self._ahead.extendleft([line, previous])
+                self.number -= 2
+                return True
+            previous = line
+        return False
 
 
 def _parse_frame(raw: Raw) -> Entry:
-    from ase.io.extxyz import read_extxyz
-
     name, text, _ = raw
     if text.startswith("!"):
         return ReadFailure(name, text[1:])
     try:
-        atoms = next(iter(read_extxyz(io.StringIO(text), index=slice(None))))
-    except (ValueError, KeyError, IndexError, TypeError, StopIteration, OSError) as error:
-        return ReadFailure(name, f"{type(error).__name__}: {str(error)[:120]}")
-    info = {str(k): v for k, v in atoms.info.items()}
-    name = next((str(info[key]) for key in NAME_KEYS if key in info), name)
-    if atoms.calc is not None:
-        info["energy"] = atoms.calc.results.get("energy")
-    return from_atoms(atoms, name, {k: float(v) for k, v in info.items() if _is_number(v)})
+        return _frame(text.split("\n"), name)
+    except _FAILURES as error:
+        reason = " ".join(str(error).split())[:160]
+        return ReadFailure(name, f"it is not a frame of extended XYZ ({reason})")
 
 
-def _is_number(value: object) -> bool:
-    import numpy as np
+def _frame(lines: list[str], name: str) -> Entry:
+    from ase.io.extxyz import key_val_str_to_dict
 
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    values = key_val_str_to_dict(lines[0])
+    info = {
+        key: str(value)
+        for key, value in values.items()
+        if key not in ("Lattice", "Properties", "pbc")
+    }
+    name = next((info.pop(key) for key in NAME_KEYS if key in info), name)
+    if "Lattice" not in values:
+        return ReadFailure(name, "it has no cell (Lattice): a crystal needs its lattice vectors")
+    table = str(values.get("Properties", "species:S:1:pos:R:3")).split(":")
+    places, width = {}, 0
+    for key, columns in zip(table[::3], table[2::3], strict=True):
+        places[key.lower()] = width
+        width += int(columns)
+        if not 0 < int(columns) <= width <= MAX_COLUMNS:
+            return ReadFailure(name, f"it announces more than {MAX_COLUMNS} columns of atoms")
+    at = places["pos"]
+    if width < at + 3 or not {"species", "z", "numbers"} & places.keys():
+        return ReadFailure(name, "its Properties name no species or no three coordinates")
+    rows = [line.split() for line in lines[1:-1]]
+    short = next((i for i, row in enumerate(rows) if len(row) < width), None)
+    if short is not None:
+        return ReadFailure(name, f"atom {short + 1} has {len(rows[short])} of {width} columns")
+    if "species" in places:
+        numbers = [_species(row[places["species"]]) for row in rows]
+    else:
+        numbers = [int(row[places.get("z", places.get("numbers", 0))]) for row in rows]
+    positions = np.array([[float(x) for x in row[at : at + 3]] for row in rows]).reshape(-1, 3)
+    return from_cartesian(
+        values["Lattice"].T,
+        positions,
+        numbers,
+        name,
+        pbc=values.get("pbc", True),
+        info=info,
+        properties=_numbers(info),
+    )
+
+
+def _species(text: str) -> int:
+    number = element_number(text) or (int(text) if text.isdecimal() else 0)
+    if not number:
+        raise ReadingError(f"{text!r} names no element: use symbols such as Na or O")
+    return number
+
+
+# ASE databases
 
 
 def _database_rows(path: Path) -> Iterator[Entry]:
-    from ase.db import connect
+    """Yield the rows of the SQLite file that ASE writes, opened for reading only.
 
-    for row in connect(path).select():
-        pairs = dict(row.key_value_pairs)
-        name = next((str(pairs[key]) for key in NAME_KEYS if key in pairs), f"row {row.id}")
-        try:
-            atoms = row.toatoms()
-        except (ValueError, KeyError, TypeError) as error:
-            yield ReadFailure(name, f"{type(error).__name__}: {str(error)[:120]}")
-            continue
-        yield from_atoms(atoms, name, {k: float(v) for k, v in pairs.items() if _is_number(v)})
+    The tables are read without ASE, whose `connect` adds its own to any SQLite file and whose
+    `select` ends at the first damaged row.
+    """
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(systems)")}
+        wanted = ("numbers", "positions", "cell", "pbc", "key_value_pairs", "energy")
+        if not columns.issuperset(wanted):
+            raise ReadingError(f"{path} is not an ASE database: it has no table of systems")
+        identities = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+        query = f"SELECT {', '.join(wanted)} FROM systems WHERE id = ?"
+        for identity in identities:
+            name = f"{_stem(path)}-{identity}"
+            try:
+                yield _database_row(connection.execute(query, (identity,)).fetchone(), name)
+            except (*_FAILURES, sqlite3.Error) as error:
+                reason = " ".join(str(error).split())[:160]
+                yield ReadFailure(name, f"its row is damaged ({reason})")
+    except sqlite3.DatabaseError as error:
+        raise ReadingError(f"{path} is not an ASE database ({error})") from error
+    finally:
+        connection.close()
+
+
+def _database_row(row: tuple[object, ...], name: str) -> Entry:
+    numbers, positions, cell = (
+        np.frombuffer(blob, dtype)  # type: ignore[call-overload]
+        for blob, dtype in zip(row[:3], ("<i4", "<f8", "<f8"), strict=True)
+    )
+    pbc, pairs, energy = row[3:]
+    info = {key: str(value) for key, value in json.loads(str(pairs or "{}")).items()}
+    if energy is not None:
+        info.setdefault("energy", str(energy))
+    name = next((info.pop(key) for key in NAME_KEYS if key in info), name)
+    return from_cartesian(
+        cell.reshape(3, 3),
+        positions.reshape(-1, 3),
+        numbers,
+        name,
+        pbc=[bool(int(pbc or 0) & bit) for bit in (1, 2, 4)],  # type: ignore[call-overload]
+        info=info,
+        properties=_numbers(info),
+    )

@@ -1,18 +1,21 @@
-"""The one structure type every metric takes, and how others become it.
+"""The one structure type that readers return and metrics take, and its conversions.
 
-A file that cannot be read is a value too: `ReadFailure` keeps its place in the sequence, so
+A structure that cannot be read is a value too: `ReadFailure` keeps its place in the sequence, so
 that one bad structure is named and counted instead of shifting or stopping the rest.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from math import gcd
 from typing import TYPE_CHECKING
 
+import gemmi
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from crystal_fidelity.errors import ReadingError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 MAX_ATOMIC_NUMBER = 118
 MAX_LENGTH = 1000.0
 """Å; longer lattice vectors are no crystal's, and searches in such cells do not end."""
+MAX_COORDINATE = 1e4
+"""Fractional coordinates beyond it lose the digits that place the atom in its cell."""
+MIN_FLATNESS = 1e-9
+"""Cells whose volume is a smaller fraction of |a||b||c| are singular in double precision."""
+SNAP_TOLERANCE = 1e-4
+"""Relative, as `frac_tolerance` of pymatgen's CifParser."""
 GRAM_PER_CM3 = 1.66053906660
 """One u per Å³ in g/cm³."""
 
@@ -29,19 +38,24 @@ GRAM_PER_CM3 = 1.66053906660
 class Crystal:
     """One periodic structure.
 
-    Unlike `crystorus`, ROWS of `lattice` are the lattice vectors (as in ASE and pymatgen):
-    cartesian = frac_coords @ lattice.
+    ROWS of `lattice` are the lattice vectors, as in ASE and pymatgen (and unlike
+    `crystorus.geometry.Crystals`): cartesian = frac_coords @ lattice.
     """
 
     lattice: NDArray[np.float64]
     """(3, 3), Å, rows are lattice vectors."""
     frac_coords: NDArray[np.float64]
-    """(atoms, 3)."""
+    """(atoms, 3), fractional; the readers give values in [0, 1)."""
     atomic_numbers: NDArray[np.int64]
-    """(atoms,)."""
+    """(atoms,), 1 to 118."""
     name: str = ""
-    properties: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that came with the structure, such as formation_energy_per_atom."""
+    info: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Everything else that came with the structure (CSV columns, extxyz keys), as text."""
+    properties: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    """The finite numbers among `info`. `energy` of extxyz and ASE databases is the total energy of
+    the cell in eV: divide by the number of atoms before comparing crystals."""
+    warning: str = field(default="", kw_only=True)
+    """What is doubtful about the reading, empty if nothing is."""
 
     def __len__(self) -> int:
         return len(self.atomic_numbers)
@@ -55,7 +69,7 @@ class Crystal:
     def formula(self) -> tuple[tuple[int, int], ...]:
         """Reduced composition as sorted (atomic number, count) pairs."""
         numbers, counts = np.unique(self.atomic_numbers, return_counts=True)
-        divisor = gcd(*counts.tolist())
+        divisor = math.gcd(*counts.tolist())
         return tuple(zip(numbers.tolist(), (counts // divisor).tolist(), strict=True))
 
 
@@ -71,30 +85,71 @@ Entry = Crystal | ReadFailure
 
 
 def checked(
-    lattice: object,
-    frac_coords: object,
-    atomic_numbers: object,
+    lattice: ArrayLike,
+    frac_coords: ArrayLike,
+    atomic_numbers: ArrayLike,
     name: str = "",
+    *,
+    info: Mapping[str, str] | None = None,
     properties: Mapping[str, float] | None = None,
+    warning: str = "",
 ) -> Entry:
-    """Return a `Crystal`, or the `ReadFailure` that says why these numbers are not one."""
+    """Return a `Crystal` with coordinates in [0, 1), or the failure that says why it is none.
+
+    Args:
+        lattice: (3, 3), Å, rows are lattice vectors.
+        frac_coords: (atoms, 3).
+        atomic_numbers: (atoms,).
+        name: Name of the crystal or of the failure.
+        info: See `Crystal.info`.
+        properties: See `Crystal.properties`.
+        warning: See `Crystal.warning`.
+    """
     cell = np.asarray(lattice, dtype=np.float64)
     frac = np.asarray(frac_coords, dtype=np.float64)
     numbers = np.asarray(atomic_numbers, dtype=np.int64)
+    if reason := _fault(cell, frac, numbers):
+        return ReadFailure(name, reason)
+    return Crystal(
+        cell,
+        wrap_coords(frac),
+        numbers,
+        name,
+        info=dict(info or {}),
+        properties=dict(properties or {}),
+        warning=warning,
+    )
+
+
+def _fault(cell: NDArray[np.float64], frac: NDArray[np.float64], numbers: NDArray[np.int64]) -> str:
     if len(numbers) == 0:
-        return ReadFailure(name, "no atoms")
+        return "it has no atoms: give at least one"
     if cell.shape != (3, 3) or frac.shape != (len(numbers), 3):
-        return ReadFailure(name, f"lattice {cell.shape} and coordinates {frac.shape} do not fit")
-    if not np.isfinite(cell).all():
-        return ReadFailure(name, "lattice holds NaN or infinity")
-    if not np.isfinite(frac).all():
-        return ReadFailure(name, "coordinates hold NaN or infinity")
-    if (longest := longest_vector(cell)) > MAX_LENGTH:
-        return ReadFailure(name, f"lattice vector of {longest:.4g} Å > {MAX_LENGTH:g} Å")
+        return f"lattice {cell.shape} and coordinates {frac.shape} do not fit {len(numbers)} atoms"
+    a, b, c = rows = cell.tolist()
+    lengths = [math.hypot(*row) for row in rows]
+    if math.isnan(sum(lengths)):
+        return "its cell holds NaN: correct the cell"
+    if (longest := max(lengths)) > MAX_LENGTH:
+        return f"lattice vector of {longest:.4g} Å > {MAX_LENGTH:g} Å"
+    volume = (
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        + a[1] * (b[2] * c[0] - b[0] * c[2])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )
+    if abs(volume) <= MIN_FLATNESS * math.prod(lengths):
+        return "its cell is singular, its vectors lie in one plane: give three independent vectors"
+    if not (np.abs(frac) <= MAX_COORDINATE).all():
+        i = int((~(np.abs(frac) <= MAX_COORDINATE).all(axis=1)).argmax())
+        place = ", ".join(f"{x:g}" for x in frac[i])
+        return (
+            f"atom {i + 1} is at ({place}): fractional coordinates must be finite and below "
+            f"{MAX_COORDINATE:g}"
+        )
     if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
-        bad = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)][0]
-        return ReadFailure(name, f"atomic number {bad} is not an element")
-    return Crystal(cell, frac, numbers, name, dict(properties or {}))
+        i = int(((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)).argmax())
+        return f"atom {i + 1} has atomic number {numbers[i]}: elements are 1 to {MAX_ATOMIC_NUMBER}"
+    return ""
 
 
 def longest_vector(lattice: NDArray[np.float64]) -> float:
@@ -103,27 +158,144 @@ def longest_vector(lattice: NDArray[np.float64]) -> float:
         return float(np.sqrt((lattice * lattice).sum(axis=1).max()))
 
 
+def wrap_coords(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return fractional coordinates brought into [0, 1), also after rounding to float32."""
+    wrapped = frac_coords - np.floor(frac_coords)
+    wrapped[wrapped.astype(np.float32) >= 1] = 0.0
+    return wrapped
+
+
+def snap_thirds(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return coordinates where values within 1e-4 (relative) of ±1/3 or ±2/3 are exactly that.
+
+    Source: pymatgen's CifParser, `frac_tolerance`.
+    """
+    for third in (1 / 3, 2 / 3):
+        near = np.abs(np.abs(frac_coords) / third - 1) < SNAP_TOLERANCE
+        frac_coords = np.where(near, np.copysign(third, frac_coords), frac_coords)
+    return frac_coords
+
+
+def lattice_from_parameters(
+    a: float, b: float, c: float, alpha: float, beta: float, gamma: float
+) -> NDArray[np.float64]:
+    """Return lattice rows in Å, a along x and b in the xy plane.
+
+    Args:
+        a: Length of the first vector, Å; likewise b and c.
+        b: Second length.
+        c: Third length.
+        alpha: Angle between b and c, degrees.
+        beta: Angle between a and c.
+        gamma: Angle between a and b.
+
+    Raises:
+        ReadingError: No cell has these lengths and angles.
+    """
+    cosines = np.cos(np.deg2rad([alpha, beta, gamma]))
+    ca, cb, cg = np.where(np.abs(cosines) < 1e-15, 0.0, cosines)  # right angles are meant exactly
+    sg = np.sin(np.deg2rad(gamma))
+    # V² / (abc)²: the Gram determinant of the three unit vectors.
+    gram = 1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg
+    values = [a, b, c, alpha, beta, gamma]
+    if not (np.isfinite(values).all() and min(values) > 0 and gram > 1e-12 and sg > 1e-9):
+        raise ReadingError(
+            f"no cell has lengths {a:g}, {b:g}, {c:g} Å and angles {alpha:g}, {beta:g}, "
+            f"{gamma:g}°: correct the cell"
+        )
+    return np.array(
+        [
+            [a, 0.0, 0.0],
+            [b * cg, b * sg, 0.0],
+            [c * cb, c * (ca - cb * cg) / sg, c * np.sqrt(gram) / sg],
+        ]
+    )
+
+
 def from_atoms(
-    atoms: "Atoms", name: str = "", properties: Mapping[str, float] | None = None
+    atoms: "Atoms",
+    name: str = "",
+    *,
+    info: Mapping[str, str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> Entry:
-    """Convert ASE atoms; a cell without volume is a failure."""
-    if atoms.cell.rank < 3:
-        return ReadFailure(name, f"cell has {atoms.cell.rank} independent vectors, 3 are needed")
-    try:
-        frac = np.linalg.solve(np.asarray(atoms.cell).T, atoms.positions.T).T
-    except np.linalg.LinAlgError:
-        return ReadFailure(name, "cell vectors lie in one plane")
-    return checked(np.asarray(atoms.cell), frac, atoms.numbers, name, properties)
+    """Convert ASE atoms; without a cell of three periodic directions they are a failure."""
+    return from_cartesian(
+        np.asarray(atoms.cell),
+        atoms.positions,
+        atoms.numbers,
+        name,
+        pbc=atoms.pbc,
+        info=info,
+        properties=properties,
+    )
+
+
+def from_cartesian(
+    lattice: ArrayLike,
+    positions: ArrayLike,
+    atomic_numbers: ArrayLike,
+    name: str = "",
+    *,
+    pbc: ArrayLike = True,
+    info: Mapping[str, str] | None = None,
+    properties: Mapping[str, float] | None = None,
+) -> Entry:
+    """Return the crystal with atoms at cartesian positions, or why it is none.
+
+    Args:
+        lattice: (3, 3), Å, rows are lattice vectors.
+        positions: (atoms, 3), Å.
+        atomic_numbers: (atoms,).
+        name: Name of the crystal or of the failure.
+        pbc: Whether the structure is periodic, for all directions or for each.
+        info: See `Crystal.info`.
+        properties: See `Crystal.properties`.
+    """
+    cell = np.asarray(lattice, dtype=np.float64)
+    if not cell.any():
+        return ReadFailure(name, "it has no cell: a crystal needs its three lattice vectors")
+    periodic = np.broadcast_to(pbc, 3)
+    if not periodic.all():
+        return ReadFailure(
+            name,
+            f"it is periodic along {int(periodic.sum())} of 3 directions: set pbc to T T T if it "
+            "is a crystal",
+        )
+    # The cell is looked at first: a singular one cannot be solved.
+    fault = _fault(cell, np.zeros((1, 3)), np.ones(1, np.int64))
+    if fault:
+        return ReadFailure(name, fault)
+    frac = np.linalg.solve(cell.T, np.asarray(positions, dtype=np.float64).T).T
+    return checked(cell, frac, atomic_numbers, name, info=info, properties=properties)
 
 
 def from_pymatgen(
-    structure: "Structure", name: str = "", properties: Mapping[str, float] | None = None
+    structure: "Structure",
+    name: str = "",
+    *,
+    info: Mapping[str, str] | None = None,
+    properties: Mapping[str, float] | None = None,
 ) -> Entry:
-    """Convert an ordered pymatgen structure; partial occupancy is a failure."""
-    if not structure.is_ordered:
-        return ReadFailure(name, "partial occupancies: the metrics need one element per site")
+    """Convert a pymatgen structure; oxidation states are dropped, partial occupancy is a failure."""
+    from pymatgen.core import DummySpecies
+
+    for site in structure:
+        if not site.is_ordered:
+            return ReadFailure(
+                name,
+                f"the site {site.species_string} is partially occupied: partial occupancies are "
+                "not supported, give an ordered structure",
+            )
+        if isinstance(site.specie, DummySpecies):
+            return ReadFailure(name, f"the site {site.specie} holds no element: replace it")
+    if not all(structure.lattice.pbc):
+        return ReadFailure(
+            name, f"it is periodic along {sum(structure.lattice.pbc)} of 3 directions"
+        )
     numbers = [site.specie.Z for site in structure]
-    return checked(structure.lattice.matrix, structure.frac_coords, numbers, name, properties)
+    frac = np.reshape(structure.frac_coords, (-1, 3))
+    return checked(structure.lattice.matrix, frac, numbers, name, info=info, properties=properties)
 
 
 def to_pymatgen(crystal: Crystal) -> "Structure":
@@ -150,7 +322,7 @@ def as_entries(structures: Iterable[object]) -> list[Entry]:
     """Accept crystals, read failures, pymatgen structures and ASE atoms, mixed as they come.
 
     Raises:
-        TypeError: an element is none of these.
+        TypeError: An element is none of these.
     """
     return [_as_entry(item, index) for index, item in enumerate(structures)]
 
@@ -179,7 +351,7 @@ def readable(entries: Sequence[Entry]) -> list[Crystal]:
 
 
 def digest(crystal: Crystal) -> str:
-    """Return a digest of the content (lattice, coordinates, elements), not of the name."""
+    """Return the SHA-256 of the content (lattice, coordinates, elements), not of the name."""
     hasher = hashlib.sha256()
     for array, dtype in (
         (crystal.lattice, "<f8"),
@@ -192,10 +364,17 @@ def digest(crystal: Crystal) -> str:
 
 @cache
 def element_symbol(atomic_number: int) -> str:
-    """Return the chemical symbol."""
-    from ase.data import chemical_symbols
+    """Return the chemical symbol of Z = 1 to 118."""
+    return gemmi.Element(atomic_number).name
 
-    return chemical_symbols[atomic_number]
+
+@cache
+def element_number(symbol: str) -> int:
+    """Return Z of an exact chemical symbol, D and T as hydrogen, or 0 if it is none."""
+    if symbol in ("D", "T"):
+        return 1
+    number = gemmi.Element(symbol).atomic_number
+    return number if number and element_symbol(number) == symbol else 0
 
 
 @cache
