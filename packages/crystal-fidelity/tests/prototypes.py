@@ -5,7 +5,26 @@ from ase import Atoms
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
-from crystal_fidelity.structures import Crystal, from_atoms
+from crystal_fidelity.structures import Crystal, element_symbol, from_atoms
+
+
+def format_cif(crystal: Crystal) -> str:
+    """Return a P1 CIF with coordinates to 1e-10."""
+    lengths = np.linalg.norm(crystal.lattice, axis=1)
+    unit = crystal.lattice / lengths[:, None]
+    cosines = [unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]
+    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+    lines = [f"data_{crystal.name.replace(' ', '_') or 'crystal'}"]
+    lines += [f"_cell_length_{x} {v:.10f}" for x, v in zip("abc", lengths, strict=True)]
+    names = ("alpha", "beta", "gamma")
+    lines += [f"_cell_angle_{x} {v:.10f}" for x, v in zip(names, angles, strict=True)]
+    lines += ["loop_", " _symmetry_equiv_pos_as_xyz", "  'x, y, z'", "loop_"]
+    lines += [" _atom_site_type_symbol", " _atom_site_label"]
+    lines += [f" _atom_site_fract_{axis}" for axis in "xyz"]
+    for index, (z, x) in enumerate(zip(crystal.atomic_numbers, crystal.frac_coords, strict=True)):
+        symbol = element_symbol(int(z))
+        lines.append(f"  {symbol} {symbol}{index} {x[0]:.10f} {x[1]:.10f} {x[2]:.10f}")
+    return "\n".join(lines) + "\n"
 
 
 def rock_salt(a: float = 5.64, first: str = "Na", second: str = "Cl") -> Crystal:

@@ -2,22 +2,21 @@
 
 import gzip
 import json
-import os
 import sys
 
 import ase.io
 import numpy as np
 import pytest
-from prototypes import everything, rock_salt, simple_cubic
+from prototypes import everything, format_cif, rock_salt, simple_cubic
 
 from crystal_fidelity import composition
-from crystal_fidelity.cif import format_cif
 from crystal_fidelity.cli import main
 from crystal_fidelity.compare import Settings, compare
+from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.featurizers import FeatureSet, Identity, save_features
 from crystal_fidelity.frechet import frechet
 from crystal_fidelity.matching import match_rate, unsearchable
-from crystal_fidelity.reading import map_in_order, read_structures
+from crystal_fidelity.reading import read_structures
 from crystal_fidelity.scores import rate_error
 from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms
 
@@ -50,13 +49,13 @@ def junk():
     [
         ("a.extxyz", b"", "holds no structure"),
         ("b.extxyz", b"\n\n", "holds no structure"),
-        ("c.csv", b"", "its columns: none"),
+        ("c.csv", b"", "is empty"),
         ("d.csv", b"material_id,cif\n", "holds no structure"),
-        ("e.csv", junk(), "no column 'cif'"),
-        ("f.db", junk(), "not what its name says"),
+        ("e.csv", junk(), "no cif column"),
+        ("f.db", junk(), "not an ASE database"),
         ("g.csv.gz", b"hello", "torn or not what its name says"),
         ("h.npz", b"PK", "crystal-fidelity frechet"),
-        ("i.poscar", b"x", "format '.poscar' is not read"),
+        ("i.txt", b"x", "of no known format"),
     ],
 )
 def test_files_without_structures_end_in_one_sentence(run, tmp_path, name, content, message):
@@ -71,7 +70,7 @@ def test_files_without_structures_end_in_one_sentence(run, tmp_path, name, conte
     assert "validity" not in out
 
 
-@pytest.mark.parametrize("name", ["a.extxyz", "b.cif"])
+@pytest.mark.parametrize("name", ["a.poscar", "b.cif"])
 def test_noise_in_place_of_structures_is_one_counted_failure(tmp_path, name):
     (tmp_path / name).write_bytes(junk())
     assert [type(e) for e in read_structures(tmp_path / name)] == [ReadFailure]
@@ -80,9 +79,8 @@ def test_noise_in_place_of_structures_is_one_counted_failure(tmp_path, name):
 @pytest.mark.parametrize("count", ["9" * 12, "9" * 40, "²", "-1", "1e3"])
 def test_absurd_numbers_of_atoms_are_named(tmp_path, count):
     (tmp_path / "a.extxyz").write_text(f"{count}\nx\nNa 0 0 0\n", encoding="utf-8")
-    (entry,) = read_structures(tmp_path / "a.extxyz")
-    assert isinstance(entry, ReadFailure)
-    assert "number of atoms" in entry.reason
+    with pytest.raises(ReadingError, match="not a number of atoms"):
+        read_structures(tmp_path / "a.extxyz")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +88,7 @@ def test_absurd_numbers_of_atoms_are_named(tmp_path, count):
     [
         ('Lattice="1 0 0 2 0 0 0 0 1"', "one plane"),
         ('Lattice="9000 0 0 0 9 0 0 0 9"', "9000 Å > 1000 Å"),
-        ('Lattice="1e308 0 0 0 1e308 0 0 0 1e308"', "inf Å > 1000 Å"),
+        ('Lattice="1e308 0 0 0 1e308 0 0 0 1e308"', "1e+308 Å > 1000 Å"),
         ('Lattice="nan 0 0 0 1 0 0 0 1"', "NaN"),
         ('Lattice="4 0 0 0 4"', "9-long"),
     ],
@@ -168,11 +166,6 @@ def test_files_that_are_not_there_are_found_before_any_work(run, tmp_path, optio
     assert status == 2
     assert f"it was given as {option}" in error
     assert out == ""
-
-
-def test_a_worker_that_dies_is_one_sentence():
-    with pytest.raises(ChildProcessError, match="one of 2 worker processes died"):
-        list(map_in_order(os._exit, [1] * 200, 2))
 
 
 def test_a_torn_download_is_an_error_not_a_smaller_set(run, tmp_path):

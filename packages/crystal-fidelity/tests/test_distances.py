@@ -99,7 +99,7 @@ def test_cdvae_protocol_takes_a_thousand_valid_samples():
 def test_energy_emd_reads_the_named_property():
     def with_energy(values):
         return [
-            Crystal(c.lattice, c.frac_coords, c.atomic_numbers, c.name, {"e": v})
+            Crystal(c.lattice, c.frac_coords, c.atomic_numbers, c.name, properties={"e": v})
             for c, v in zip(everything(), values, strict=False)
         ]
 

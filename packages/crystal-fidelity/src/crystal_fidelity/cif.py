@@ -353,9 +353,9 @@ def _listed_operations(tags: Tags) -> Operations | None:
             break
     else:
         for tag, values in tags.items():
-            if tag not in (*_OPERATIONS, _CENTERING) and re.search("symop|symmetry_equiv", tag):
-                if any(re.search(r"x.*,.*y.*,", _text(value).lower()) for value in values):
-                    raise ReadingError(f"it lists operations as {tag}, which is not understood")
+            shaped = any(re.search(r"x.*,.*y.*,", _text(value).lower()) for value in values)
+            if shaped and re.search("symop|symmetry_equiv", tag) and tag != _CENTERING:
+                raise ReadingError(f"it lists operations as {tag}, which is not understood")
         return None
     try:
         operations = parse_operations(tuple(triplets))

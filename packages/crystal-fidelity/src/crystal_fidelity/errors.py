@@ -7,3 +7,7 @@ class FidelityError(Exception):
 
 class ReadingError(FidelityError, ValueError):
     """A file or folder of structures that cannot be used as a whole."""
+
+
+class ReadingWarning(UserWarning):
+    """Structures were read, but something in them is doubtful, or files were left out."""

@@ -10,19 +10,15 @@ import gzip
 import io
 import json
 import math
-import multiprocessing
 import re
 import sqlite3
 import warnings
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 
@@ -37,6 +33,7 @@ from crystal_fidelity.structures import (
     from_cartesian,
     snap_thirds,
 )
+from crystal_fidelity.workers import map_in_order
 
 NAME_KEYS = ("material_id", "id", "mat_id", "identifier", "name")
 """Columns and keys that name a structure, the first that is there."""
@@ -56,9 +53,6 @@ MAX_DIGITS = 9
 _CIF_ENDINGS, _POSCAR_ENDINGS = (".cif", ".mcif"), (".vasp", ".poscar")
 _FAILURES = (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError)
 
-CHUNK = 128
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Raw = tuple[str, str, dict[str, str]]
 """Name, text of one structure, and what else is known of it."""
 
@@ -106,46 +100,6 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
         )
 
 
-def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 1
-) -> Iterator[Result]:
-    """Map in `workers` spawned processes, in order, with a bounded number of chunks in flight.
-
-    `function` must be importable (top level of a module). With one worker nothing is spawned.
-
-    Raises:
-        ChildProcessError: a process died.
-    """
-    if workers < 1:
-        raise ValueError(f"workers = {workers}; give 1 or more")
-    if workers == 1:
-        yield from map(function, items)
-        return
-    source = iter(items)
-    first = list(islice(source, CHUNK))
-    if len(first) < CHUNK:
-        yield from map(function, first)
-        return
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            pending: deque[Future[list[Result]]] = deque()
-            pending.append(pool.submit(_run_chunk, function, first))
-            while pending:
-                while len(pending) < 3 * workers and (chunk := list(islice(source, CHUNK))):
-                    pending.append(pool.submit(_run_chunk, function, chunk))
-                yield from pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            f"one of {workers} worker processes died, perhaps for want of memory: use 1; in a "
-            'script, call from under `if __name__ == "__main__":`'
-        ) from error
-
-
-def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
-    return [function(item) for item in chunk]
-
-
 def _entries(path: Path, workers: int) -> Iterator[Entry]:
     if path.is_dir():
         for group in map_in_order(_parse_file, _folder(path), workers):
@@ -159,7 +113,9 @@ def _entries(path: Path, workers: int) -> Iterator[Entry]:
     elif _kind(path) == "db":
         yield from _database_rows(path)
     else:
-        raise ReadingError(f"{path} is of no known format: give {FORMATS}")
+        features = "; features (.npz) go to `crystal-fidelity frechet`"
+        more = features if path.suffix.lower() == ".npz" else ""
+        raise ReadingError(f"{path} is of no known format: give {FORMATS}{more}")
 
 
 def _kind(path: Path) -> str:
@@ -194,7 +150,7 @@ class _Bounded(io.RawIOBase):
     """A gzip stream that stops where no honest file would go on."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = gzip.open(path, "rb")
+        self._stream = gzip.open(path, "rb")  # noqa: SIM115 (closed in close)
         self._left = max(FREE_SIZE, MAX_RATIO * path.stat().st_size)
         self._path = path
 

@@ -277,7 +277,7 @@ def from_pymatgen(
     info: Mapping[str, str] | None = None,
     properties: Mapping[str, float] | None = None,
 ) -> Entry:
-    """Convert a pymatgen structure; oxidation states are dropped, partial occupancy is a failure."""
+    """Convert a pymatgen structure; oxidation states are dropped, partial sites are a failure."""
     from pymatgen.core import DummySpecies
 
     for site in structure:
