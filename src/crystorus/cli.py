@@ -1,131 +1,89 @@
-"""The command line: names, help texts and nothing else. Heavy imports wait for their command."""
+"""The command line: the names of the commands and nothing else. Each is imported when it is asked for.
 
-import functools
+The options of a command are the fields of a dataclass in the `options.py` of its package.
+"""
+
 import logging
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import App, Parameter
 
-from crystorus import cli_hull, cli_judge, cli_paper, cli_sample
-from crystorus.cli_choices import DatasetName
+from crystal_fidelity.commandline import run
 
-app = typer.Typer(
+_PLAIN = Parameter(negative=())
+
+app = App(
     name="crystorus",
     help="Crystals from a composition.",
-    epilog="Try: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out/LiFeO2",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    help_epilogue=(
+        "Try: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out/LiFeO2\n\n"
+        "With --debug an error shows its traceback."
+    ),
+    help_flags=["--help", "-h"],
+    version=lambda: _version(),
+    help_format="plaintext",  # the others import a Markdown parser, slower than all the rest
+    default_parameter=_PLAIN,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Fetch and prepare structures.")
-app.add_typer(data_app, name="data")
-templates_app = typer.Typer(no_args_is_help=True, help="Known crystals to start from.")
-app.add_typer(templates_app, name="templates")
+data = App(name="data", help="Fetch and prepare structures.")
+templates = App(name="templates", help="Known crystals to start from.")
+
+RENAMED: dict[tuple[str, str], str] = {
+    ("", "judge"): "train-scorer",
+}
+"""New name by (command, old option), and by ("", old command): understood for one version."""
+
+_GO_ON = "interrupted; finished work is kept, the same command goes on from it"
+_NOTHING = "interrupted; nothing was written"
+AFTER_INTERRUPT = {
+    "sample": "interrupted; finished crystals are kept, the same command goes on from them",
+    "refine": "interrupted; finished crystals are kept, the same command goes on from them",
+    "train": "interrupted; the state is saved, the same command with --resume goes on from it",
+    "train-scorer": _GO_ON,
+    "hull": _GO_ON,
+    "relax": _GO_ON,
+    "rank": _GO_ON,
+    "data get": "interrupted; the same command gets the missing files",
+    "data build": _NOTHING,
+    "templates build": _NOTHING,
+}
+"""What Ctrl-C leaves behind, by command."""
 
 
-@dataclass
-class _State:
-    """What is said before the name of a command."""
-
-    debug: bool = False
-
-
-_STATE = _State()
-
-
-def main() -> None:
-    """Run the command line."""
-    # Threads wait for each other spinning, five milliseconds if nobody says otherwise: on a machine
-    # with other work a hundred times as slow as a short spin, which costs nothing on an idle one.
-    # Read when torch is loaded, which is later.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line and end with its exit status."""
     # Notes on operations of non-primitive cells say nothing to the reader of a table.
     logging.getLogger("moyo").setLevel(logging.ERROR)
-    app(prog_name="crystorus")
+    given = sys.argv[1:] if words is None else words
+    raise SystemExit(run(app, given, renamed=RENAMED, after_interrupt=AFTER_INTERRUPT))
 
 
-def _command(after_interrupt: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """End a command with one sentence instead of a traceback, whatever goes wrong inside."""
+def _version() -> str:
+    """Return the versions of this program, Python and torch, and which weights are shipped."""
+    import json
+    from importlib import resources
 
-    def guard(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **options: Any) -> None:
-            from crystorus.terminal import plain_errors
+    from crystal_fidelity.provenance import versions
 
-            with plain_errors(debug=_STATE.debug, after_interrupt=after_interrupt):
-                function(*args, **options)
-
-        return guarded
-
-    return guard
-
-
-def _show_version(wanted: bool | None) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"crystorus {version('crystorus')}")
-        except PackageNotFoundError:
-            typer.echo("crystorus (not installed)")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[
-        bool | None,
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
-    ] = None,
-) -> None:
-    _STATE.debug = debug
-
-
-for _maker in (cli_sample.sample, cli_sample.refine):
-    app.command()(
-        _command("interrupted; finished crystals are kept, the same command goes on from them")(
-            _maker
-        )
+    found = versions(("crystorus", "torch"))
+    card = json.loads(resources.files("crystorus").joinpath("weights/mp20/card.json").read_text())
+    return (
+        f"crystorus {found.get('crystorus', '(not installed)')} (Python {found['python']}, "
+        f"torch {found.get('torch', 'missing')}, weights mp20 {card['sha256'][:12]})"
     )
 
 
-@app.command()
-@_command("interrupted; the state is saved, the same command with --resume goes on from it")
-def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file, as in configs/.")],
-    folder: Annotated[Path, typer.Argument(help="Where checkpoints and logs go.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As in diffusion.steps=25.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
-    ] = False,
-) -> None:
-    """Train a model."""
-    from crystorus.config import load_config
+@app.command
+def info(checkpoint: Path | None = None) -> None:
+    """Show a checkpoint's card: data, budget, losses, figures.
 
-    settings = load_config(config, overrides or [])
-    from crystorus.train.loop import train as run_training
-
-    run_training(settings, folder, resume=resume)
-
-
-@app.command()
-@_command("interrupted")
-def info(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint folder.", show_default="shipped")
-    ] = None,
-) -> None:
-    """Show a checkpoint's card: data, budget, losses, figures."""
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint folder; without it the shipped one.
+    """
     from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_judge_card
     from crystorus.terminal import show_card
 
@@ -135,68 +93,35 @@ def info(
     show_card(str(checkpoint or "The shipped checkpoint"), card)
     judge = read_judge_card(folder)
     if judge is not None:
-        show_card("Its judge, for --candidates", judge)
+        show_card("Its scorer, for --candidates", judge)
 
 
-@data_app.command("get")
-@_command("interrupted; the same command goes on where it stopped")
-def data_get(
-    name: Annotated[DatasetName, typer.Argument(help="The data set.")],
-    folder: Annotated[Path, typer.Option(help="Where its files go.")] = Path("data/mp-20"),
-    split: Annotated[
-        list[str] | None,
-        typer.Option(help="train, val or test; can be repeated.", show_default="train, val"),
-    ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Another copy.", show_default="the CDVAE release")
-    ] = None,
-) -> None:
-    """Download a data set, going on where a download broke off."""
-    from crystorus.data.mp20 import get_mp20
-    from crystorus.terminal import download_progress
+def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None = None) -> None:
+    """Register a command that is still the previous command line's."""
 
-    with download_progress() as progress:
-        files = get_mp20(folder, splits=split or ["train", "val"], base_url=url, progress=progress)
-    for file in files:
-        typer.echo(file)
+    def carry_out(
+        *rest: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    ) -> Any:
+        from crystorus.cli_old import app as before
+
+        before([*words, *rest], prog_name="crystorus")
+
+    parent.command(carry_out, name=name or words[-1], help=help_text, help_flags=[], version_flags=[])
 
 
-@data_app.command("build")
-@_command("interrupted; nothing was written")
-def data_build(
-    source: Annotated[Path, typer.Argument(help="CSV, CIFs, extxyz, POSCAR or ASE database.")],
-    store: Annotated[Path, typer.Argument(help="The file to write.")],
-    workers: Annotated[int, typer.Option(help="Processes that parse.")] = 1,
-) -> None:
-    """Read, reduce and validate structures into one file to train on."""
-    from crystorus.data.store import build_store
-    from crystorus.terminal import counter, show_store
-
-    with counter("reading") as progress:
-        built = build_store(source, store, n_workers=workers, progress=progress)
-    show_store(store, len(built), built.skipped)
-
-
-@templates_app.command("build")
-@_command("interrupted; nothing was written")
-def templates_build(
-    source: Annotated[Path, typer.Argument(help="A store, CSV, CIFs, extxyz or ASE database.")],
-    library: Annotated[Path, typer.Argument(help="The file to write.")],
-    workers: Annotated[int, typer.Option(help="Processes that parse.")] = 1,
-) -> None:
-    """Make a library of known crystals for sample --start templates."""
-    from crystorus.templates.library import build_library
-    from crystorus.terminal import counter, show_store
-
-    with counter("reading") as progress:
-        built = build_library(source, library, n_workers=workers, progress=progress)
-    show_store(library, len(built), built.skipped)
-
-
-for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank, cli_judge.judge, cli_paper.paper):
-    app.command()(
-        _command("interrupted; finished work is kept, the same command goes on from it")(_stage)
-    )
+_old(app, ("sample",), "Make crystals of given compositions.")
+_old(app, ("refine",), "Repair or perturb given structures.")
+_old(app, ("train",), "Train a model.")
+_old(app, ("judge",), "Train a scorer of candidates.", name="train-scorer")
+_old(app, ("hull",), "Go from a chemical system to relaxed phases on a convex hull.")
+_old(app, ("relax",), "Screen and relax structures into an ASE database.")
+_old(app, ("rank",), "Rank relaxed structures on a convex hull; plots and report.")
+_old(data, ("data", "get"), "Download a data set.")
+_old(data, ("data", "build"), "Read, reduce and validate structures into one file to train on.")
+_old(templates, ("templates", "build"), "Make a library of known crystals for --start templates.")
+_old(app, ("paper",), "Measure the paper's tables and figures again.")
+app.command(data)
+app.command(templates)
 
 
 if __name__ == "__main__":

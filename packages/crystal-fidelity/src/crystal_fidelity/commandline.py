@@ -1,0 +1,141 @@
+"""What the command lines of both packages share: errors in one sentence, and exit statuses.
+
+0  done                          130  Ctrl-C
+1  it failed                     143  told to end (SIGTERM)
+2  the command is not understood
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+_PACKAGES = ("crystorus.", "crystal_fidelity.")
+_STYLES = {"error": "bold red", "warning": "bold yellow", "stopped": "bold yellow"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that the same cleaning up is done."""
+
+
+def run(
+    app: "App",
+    words: Sequence[str],
+    *,
+    renamed: Mapping[tuple[str, str], str] | None = None,
+    after_interrupt: Mapping[str, str] | None = None,
+) -> int:
+    """Carry out a command line and return its exit status.
+
+    Args:
+        app: The commands. One that returns a whole number gives the exit status.
+        words: What was typed after the program's name; `--debug` lets tracebacks through.
+        renamed: New names of options by (command, old option), of commands by ("", old command).
+        after_interrupt: By command, what an interrupt leaves behind and how to go on.
+    """
+    from cyclopts import CycloptsError
+
+    prepare_threads()
+    debug = "--debug" in words
+    words = _with_new_names([w for w in words if w != "--debug"], renamed or {})
+    try:
+        with _sigterm_raises():
+            result = app(
+                words, exit_on_error=False, print_error=False, result_action="return_value"
+            )
+        return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    except CycloptsError as error:
+        log("error", f"{error} See {app.name[0]} {_command(words)} --help".replace("  ", " "))
+        return USAGE
+    except KeyboardInterrupt as error:
+        left = (after_interrupt or {}).get(_command(words), "interrupted")
+        log("stopped", left)
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    except BrokenPipeError:  # of `crystorus info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        log("error", describe(error, app.name[0]))
+        return FAILED
+
+
+def describe(error: Exception, program: str) -> str:
+    """Put an error into one sentence: our own as they are, others with what they are."""
+    if type(error).__module__.startswith(_PACKAGES):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        remedy = "make room and try again" if error.errno == errno.ENOSPC else "check the path"
+        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+    return (
+        f"unexpected {type(error).__name__}: {error}. Run it as `{program} --debug …` for the "
+        "traceback, and report it"
+    )
+
+
+def log(kind: str, message: str) -> None:
+    """Print one line on stderr, its kind in colour where there are colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    # A Text is printed as it is: brackets in a path are no markup.
+    line = Text.assemble((f"{kind}: ", _STYLES.get(kind, "bold")), message)
+    Console(stderr=True, soft_wrap=True).print(line)
+
+
+def prepare_threads() -> None:
+    """Let threads that wait for each other spin only for a short while; call it before torch.
+
+    OpenMP spins for five milliseconds if nobody says otherwise: on a machine with other work a
+    hundred times as slow as a short spin, which costs nothing on an idle one.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the words before the first that is no command, of at most two."""
+    head = words[:2] if words[:1] and words[0] in ("data", "templates", "weights") else words[:1]
+    return " ".join(word for word in head if not word.startswith("-"))
+
+
+def _with_new_names(
+    words: Sequence[str], renamed: Mapping[tuple[str, str], str]
+) -> list[str]:
+    new = list(words)
+    for place, word in enumerate(words):
+        if word == "--":
+            break
+        old, equals, value = word.partition("=") if word.startswith("-") else (word, "", "")
+        now = renamed.get(("" if place == 0 else _command(new), old))
+        if now is not None:
+            log("warning", f"{old} is now {now}: the old name is understood in this version only")
+            new[place] = now + equals + value
+    return new
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated` while the block runs, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

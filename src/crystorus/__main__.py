@@ -1,0 +1,6 @@
+"""`python -m crystorus`."""
+
+from crystorus.cli import main
+
+if __name__ == "__main__":
+    main()
