@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 from dataclasses import dataclass
+from unittest import mock
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,17 @@ class Result:
 class CliRunner:
     """Invokes `crystorus` with a list of words."""
 
-    def invoke(self, _app, words, **_settings):
+    def invoke(self, _app, words, env=None, **_settings):
         """Run it; an exception is one that a user would see as a traceback."""
         from crystorus import cli
 
         out, err = io.StringIO(), io.StringIO()
         code, exception = 0, None
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            mock.patch.dict(os.environ, env or {}),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             try:
                 cli.main(list(map(str, words)))
             except SystemExit as ended:

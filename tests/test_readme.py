@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.sample import api

@@ -1,4 +1,4 @@
-"""The command line: the names of the commands and nothing else. Each is imported when it is asked for.
+"""The command line: the names of the commands, each of which is imported when it is asked for.
 
 The options of a command are the fields of a dataclass in the `options.py` of its package.
 """
@@ -96,23 +96,37 @@ def info(checkpoint: Path | None = None) -> None:
         show_card("Its scorer, for --candidates", judge)
 
 
+app.command("crystorus.train.command:train", help="Train a model.")
+app.command(
+    "crystorus.train.command:train_scorer",
+    help="Train a scorer, which chooses among the --candidates of sample.",
+)
+
+
 def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None = None) -> None:
     """Register a command that is still the previous command line's."""
 
     def carry_out(
         *rest: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     ) -> Any:
+        import click
+
         from crystorus.cli_old import app as before
 
-        before([*words, *rest], prog_name="crystorus")
+        try:
+            return before([*words, *rest], prog_name="crystorus", standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except click.Abort as error:
+            raise (error.__cause__ or KeyboardInterrupt()) from None
 
-    parent.command(carry_out, name=name or words[-1], help=help_text, help_flags=[], version_flags=[])
+    name = name or words[-1]
+    parent.command(carry_out, name=name, help=help_text, help_flags=[], version_flags=[])
 
 
 _old(app, ("sample",), "Make crystals of given compositions.")
 _old(app, ("refine",), "Repair or perturb given structures.")
-_old(app, ("train",), "Train a model.")
-_old(app, ("judge",), "Train a scorer of candidates.", name="train-scorer")
 _old(app, ("hull",), "Go from a chemical system to relaxed phases on a convex hull.")
 _old(app, ("relax",), "Screen and relax structures into an ASE database.")
 _old(app, ("rank",), "Rank relaxed structures on a convex hull; plots and report.")

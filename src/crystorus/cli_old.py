@@ -1,12 +1,11 @@
 """The command line: names, help texts and nothing else. Heavy imports wait for their command."""
 
-import functools
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -51,20 +50,9 @@ def main() -> None:
     app(prog_name="crystorus")
 
 
-def _command(after_interrupt: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """End a command with one sentence instead of a traceback, whatever goes wrong inside."""
-
-    def guard(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **options: Any) -> None:
-            from crystorus.terminal import plain_errors
-
-            with plain_errors(debug=_STATE.debug, after_interrupt=after_interrupt):
-                function(*args, **options)
-
-        return guarded
-
-    return guard
+def _command(_after: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Errors are put into words by the command line in front of this one."""
+    return lambda function: function
 
 
 def _show_version(wanted: bool | None) -> None:

@@ -16,7 +16,7 @@ import pytest
 from alloys import EMT_PATH, l10, l12, rows_of, write_alloys
 from ase.build import bulk
 from guided import GuidedFake, write_library
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.hull import relaxing, state

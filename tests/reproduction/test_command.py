@@ -5,7 +5,7 @@ import importlib.util
 import json
 
 import pytest
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.reproduction import bench as bench_file

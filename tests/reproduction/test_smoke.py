@@ -6,7 +6,7 @@ import resource
 import time
 
 import pytest
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.reproduction.command import EXPERIMENTS, OF_CHECKPOINT

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase.neighborlist import neighbor_list
 from fake_model import FakeModel
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 import crystorus
 from crystorus import cli

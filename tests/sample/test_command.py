@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from fake_model import FakeModel
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.checkpoint import load_checkpoint

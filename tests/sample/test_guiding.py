@@ -11,7 +11,7 @@ import moyopy
 import pytest
 import torch
 from prototypes import perovskite, rocksalt, zincblende
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 import crystorus
 from crystorus import cli

@@ -11,7 +11,7 @@ import ase.io
 import pytest
 import torch
 from fake_model import FakeModel
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 import crystorus
 from crystorus import cli

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from commandline import CliRunner
 
 import crystorus
 from crystorus import cli

@@ -54,7 +54,7 @@ def run(
             )
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except CycloptsError as error:
-        log("error", f"{error} See {app.name[0]} {_command(words)} --help".replace("  ", " "))
+        log("error", f"{error} See {' '.join((app.name[0], *error.command_chain, '--help'))}")
         return USAGE
     except KeyboardInterrupt as error:
         left = (after_interrupt or {}).get(_command(words), "interrupted")
@@ -109,9 +109,7 @@ def _command(words: Sequence[str]) -> str:
     return " ".join(word for word in head if not word.startswith("-"))
 
 
-def _with_new_names(
-    words: Sequence[str], renamed: Mapping[tuple[str, str], str]
-) -> list[str]:
+def _with_new_names(words: Sequence[str], renamed: Mapping[tuple[str, str], str]) -> list[str]:
     new = list(words)
     for place, word in enumerate(words):
         if word == "--":
