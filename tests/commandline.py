@@ -32,7 +32,7 @@ class CliRunner:
         out, err = io.StringIO(), io.StringIO()
         code, exception = 0, None
         with (
-            mock.patch.dict(os.environ, env or {}),
+            mock.patch.dict(os.environ, env) if env else contextlib.nullcontext(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

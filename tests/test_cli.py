@@ -1,12 +1,28 @@
-"""What the command line does before a command has its say."""
+"""What the command line does before and around a command."""
 
+import logging
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from commandline import CliRunner
 
-from crystorus import cli
+from crystal_fidelity import commandline
+from crystorus import cli, terminal
+
+COMMANDS = (
+    "sample", "refine", "train", "train-scorer", "info", "hull", "relax", "rank", "paper",
+    "data get", "data build", "templates build",
+)  # fmt: skip
+
+
+def crystorus(*words, **settings):
+    return CliRunner().invoke(None, words, **settings)
 
 
 @pytest.mark.parametrize(
@@ -23,12 +39,157 @@ def test_waiting_threads_do_not_spin_for_long_unless_the_user_says_so(monkeypatc
         monkeypatch.delenv(name)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    seen = []
-    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
-    cli.main()
-    assert seen == [spin]
+    crystorus("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == spin
+    assert logging.getLogger("moyo").level == logging.ERROR
 
 
-def test_that_is_said_before_torch_is_loaded():
-    code = "import sys, crystorus.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+HEAVY = ("torch", "scipy", "pymatgen", "ase", "numpy")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["sampel"], ["info", "--nonsense"], ["data", "--help"]]
+)
+def test_nothing_heavy_is_imported_for(words):
+    code = (
+        "import sys\nfrom crystorus.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        f"finally:\n    print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command_and_answers_h_too():
+    found = crystorus("--help")
+    assert found.exit_code == 0
+    assert crystorus("-h").stdout == crystorus().stdout == found.stdout
+    for command in COMMANDS:
+        assert command.split()[0] in found.stdout
+        shown = crystorus(*command.split(), "--help")
+        assert (shown.exit_code, shown.stderr) == (0, "")
+        assert f"crystorus {command}" in shown.stdout or command == "train-scorer"
+
+
+def test_the_version_is_told_with_torchs_and_that_of_the_weights():
+    found = crystorus("--version")
+    assert re.fullmatch(
+        r"crystorus \S+ \(Python 3\.\d+\.\d+, torch 2\.\S+, weights mp20 [0-9a-f]{12}\)\n",
+        found.stdout,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sampel"], 'Unknown command "sampel". Did you mean "sample"?'),
+        (["data", "gte"], 'Unknown command "gte". Did you mean "get"?'),
+        (["info", "--nonsense", "1"], "Unknown option: --nonsense"),
+        (["info", "a", "b"], "b"),
+    ],
+)
+def test_a_command_that_is_not_understood_is_one_line_and_status_2(words, message):
+    found = crystorus(*words)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert message in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert "--help" in found.stderr
+
+
+def test_an_error_is_one_line_and_status_1_and_a_traceback_with_debug(tmp_path):
+    folder = tmp_path / "[/bold]"  # what would be markup does no harm
+    found = crystorus("info", folder)
+    assert (found.exit_code, found.exception) == (1, None)
+    assert found.stderr.startswith(f"error: {folder} holds no")
+    assert len(found.stderr.splitlines()) == 1
+    assert type(crystorus("--debug", "info", folder).exception).__name__ == "CheckpointError"
+
+
+def command_that(monkeypatch, body):
+    """Replace `info` by something else."""
+    monkeypatch.setattr("crystorus.checkpoint.read_card", body)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: interrupted"),
+        (commandline.Terminated(), 143, "stopped: interrupted"),
+        (FileNotFoundError(2, "No such file", "a[/b]"), 1, "error: a[/b]: No such file; check"),
+        (OSError(28, "No space left", "a"), 1, "error: a: No space left; make room"),
+        (RuntimeError("odd"), 1, "error: unexpected RuntimeError: odd. Run it as `crystorus --deb"),
+    ],
+)
+def test_what_ends_a_command_gives_its_status_and_one_line(monkeypatch, error, code, message):
+    def end(_folder):
+        raise error
+
+    command_that(monkeypatch, end)
+    found = crystorus("info")
+    assert found.exit_code == code
+    assert found.stderr.startswith(message)
+    assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_with_its_status_and_how_to_go_on(tmp_path, kind, code):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\nfrom crystorus import cli\n\n\n"
+        "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n\n\n"
+        "cli.app.command(wait, name='hull2')\ncli.AFTER_INTERRUPT['hull2'] = 'it goes on'\n"
+        "cli.main(['hull2'])\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    child.send_signal(kind)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (code, "stopped: it goes on\n")
+
+
+def test_old_names_are_understood_with_a_hint(monkeypatch):
+    monkeypatch.setitem(cli.RENAMED, ("info", "--folder"), "--checkpoint")
+    found = crystorus("info", "--folder=/nowhere")
+    assert "warning: --folder is now --checkpoint" in found.stderr
+    assert "error: /nowhere holds no" in found.stderr
+    assert "warning: judge is now train-scorer" in crystorus("judge", "--help").stderr
+    assert "is now" not in crystorus("info", "--", "--folder=/nowhere").stderr
+    for (command, old), new in cli.RENAMED.items():
+        shown = crystorus(*command.split(), "--help").stdout
+        assert new.split("=")[0] in shown, (command, old)
+
+
+def test_output_that_is_cut_off_ends_quietly():
+    done = subprocess.run(
+        f"{sys.executable} -m crystorus info | head -1", shell=True, capture_output=True, text=True
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("The shipped checkpoint\n", "")
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capsys):
+    with terminal.progress("reading", "structures", total=3) as update:
+        update(1)
+        update(2, 3, name="file")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_rates_bytes_and_names_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    for unit in ("structures", "B"):
+        with terminal.progress("work", unit) as update:
+            update(1, 2, name="[/x]" if unit == "B" else "")
+    err = capsys.readouterr().err
+    assert "work" in err
+    assert "[/x]" in err
+
+
+def test_python_can_run_the_package():
+    done = subprocess.run(
+        [sys.executable, "-m", "crystorus", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("crystorus ")
+    assert Path(cli.__file__).with_name("__main__.py").exists()

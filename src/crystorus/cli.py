@@ -109,17 +109,17 @@ def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None =
     def carry_out(
         *rest: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     ) -> Any:
-        import click
-
         from crystorus.cli_old import app as before
 
         try:
             return before([*words, *rest], prog_name="crystorus", standalone_mode=False)
-        except click.ClickException as error:
-            error.show()
-            return error.exit_code
-        except click.Abort as error:
-            raise (error.__cause__ or KeyboardInterrupt()) from None
+        except Exception as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise error.__cause__ from None
+            if hasattr(error, "show"):
+                error.show()
+                return 2
+            raise
 
     name = name or words[-1]
     parent.command(carry_out, name=name, help=help_text, help_flags=[], version_flags=[])

@@ -54,7 +54,7 @@ def progress(
     bytes_too = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
     counted = (rich_progress.MofNCompleteColumn(), _rate_column(unit))
     columns = (
-        rich_progress.TextColumn("[bold]{task.description}"),
+        rich_progress.TextColumn("{task.description}", style="bold", markup=False),
         rich_progress.BarColumn(),
         *(bytes_too if unit == "B" else counted),
         rich_progress.TimeRemainingColumn(),

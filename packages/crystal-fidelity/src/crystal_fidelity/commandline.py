@@ -45,6 +45,7 @@ def run(
     from cyclopts import CycloptsError
 
     prepare_threads()
+    app.suppress_keyboard_interrupt = False  # it is told here
     debug = "--debug" in words
     words = _with_new_names([w for w in words if w != "--debug"], renamed or {})
     try:
@@ -54,7 +55,8 @@ def run(
             )
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except CycloptsError as error:
-        log("error", f"{error} See {' '.join((app.name[0], *error.command_chain, '--help'))}")
+        asked = " ".join((app.name[0], *(error.command_chain or ())))
+        log("error", f"{error} See {asked} --help")
         return USAGE
     except KeyboardInterrupt as error:
         left = (after_interrupt or {}).get(_command(words), "interrupted")
