@@ -69,7 +69,7 @@ def test_help_names_every_command_and_answers_h_too():
         assert command.split()[0] in found.stdout
         shown = crystorus(*command.split(), "--help")
         assert (shown.exit_code, shown.stderr) == (0, "")
-        assert f"crystorus {command}" in shown.stdout or command == "train-scorer"
+        assert f"crystorus {command}" in shown.stdout
 
 
 def test_the_version_is_told_with_torchs_and_that_of_the_weights():
@@ -193,3 +193,20 @@ def test_python_can_run_the_package():
     )
     assert done.stdout.startswith("crystorus ")
     assert Path(cli.__file__).with_name("__main__.py").exists()
+
+
+WRONG = [
+    ("train-scorer x --candidates 1", "--candidates is 1: give 2 to 100"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_a_wrong_value_is_answered_before_torch_is_loaded(line, message):
+    code = (
+        "import sys\nfrom crystorus.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "finally:\n    print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: " + message)
+    assert done.stdout == "False\n"

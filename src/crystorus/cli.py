@@ -17,9 +17,8 @@ _PLAIN = Parameter(negative=())
 
 app = App(
     name="crystorus",
-    help="Crystals from a composition.",
-    help_epilogue=(
-        "Try: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out/LiFeO2\n\n"
+    help=(
+        "Crystals from a composition, as in: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out. "
         "With --debug an error shows its traceback."
     ),
     help_flags=["--help", "-h"],

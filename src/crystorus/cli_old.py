@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crystorus import cli_hull, cli_judge, cli_paper, cli_sample
+from crystorus import cli_hull, cli_paper, cli_sample
 from crystorus.cli_choices import DatasetName
 
 app = typer.Typer(
@@ -101,7 +101,7 @@ def train(
     from crystorus.config import load_config
 
     settings = load_config(config, overrides or [])
-    from crystorus.train import train as run_training
+    from crystorus.train.loop import train as run_training
 
     run_training(settings, folder, resume=resume)
 
@@ -181,7 +181,7 @@ def templates_build(
     show_store(library, len(built), built.skipped)
 
 
-for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank, cli_judge.judge, cli_paper.paper):
+for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank, cli_paper.paper):
     app.command()(
         _command("interrupted; finished work is kept, the same command goes on from it")(_stage)
     )

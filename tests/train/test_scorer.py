@@ -62,7 +62,7 @@ def jobs(monkeypatch):
 
 
 def make(store, checkpoint, folder):
-    options = ScorerOptions(folder, checkpoint, candidates=3, seed=5)
+    options = ScorerOptions(out=folder, checkpoint=checkpoint, candidates=3, seed=5)
     return make_groups(store, list(range(len(store))), options, sampler=SAMPLER)
 
 
@@ -174,7 +174,9 @@ def test_two_workers_make_the_same(store, checkpoint, tmp_path):
         make_groups(
             store,
             [0, 1],
-            ScorerOptions(tmp_path / f"{n}", checkpoint, candidates=2, seed=5, workers=n),
+            ScorerOptions(
+                out=tmp_path / f"{n}", checkpoint=checkpoint, candidates=2, seed=5, workers=n
+            ),
             sampler=SAMPLER,
         )
         for n in (1, 2)
@@ -283,7 +285,7 @@ def marked(monkeypatch):
 
 
 def test_from_known_crystals_to_a_checkpoint_with_a_scorer(data, checkpoint, marked, tmp_path):
-    options = ScorerOptions(tmp_path / "run", checkpoint, candidates=3, epochs=1)
+    options = ScorerOptions(out=tmp_path / "run", checkpoint=checkpoint, candidates=3, epochs=1)
     folder, found = train_scorer(data, options)
     assert (found.groups, found.first) == (3, 1.0)
     model = load_checkpoint(folder)
@@ -301,7 +303,7 @@ def test_from_known_crystals_to_a_checkpoint_with_a_scorer(data, checkpoint, mar
 
 
 def test_another_run_in_the_folder_is_refused(data, checkpoint, marked, tmp_path):
-    options = ScorerOptions(tmp_path / "run", checkpoint, candidates=3, epochs=1)
+    options = ScorerOptions(out=tmp_path / "run", checkpoint=checkpoint, candidates=3, epochs=1)
     with pytest.raises(TrainingError, match="crystorus data get mp-20"):
         train_scorer(tmp_path / "no.csv", options)
     assert not (tmp_path / "run").exists()

@@ -4,16 +4,19 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crystorus.config import Config
 from crystorus.errors import RequestError, TrainingError
+
+if TYPE_CHECKING:
+    from crystorus.config import Config  # imports torch
 
 _FRACTIONS = ("decay", "high_noise_fraction", "ema_decay", "adam_beta2")
 _AT_LEAST_ONE = ("epochs", "validate_every", "log_every", "devices", "nodes")
 _MAY_BE_NONE = ("before_skip", "after_skip", "concat", "atom_layers")  # residual layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScorerOptions:
     """What to train a scorer from.
 
@@ -44,7 +47,7 @@ class ScorerOptions:
                 raise RequestError(f"--{name} is {value}: give {least} to {most}")
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: "Config") -> None:
     """Check what a run is to be, before its folder is made.
 
     Raises:
