@@ -8,7 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystorus.diffusion.algorithms import SamplerConfig
+    from crystorus.config import SamplerConfig
     from crystorus.geometry.crystals import Crystals
     from crystorus.sample.api import GeneratedCrystals, generate, load
 
@@ -17,7 +17,7 @@ __all__ = ["Crystals", "GeneratedCrystals", "SamplerConfig", "generate", "load"]
 _HOMES = {
     "Crystals": "crystorus.geometry.crystals",
     "GeneratedCrystals": "crystorus.sample.api",
-    "SamplerConfig": "crystorus.diffusion.algorithms",
+    "SamplerConfig": "crystorus.config",
     "generate": "crystorus.sample.api",
     "load": "crystorus.sample.api",
 }

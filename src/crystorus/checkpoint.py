@@ -2,55 +2,56 @@
 
 A checkpoint is a folder of two files. `weights.safetensors` holds the averaged weights and the
 statistics of the training cells; `card.json` the configuration and the provenance. Two more are
-there if a judge was trained: `judge.safetensors` and `judge.json`. None can run code when it is
-read.
+there if a scorer was trained: `scorer.safetensors` and `scorer.json`, formerly `judge.*`. None can
+run code when it is read.
 """
 
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from crystal_fidelity.files import atomic_path, file_digest, write_atomic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crystorus.config import ConfigError, config_from_dict, config_to_dict
+from crystorus.config import config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_model
-from crystorus.data.files import file_digest, write_whole
-from crystorus.diffusion.strain_process import CellStatistics
-from crystorus.networks.denoiser import FieldDenoiser
-from crystorus.networks.fieldnet import FieldNet
-from crystorus.networks.judge import Judge
+from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.errors import CheckpointError
+from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
+from crystorus.networks.scorer import Scorer
 
 FORMAT = 1
+"""Version of the layout; a reader refuses higher ones."""
+
 WEIGHTS, CARD = "weights.safetensors", "card.json"
-JUDGE_WEIGHTS, JUDGE_CARD = "judge.safetensors", "judge.json"
+SCORER_WEIGHTS, SCORER_CARD = "scorer.safetensors", "scorer.json"
+FORMER_SCORER_WEIGHTS, FORMER_SCORER_CARD = "judge.safetensors", "judge.json"
 SHIPPED = Path(__file__).parent / "weights" / "mp20"
 _STATISTICS = "statistics."
 _LIMIT = 2**30
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message says why and what to do."""
-
-
 def save_checkpoint(model: CrystalModel, folder: Path) -> None:
     """Write a checkpoint folder; an older one there is replaced file by file, atomically.
+
+    Args:
+        model: What is saved; its digest becomes that of the weights file.
+        folder: Made if it is not there.
 
     Raises:
         OSError: If it cannot be written; an older one stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.denoiser.state_dict().items()}
+    tensors = dict(model.denoiser.state_dict())
     for item in fields(model.statistics):
-        value = getattr(model.statistics, item.name)
-        tensors[_STATISTICS + item.name] = value.detach().cpu().contiguous()
+        tensors[_STATISTICS + item.name] = getattr(model.statistics, item.name)
     card = {
         "config": config_to_dict(model.config),
         "trained_elements": sorted(model.trained_elements),
@@ -60,46 +61,50 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
     model.digest = _write_pair(folder, tensors, card, WEIGHTS, CARD)
 
 
-def save_judge(judge: Judge, folder: Path, card: Mapping[str, Any]) -> None:
-    """Write a judge into the folder of the checkpoint whose crystals it judges, in fp16.
+def save_scorer(scorer: Scorer, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write a scorer, in fp16, into the folder of the checkpoint whose crystals it scores.
+
+    Args:
+        scorer: What is saved; its digest becomes that of the weights file.
+        folder: A checkpoint.
+        card: Provenance: data, settings, figures.
 
     Raises:
         OSError: If it cannot be written; an older one stays.
     """
-    tensors = {k: v.detach().half().cpu().contiguous() for k, v in judge.state_dict().items()}
-    about = {"level": judge.level, "card": dict(card)}
-    judge.digest = _write_pair(folder, tensors, about, JUDGE_WEIGHTS, JUDGE_CARD)
+    tensors = {name: value.half() for name, value in scorer.state_dict().items()}
+    about = {"level": scorer.level, "card": dict(card)}
+    scorer.digest = _write_pair(folder, tensors, about, SCORER_WEIGHTS, SCORER_CARD)
+    for former in (FORMER_SCORER_WEIGHTS, FORMER_SCORER_CARD):
+        (folder / former).unlink(missing_ok=True)
 
 
 def _write_pair(
-    folder: Path, tensors: dict[str, Tensor], about: dict[str, Any], weights: str, card: str
+    folder: Path, tensors: Mapping[str, Tensor], about: dict[str, Any], weights: str, card: str
 ) -> str:
     """Write weights and the card that names their digest; returns it."""
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
-    try:
-        _save_tensors(tensors, name)
-        digest = file_digest(Path(name))
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(folder / weights) as aside:
+        try:
+            save_file(plain, aside, metadata={"format": str(FORMAT)})
+        except SafetensorError as error:  # hides the error of the system in its text
+            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(number, os.strerror(number), str(folder / weights)) from error
+        aside.chmod(0o644)
+        digest = file_digest(aside)
         text = json.dumps({"format": FORMAT, "sha256": digest, **about}, indent=2)
-        write_whole(folder / card, text + "\n")
-        os.chmod(name, 0o644)
-        os.replace(name, folder / weights)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write_atomic(folder / card, text + "\n")
     return digest
-
-
-def _save_tensors(tensors: dict[str, Tensor], name: str) -> None:
-    try:
-        save_file(tensors, name, metadata={"format": str(FORMAT)})
-    except SafetensorError as error:  # hides the error of the system in its text
-        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-        raise OSError(number, os.strerror(number), name) from error
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Read and check the card of a checkpoint without its weights.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The card: format, sha256, config, trained_elements, max_atoms and card.
 
     Raises:
         CheckpointError: If the folder is no checkpoint or is of a newer format.
@@ -129,28 +134,41 @@ def _read_card(folder: Path, name: str, needed: set[str]) -> dict[str, Any]:
     return card
 
 
-def read_judge_card(folder: Path) -> dict[str, Any] | None:
-    """Read and check the card of a checkpoint's judge, and its weights' digest.
+def _scorer_files(folder: Path) -> tuple[str, str]:
+    """Return the names of the scorer's weights and card."""
+    former = not (folder / SCORER_CARD).exists() and (folder / FORMER_SCORER_CARD).exists()
+    return (FORMER_SCORER_WEIGHTS, FORMER_SCORER_CARD) if former else (SCORER_WEIGHTS, SCORER_CARD)
+
+
+def read_scorer_card(folder: Path) -> dict[str, Any] | None:
+    """Read and check the card of a checkpoint's scorer, and its weights' digest.
+
+    Args:
+        folder: The checkpoint.
 
     Returns:
-        None if the checkpoint has no judge.
+        The card: format, sha256, level and card; None if the checkpoint has no scorer.
 
     Raises:
-        CheckpointError: If the judge is damaged or of a newer format.
+        CheckpointError: If the scorer is damaged or of a newer format.
     """
-    if not (folder / JUDGE_CARD).exists():
+    weights, name = _scorer_files(folder)
+    if not (folder / name).exists():
         return None
-    card = _read_card(folder, JUDGE_CARD, {"sha256", "level"})
-    check_weights(folder, card, JUDGE_WEIGHTS)
+    card = _read_card(folder, name, {"sha256", "level"})
+    check_weights(folder, card, weights)
     return card
 
 
 def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalModel:
-    """Load a trained system.
+    """Load a trained model.
 
     Args:
         path: Folder of the checkpoint; the one that ships by default.
         device: Where the weights go.
+
+    Returns:
+        The model in evaluation mode, with its scorer if the folder holds one.
 
     Raises:
         CheckpointError: If it is missing, damaged, hostile, of a newer version, or does not
@@ -159,59 +177,70 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
     card = read_card(path)
     try:
         config = config_from_dict(card["config"])
-    except (AttributeError, ConfigError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path / CARD} describes a network this version does not know ({error}): use the "
             "crystorus version that wrote it"
         ) from error
-    elements, max_atoms = _limits(card, path)
+    try:
+        elements = frozenset(int(z) for z in card["trained_elements"])
+        max_atoms = int(card["max_atoms"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path / CARD} is damaged ({_first(error)}): copy the checkpoint again"
+        ) from error
     check_weights(path, card)
     tensors = _read_tensors(path / WEIGHTS)
-    statistics = _statistics(tensors, path)
+    names = [item.name for item in fields(CellStatistics)]
+    missing = [n for n in names if _STATISTICS + n not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it is no whole checkpoint")
+    statistics = CellStatistics(*(tensors.pop(_STATISTICS + n) for n in names))
     try:
-        model = build_model(config, statistics)
+        model = build_model(config, statistics, max_atoms=max_atoms)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path / CARD} describes a network that cannot be built ({_first(error)}): copy the "
             "checkpoint again"
         ) from error
-    state = {k: v for k, v in tensors.items() if not k.startswith(_STATISTICS)}
-    _load_state(model.denoiser, state, path, f"{config.preset} network")
-    model.card = card.get("card", {})
-    model.trained_elements, model.max_atoms = elements, max_atoms
-    if isinstance(model.denoiser, FieldDenoiser):
-        model.denoiser.network.largest = max_atoms
+    _load_state(model.denoiser, tensors, path, f"{config.preset} network")
+    model.card, model.trained_elements = card.get("card", {}), elements
     model.digest = card["sha256"]
     model.denoiser.to(device).eval()
-    judge = read_judge_card(path)
-    if judge is not None:
-        model.judge = _load_judge(path, judge, model).to(device).eval()
+    scorer = read_scorer_card(path)
+    if scorer is not None:
+        model.scorer = _load_scorer(path, scorer, model).to(device).eval()
     return model
 
 
-def _load_judge(path: Path, card: Mapping[str, Any], model: CrystalModel) -> Judge:
-    """Load the judge of a checkpoint."""
+def _load_scorer(path: Path, card: Mapping[str, Any], model: CrystalModel) -> Scorer:
+    """Load the scorer of a checkpoint."""
+    weights, name = _scorer_files(path)
     if not isinstance(model.denoiser, FieldDenoiser):
         raise CheckpointError(
-            f"{path} holds a judge beside a network of preset {model.config.preset}, which has "
-            f"none: remove {JUDGE_CARD}, or copy the checkpoint again"
+            f"{path} holds a scorer beside a network of preset {model.config.preset}, which has "
+            f"none: remove {name}, or copy the checkpoint again"
         )
     level = card["level"]
     if not isinstance(level, int) or not 0 <= level <= model.diffusion.steps:
         raise CheckpointError(
-            f"{path / JUDGE_CARD} names level {level!r}, limits 0 to {model.diffusion.steps}: "
+            f"{path / name} names level {level!r}, limits 0 to {model.diffusion.steps}: "
             "copy the checkpoint again"
         )
-    network = model.denoiser.network
-    judge = Judge(FieldNet(network.config, steps=network.steps), level=level)
-    judge.network.largest = network.largest
-    _load_state(judge, _read_tensors(path / JUDGE_WEIGHTS), path, f"{model.config.preset} judge")
-    judge.digest = str(card["sha256"])
-    return judge
+    like = model.denoiser.network
+    network = FieldNet(like.config, steps=like.steps, max_atoms=like.max_atoms)
+    scorer = Scorer(network, level=level, digest=str(card["sha256"]))
+    _load_state(scorer, _read_tensors(path / weights), path, f"{model.config.preset} scorer")
+    return scorer
 
 
 def check_weights(folder: Path, card: Mapping[str, Any], name: str = WEIGHTS) -> None:
     """Make sure that the weights beside a card are those it names.
+
+    Args:
+        folder: The checkpoint.
+        card: What names their SHA-256.
+        name: The file of weights.
 
     Raises:
         CheckpointError: If they are missing, cut short or were replaced.
@@ -228,16 +257,6 @@ def check_weights(folder: Path, card: Mapping[str, Any], name: str = WEIGHTS) ->
             f"{path} has SHA-256 {found[:12]}…, its card says {digest[:12]}…: the file is "
             "truncated or was replaced; copy the checkpoint again"
         )
-
-
-def _limits(card: Mapping[str, Any], path: Path) -> tuple[frozenset[int], int]:
-    """Return the elements and the largest cell of the training crystals."""
-    try:
-        return frozenset(int(z) for z in card["trained_elements"]), int(card["max_atoms"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path / CARD} is damaged ({_first(error)}): copy the checkpoint again"
-        ) from error
 
 
 def _first(error: Exception) -> str:
@@ -258,25 +277,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _statistics(tensors: Mapping[str, Tensor], path: Path) -> CellStatistics:
-    names = [item.name for item in fields(CellStatistics)]
-    missing = [n for n in names if _STATISTICS + n not in tensors]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it is no whole checkpoint")
-    return CellStatistics(*(tensors[_STATISTICS + n] for n in names))
-
-
 def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, described: str) -> None:
-    """Load weights strictly; a mismatch names the first tensor."""
+    """Load weights strictly; a mismatch names the last tensor that does not fit."""
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: tensor {name} is not finite: train or copy it again")
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        first = first if len(first) <= 160 else first[:159] + "…"
+        last = ValueError(str(error).strip().splitlines()[-1])
         raise CheckpointError(
             f"the weights in {path} do not fit the {described} of its card "
-            f"({first}): the files belong to different checkpoints"
+            f"({_first(last)}): the files belong to different checkpoints"
         ) from error

@@ -1,11 +1,13 @@
 """Every setting of a run as frozen dataclasses, read from TOML; defaults of `paper` are Table 1.
 
-`preset` chooses between the two systems: "paper" is the paper's, "default" ours. A key that
-does not exist is an error that names the nearest one.
+`preset` chooses between the two systems: "paper" is the paper's, "default" ours. A key that does
+not exist is an error that names the nearest one. Nothing here imports torch, so that a mistake is
+answered at once.
 """
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -14,17 +16,109 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crystorus.diffusion.algorithms import Precision, SamplerConfig
-from crystorus.diffusion.log_lattice_process import LatticeSpace
-from crystorus.diffusion.torus_process import TorusTarget
-from crystorus.networks.fieldnet import FieldNetConfig
-from crystorus.networks.gemsnet import GemsNetConfig
+from crystorus.errors import ConfigError
 
 Preset = Literal["default", "paper"]
+SamplerName = Literal["paper", "bridge", "ode"]
+Precision = Literal["fp32", "bf16"]
+TorusTarget = Literal["posterior_mean", "shortest", "unwrapped"]
+LatticeSpace = Literal["log", "euclidean"]
+
+RENAMED = {
+    "sampling": {
+        "first": "first_fraction",
+        "last": "last_fraction",
+        "stretch": "over_relaxation",
+        "settle": "final_refinement_steps",
+    }
+}
+"""Former names of settings, by section: checkpoints, files and overrides may still have them."""
 
 
-class ConfigError(ValueError):
-    """A setting that does not exist or has an impossible value."""
+@dataclass(frozen=True)
+class LatticeSumConfig:
+    """Radial resolution of the lattice sums; counts are per angular degree l = 0, 1, 2."""
+
+    cutoff: float = 6.0
+    """Distance in Å where the real-space sums end smoothly."""
+    radial: tuple[int, int, int] = (16, 10, 6)
+    """Gaussians in distance."""
+    reciprocal_cutoff: float = 3.0
+    """|G| in 1/Å (2π convention) where the reciprocal sums end smoothly."""
+    reciprocal: tuple[int, int, int] = (8, 6, 4)
+    """Gaussians in |G|."""
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Number of features of each degree."""
+        first, second, third = zip(self.radial, self.reciprocal, strict=True)
+        return sum(first), sum(second), sum(third)
+
+
+@dataclass(frozen=True)
+class FieldNetConfig:
+    """Size of the default network."""
+
+    channels: int = 128
+    """Scalars per atom."""
+    vector_channels: int = 48
+    """Vectors (l = 1) per atom."""
+    tensor_channels: int = 32
+    """Quadrupoles (l = 2) per atom."""
+    pair_channels: int = 64
+    """Scalars per pair of atoms."""
+    gate_channels: int = 32
+    """Products of pair state and lattice sums, per radial function."""
+    blocks: int = 4
+    """Message-passing blocks."""
+    sums: LatticeSumConfig = field(default_factory=LatticeSumConfig)
+    """Resolution of the lattice sums."""
+
+
+@dataclass(frozen=True)
+class GemsNetConfig:
+    """Sizes and switches of the `paper` preset's network; defaults are the paper's."""
+
+    blocks: int = 3
+    """Interaction blocks of the encoder, and of the decoder."""
+    atom: int = 128
+    """Features of an atom."""
+    edge: int = 128
+    """Features of an edge."""
+    triplet: int = 32
+    """Features of an edge while it is summed over pairs of edges."""
+    rbf: int = 16
+    """Size to which distances are projected before they filter messages."""
+    cbf: int = 16
+    """Size to which distance and angle are projected before they filter pairs."""
+    bilinear: int = 64
+    """Features that come out of the sum over pairs of edges."""
+    before_skip: int = 1
+    """Residual layers before a block's skip connection."""
+    after_skip: int = 2
+    """Residual layers after a block's skip connection."""
+    concat: int = 1
+    """Residual layers after edges are joined with their atoms."""
+    atom_layers: int = 3
+    """Residual layers of an atom update."""
+    num_spherical: int = 7
+    """Number of angular functions Y_l0, l = 0 … 6."""
+    num_radial: int = 128
+    """Number of Gaussians over the distance."""
+    cutoff: float = 6.0
+    """Å. The envelope is zero there and beyond."""
+    envelope_exponent: int = 5
+    """p of the polynomial envelope."""
+    neighbours: int = 32
+    """k of the kNN graph (Table 1)."""
+    field_rank: int = 16
+    """Rank of the weights w_γγ' as a matrix over pairs of edges; the paper leaves it open."""
+    decode_from: Literal["cubic", "noisy"] = "cubic"
+    """ρ' = y^ρ I₃ (Eq. 11) or ρ' = y^ρ ρ (Eq. 9c): ablation (a) of Table 4."""
+    time_embedding: bool = True
+    """Add the sinusoids of t to the element's vector (Eq. 8): ablation (b) of Table 4."""
+    encoder: bool = True
+    """Pass z^enc (Eq. 9b), not z^emb, to the decoder: ablation (c) of Table 4."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +210,7 @@ class TrainingConfig:
     loss_limit: float = 0.0
     """A crystal's loss counts up to this, so that no odd cell rules a batch; 0 means no limit."""
     high_noise_fraction: float = 0.2
-    """Share of the training steps drawn from the noisiest fifth of t; 0.2 is uniform."""
+    """Fraction of the training steps drawn from the noisiest fifth of t; 0.2 is uniform."""
     precision: Precision = "fp32"
     """Precision of the products inside the blocks; weights and geometry stay fp32."""
     seed: int = 0
@@ -146,6 +240,56 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class SamplerConfig:
+    """A sampling run: which sampler, in how many steps, from which noise level to which.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    name: SamplerName = "bridge"
+    """"paper" is Algorithm 2, "bridge" draws from the exact posterior, "ode" is deterministic."""
+    steps: int = 100
+    """Network evaluations."""
+    anti_annealing: float = 0.0
+    """The drift is multiplied by 1 + anti_annealing · (1 - t/T)."""
+    first_fraction: float = 1.0
+    """Fraction of T at which a sampling run from noise begins, above 0 to 1."""
+    last_fraction: float = 0.0
+    """The noise levels fall evenly from the first one towards this fraction of it, 0 to below 1;
+    the last step always ends at level 0."""
+    temperature: float = 1.0
+    """Factor on the noise that every step adds; below 1 sampling seeks the likeliest crystals."""
+    over_relaxation: float = 1.0
+    """Multiplies the predicted displacement of atoms at every step but the last. Values above 1
+    over-relax past the posterior mean."""
+    final_refinement_steps: int = 0
+    """Further deterministic evaluations at the end, as if from 0.2 T but without noise: they
+    change little but the symmetry, which the random steps break."""
+    precision: Precision = "fp32"
+    """Precision of the products inside the default network's blocks; geometry stays fp32."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "first_fraction": (0 < self.first_fraction <= 1, "a fraction of T, above 0 to 1"),
+            "last_fraction": (
+                0 <= self.last_fraction < 1,
+                "a fraction of the first level, 0 to below 1",
+            ),
+            "temperature": (0 <= self.temperature < math.inf, "a number from 0 up"),
+            "over_relaxation": (0 <= self.over_relaxation < math.inf, "a number from 0 up"),
+            "final_refinement_steps": (
+                self.final_refinement_steps >= 0,
+                "a number of steps, 0 or more",
+            ),
+            "anti_annealing": (math.isfinite(self.anti_annealing), "a finite number"),
+        }
+        for name, (possible, wanted) in ranges.items():
+            if not possible:
+                raise ConfigError(f"{name} = {getattr(self, name)}: give {wanted}")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run of the default preset."""
 
@@ -164,7 +308,14 @@ class Config:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `section.key=value` overrides.
+    """Read a TOML file and apply overrides.
+
+    Args:
+        path: The file.
+        overrides: Each `section.key=value`; the value is TOML, or text as it stands.
+
+    Returns:
+        The configuration, with defaults for what is not given.
 
     Raises:
         ConfigError: If the file cannot be read, a key does not exist or a value does not fit.
@@ -177,13 +328,40 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not readable TOML: {error}") from error
+    if tree.get("preset") == "paper" and "steps" in tree.get("network", {}):
+        levels = tree.get("diffusion", {}).get("steps", PaperDiffusionConfig.steps)
+        if tree["network"]["steps"] != levels:
+            raise ConfigError(
+                f"network.steps = {tree['network']['steps']} but diffusion.steps = {levels}: the "
+                "network has no steps of its own; remove network.steps"
+            )
+    tree = with_new_names(tree)
     for override in overrides:
-        _apply(tree, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {override!r}: write it as section.key=value")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *sections, last = key.strip().split(".")
+        branch = tree
+        for name in sections:
+            branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise ConfigError(f"override {override!r}: {name!r} is a value, not a section")
+        branch[RENAMED.get(".".join(sections), {}).get(last, last)] = value
     return config_from_dict(tree)
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
-    """Build a `Config` from nested mappings.
+    """Build a configuration from nested mappings, of any version of this package.
+
+    Args:
+        tree: Sections by name; what is missing has its default.
+
+    Returns:
+        The configuration.
 
     Raises:
         ConfigError: If a key does not exist or a value does not fit.
@@ -193,14 +371,16 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
         raise ConfigError(
             f"preset = {preset!r}: choose one of {', '.join(typing.get_args(Preset))}"
         )
+    paper = preset == "paper"
     kinds: dict[str, type] = {
         "data": DataConfig,
         "training": TrainingConfig,
         "sampling": SamplerConfig,
+        "diffusion": PaperDiffusionConfig if paper else DiffusionConfig,
+        "network": GemsNetConfig if paper else FieldNetConfig,
     }
-    kinds["diffusion"] = PaperDiffusionConfig if preset == "paper" else DiffusionConfig
-    kinds["network"] = GemsNetConfig if preset == "paper" else FieldNetConfig
     _check_keys(tree, [*kinds, "preset"], "")
+    tree = with_new_names(tree)
     sections = {name: _build(kind, tree.get(name, {}), name + ".") for name, kind in kinds.items()}
     return Config(preset, **sections)
 
@@ -210,20 +390,50 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {override!r}: write it as section.key=value")
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.strip().split(".")
-    for name in sections:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: {name!r} is a value, not a section")
-    tree[last] = value
+def sampler_from_dict(tree: Mapping[str, Any]) -> SamplerConfig:
+    """Build a sampler's settings from a mapping, of any version of this package.
+
+    Args:
+        tree: Fields of `SamplerConfig`, by present or former names.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: If a key does not exist or a value does not fit.
+    """
+    return _build(SamplerConfig, with_new_names({"sampling": tree})["sampling"], "sampling.")
+
+
+def with_new_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested settings in which former names are replaced by present ones.
+
+    `network.steps` of the `paper` preset is dropped: the network has no number of steps of its
+    own, it is told t as the process counts it, and the value was never read.
+
+    Args:
+        tree: Sections by name.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ConfigError: If a setting is given by both of its names.
+    """
+    copy = {k: dict(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    for section, names in RENAMED.items():
+        settings = copy.get(section)
+        if not isinstance(settings, dict):
+            continue
+        for old in names.keys() & settings.keys():
+            if names[old] in settings:
+                raise ConfigError(
+                    f"{section}.{old} and {section}.{names[old]} are one setting: remove {old}"
+                )
+            settings[names[old]] = settings.pop(old)
+    if copy.get("preset") == "paper" and isinstance(copy.get("network"), dict):
+        copy["network"].pop("steps", None)
+    return copy
 
 
 def _check_keys(tree: Any, known: Sequence[str], prefix: str) -> None:
@@ -240,7 +450,11 @@ def _build(kind: type, tree: Any, prefix: str) -> Any:
     """Build one dataclass from a mapping, checking every key and value."""
     hints = typing.get_type_hints(kind)
     _check_keys(tree, list(hints), prefix)
-    return kind(**{key: _fit(hints[key], value, prefix + key) for key, value in tree.items()})
+    values = {key: _fit(hints[key], value, prefix + key) for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 def _fit(hint: Any, value: Any, key: str) -> Any:

@@ -1,34 +1,180 @@
-"""A whole system from one configuration: network, process, and the training cells behind them."""
+"""`CrystalModel`: a denoising network, its forward process and the statistics of the training
+cells, built from one configuration."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystorus.config import Config, DiffusionConfig, PaperDiffusionConfig
-from crystorus.diffusion.algorithms import Diffusion, Precision, SamplerConfig, Start, sample
-from crystorus.diffusion.likelihood import denoising_error
-from crystorus.diffusion.log_lattice_process import LogLatticeProcess
-from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
-from crystorus.diffusion.strain_process import CellStatistics, StrainProcess
-from crystorus.diffusion.torus_process import TorusProcess
+from crystorus.config import (
+    Config,
+    FieldNetConfig,
+    GemsNetConfig,
+    PaperDiffusionConfig,
+    Precision,
+    SamplerConfig,
+)
+from crystorus.diffusion.cell_log import LogLatticeProcess
+from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.diffusion.cell_strain import StrainProcess
+from crystorus.diffusion.losses import denoising_error
+from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
+from crystorus.diffusion.process import Denoiser, Diffusion
+from crystorus.diffusion.sampling import Start, sample
+from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals
-from crystorus.geometry.reduction import inverse_change, reduce_lattice
+from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_space
 from crystorus.geometry.torus import wrap
-from crystorus.networks.denoiser import FieldDenoiser
-from crystorus.networks.fieldnet import FieldNet, FieldNetConfig
-from crystorus.networks.gemsnet import GemsNetConfig, GemsNetDenoiser
-from crystorus.networks.judge import Judge
+from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
+from crystorus.networks.gemsnet import GemsNetDenoiser
+from crystorus.networks.scorer import Scorer
 
-JudgedBy = Literal["confidence", "denoising_error"]
+ScoredBy = Literal["confidence", "denoising_error"]
+
+
+@dataclass(eq=False)
+class CrystalModel:
+    """A network with its process, ready to sample.
+
+    Attributes:
+        config: The settings it was built from.
+        denoiser: f_θ.
+        diffusion: The forward process.
+        statistics: The training cells, for the prior.
+        card: Provenance: data, budget, commit, figures.
+        trained_elements: Atomic numbers present in the training crystals.
+        max_atoms: Atoms of the largest training crystal.
+        digest: SHA-256 of the weights file, empty before there is one.
+        scorer: Tells the right of several crystals from the others, if one was trained.
+    """
+
+    config: Config
+    denoiser: nn.Module
+    diffusion: Diffusion
+    statistics: CellStatistics
+    card: dict[str, Any] = field(default_factory=dict)
+    trained_elements: frozenset[int] = frozenset()
+    max_atoms: int = 20
+    digest: str = ""
+    scorer: Scorer | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def scorer_digest(self) -> str:
+        """SHA-256 of the scorer's weights, empty without one."""
+        return "" if self.scorer is None else self.scorer.digest
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        """What `scorer_error` is: the scorer's lack of confidence, or the denoising error."""
+        return "denoising_error" if self.scorer is None else "confidence"
+
+    def denoiser_in(self, precision: Precision) -> Denoiser:
+        """Return f_θ with products of a precision; the paper's network has fp32 only."""
+        if precision == "bf16" and isinstance(self.denoiser, FieldDenoiser):
+            return partial(self.denoiser, precision=precision)
+        return self.denoiser
+
+    def sample(
+        self,
+        atomic_numbers: Int[Tensor, " atoms"],
+        n_atoms: Int[Tensor, " crystals"],
+        *,
+        seeds: Sequence[int],
+        sampler: SamplerConfig | None = None,
+        start: Start | None = None,
+        on_step: Callable[[int, int, Crystals], None] | None = None,
+    ) -> Crystals:
+        """Generate one crystal per composition; see `diffusion.sampling.trajectory`.
+
+        Args:
+            atomic_numbers: Elements of all crystals, one crystal after the other.
+            n_atoms: Number of atoms of each crystal.
+            seeds: One per crystal; a crystal depends on its own seed only.
+            sampler: Which sampler, and in how many steps; that of the configuration by default.
+            start: Known crystals of these compositions to begin with.
+            on_step: Called with (steps done, steps, present crystals) after each step.
+
+        Returns:
+            Crystals in reduced cells, since sampling ends in whatever basis it began with. Where
+            a cell is held, all stay in their bases.
+
+        Raises:
+            ValueError: If the sampler has more steps than the process has noise levels, or there
+                is not one seed per crystal.
+        """
+        self.denoiser.eval()
+        sampler = sampler or self.config.sampling
+        crystals = sample(
+            self.denoiser_in(sampler.precision),
+            self.diffusion,
+            atomic_numbers.to(self.device),
+            n_atoms.to(self.device),
+            sampler,
+            seeds,
+            start=start.to(self.device) if start is not None else None,
+            on_step=on_step,
+        )
+        held = start is not None and start.held_cells is not None
+        return crystals if held else in_reduced_cell(crystals)
+
+    @torch.no_grad()
+    def scorer_error(
+        self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision = "fp32"
+    ) -> Float[Tensor, " crystals"]:
+        """Score finished crystals; the least of several of one composition is the likeliest.
+
+        Args:
+            crystals: Finished crystals.
+            seeds: One per crystal, for the noise of the denoising error; a scorer needs none.
+            precision: Of the network's products.
+
+        Returns:
+            -log of the scorer's confidence, or, without a scorer, what the network loses on them
+            when they are noised (`diffusion.losses.denoising_error`).
+        """
+        crystals = crystals.to(device=self.device)
+        if self.scorer is not None:
+            odds = self.scorer.eval()(crystals, precision)
+            return torch.nn.functional.softplus(-odds.float())
+        self.denoiser.eval()
+        return denoising_error(self.denoiser_in(precision), self.diffusion, crystals, seeds)
+
+
+def in_reduced_cell(crystals: Crystals) -> Crystals:
+    """Re-tile every crystal to the shortest basis of its lattice.
+
+    Args:
+        crystals: Any batch; what has no lattice, as cells that are not finite, stays as it is.
+
+    Returns:
+        The same crystals.
+    """
+    cells = spans_space(crystals.lattice)[:, None, None]
+    eye = torch.eye(3).to(crystals.lattice)
+    reduced, change = reduce_lattice(torch.where(cells, crystals.lattice, eye))
+    inverse = inverse_change(change).to(crystals.frac_coords)
+    frac_coords = torch.einsum(
+        "aij,aj->ai", inverse[crystals.crystal_of_atom], crystals.frac_coords
+    )
+    return crystals.with_geometry(torch.where(cells, reduced, crystals.lattice), wrap(frac_coords))
 
 
 def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
-    """Return the forward process a configuration describes."""
+    """Return the forward process a configuration describes.
+
+    Args:
+        config: Its `diffusion` section is read.
+        statistics: The training cells; the paper's process has no use for them.
+    """
     d = config.diffusion
     if isinstance(d, PaperDiffusionConfig):
         torus_alpha = cumulative_alpha(linear_betas(*d.torus_betas, d.steps))
@@ -52,150 +198,38 @@ def build_diffusion(config: Config, statistics: CellStatistics) -> Diffusion:
     )
 
 
-def build_denoiser(config: Config, diffusion: Diffusion) -> nn.Module:
-    """Return an untrained f_θ."""
+def build_denoiser(config: Config, diffusion: Diffusion, *, max_atoms: int = 0) -> nn.Module:
+    """Return an untrained f_θ.
+
+    Args:
+        config: Its `network` section is read.
+        diffusion: Its process, which sets the scales of what the network predicts.
+        max_atoms: Atoms of the largest training crystal, 0 if unknown; see `FieldNet`.
+    """
     if isinstance(config.network, GemsNetConfig):
         return GemsNetDenoiser(config.network)
     assert isinstance(config.network, FieldNetConfig)
-    assert isinstance(config.diffusion, DiffusionConfig)
     assert isinstance(diffusion.cell, StrainProcess)
     return FieldDenoiser(
-        FieldNet(config.network, steps=config.diffusion.steps),
+        FieldNet(config.network, steps=diffusion.steps, max_atoms=max_atoms),
         displacement_rms=diffusion.torus.target_rms,
         strain_sigma=diffusion.cell.sigma,
     )
 
 
-@dataclass(eq=False)
-class CrystalModel:
-    """A network with its process, ready to sample.
+def build_model(config: Config, statistics: CellStatistics, *, max_atoms: int = 0) -> CrystalModel:
+    """Return an untrained model.
 
-    Attributes:
-        config: The settings it was built from.
-        denoiser: f_θ.
-        diffusion: The forward process.
+    Args:
+        config: All settings.
         statistics: The training cells, for the prior.
-        card: Provenance: data, budget, commit, figures.
-        trained_elements: Atomic numbers present in the training crystals.
-        max_atoms: Atoms of the largest training crystal.
-        digest: SHA-256 of the weights file, empty before there is one.
-        judge: Tells the right of several crystals from the others, if one was trained.
+        max_atoms: Atoms of the largest training crystal, 0 if unknown.
     """
-
-    config: Config
-    denoiser: nn.Module
-    diffusion: Diffusion
-    statistics: CellStatistics
-    card: dict[str, Any] = field(default_factory=dict)
-    trained_elements: frozenset[int] = frozenset()
-    max_atoms: int = 20
-    digest: str = ""
-    judge: Judge | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.denoiser.parameters()).device
-
-    def sample(
-        self,
-        atomic_numbers: Int[Tensor, " atoms"],
-        n_atoms: Int[Tensor, " crystals"],
-        *,
-        seeds: Sequence[int],
-        sampler: SamplerConfig | None = None,
-        start: Start | None = None,
-        on_step: Callable[[int, int, Crystals], None] | None = None,
-    ) -> Crystals:
-        """Generate one crystal per composition; see `diffusion.algorithms.sample`.
-
-        The cells come out reduced: a walk through strains ends in whatever basis it began with.
-        Where a cell is held, all stay in their bases.
-        """
-        self.denoiser.eval()
-        sampler = sampler or self.config.sampling
-        with products_in(self.denoiser, sampler.precision):
-            crystals = sample(
-                self.denoiser,
-                self.diffusion,
-                atomic_numbers.to(self.device),
-                n_atoms.to(self.device),
-                sampler,
-                seeds,
-                start=start.to(self.device) if start is not None else None,
-                on_step=on_step,
-            )
-        held = start is not None and start.held_cells is not None
-        return crystals if held else in_reduced_cell(crystals)
-
-    @property
-    def judge_digest(self) -> str:
-        """SHA-256 of the judge's weights, empty without one."""
-        return "" if self.judge is None else self.judge.digest
-
-    @property
-    def judged_by(self) -> JudgedBy:
-        """What `judging_error` is: the judge's lack of confidence, or the denoising error."""
-        return "denoising_error" if self.judge is None else "confidence"
-
-    @torch.no_grad()
-    def judging_error(
-        self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision = "fp32"
-    ) -> Float[Tensor, " crystals"]:
-        """Judge finished crystals; the least of several of one composition is the likeliest.
-
-        Args:
-            crystals: Finished crystals.
-            seeds: One per crystal, for the noise of the denoising error; a judge needs none.
-            precision: Of the network's products.
-
-        Returns:
-            -log of the judge's confidence, or, without a judge, what the network loses on them
-            when they are noised (`diffusion.likelihood`).
-        """
-        if self.judge is not None:
-            self.judge.eval()
-            with products_in(self.judge, precision):
-                odds = self.judge(crystals.to(device=self.device))
-            return torch.nn.functional.softplus(-odds.float())
-        self.denoiser.eval()
-        with products_in(self.denoiser, precision):
-            return denoising_error(
-                self.denoiser, self.diffusion, crystals.to(device=self.device), seeds
-            )
-
-
-@contextmanager
-def products_in(module: nn.Module, precision: Precision) -> Iterator[None]:
-    """Set the precision of a network's products for a while; `paper` has fp32 only."""
-    if not isinstance(module, FieldDenoiser | Judge):
-        yield
-        return
-    network, before = module.network, module.network.bf16
-    network.bf16 = precision == "bf16"
-    try:
-        yield
-    finally:
-        network.bf16 = before
-
-
-def in_reduced_cell(crystals: Crystals) -> Crystals:
-    """Re-tile every crystal to the shortest basis of its lattice; the crystal stays the same."""
-    reduced, change = reduce_lattice(crystals.lattice)
-    inverse = inverse_change(change).to(crystals.frac_coords)
-    frac_coords = torch.einsum(
-        "aij,aj->ai", inverse[crystals.crystal_of_atom], crystals.frac_coords
-    )
-    return crystals.with_geometry(reduced, wrap(frac_coords))
-
-
-def build_model(config: Config, statistics: CellStatistics) -> CrystalModel:
-    """Return an untrained system."""
     diffusion = build_diffusion(config, statistics)
     return CrystalModel(
         config,
-        build_denoiser(config, diffusion),
+        build_denoiser(config, diffusion, max_atoms=max_atoms),
         diffusion,
         statistics,
-        max_atoms=config.data.max_atoms,
+        max_atoms=max_atoms or config.data.max_atoms,
     )

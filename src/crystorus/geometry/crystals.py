@@ -1,4 +1,4 @@
-"""A batch of crystals, and what a denoiser says about one (§3.1, Eqs 1, 2 and 7).
+"""A batch of crystals, and what a denoiser predicts for one.
 
 Everything between the file reader and the file writer is a `Crystals`.
 """
@@ -11,6 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+MAX_ATOMIC_NUMBER = 118
+"""Atomic numbers run from 1 to this."""
+
+
 @dataclass(frozen=True, eq=False)
 class Crystals:
     """A batch of crystals (ρ, x, z), atoms of all crystals one after another.
@@ -21,7 +25,7 @@ class Crystals:
         atomic_numbers: z, 1 to 118.
         n_atoms: Number of atoms of each crystal.
 
-    Source: Eqs 1 and 2, §3.1.
+    Source: [Klipfel24] Eq. 2
     """
 
     lattice: Float[Tensor, "crystals 3 3"]
@@ -48,13 +52,16 @@ class Crystals:
 
     @property
     def cart_coords(self) -> Float[Tensor, "atoms 3"]:
-        """Cartesian positions ρ x in Å."""
+        """Cartesian positions ρ x in Å: the image τ = 0 of every atom of the infinite cloud.
+
+        Source: [Klipfel24] Eq. 1
+        """
         return torch.einsum("aij,aj->ai", self.lattice[self.crystal_of_atom], self.frac_coords)
 
     def with_geometry(
         self, lattice: Float[Tensor, "crystals 3 3"], frac_coords: Float[Tensor, "atoms 3"]
     ) -> "Crystals":
-        """Return the same compositions with another cell and other positions."""
+        """Return the same compositions with another cell (Å) and other positions (fractional)."""
         return replace(self, lattice=lattice, frac_coords=frac_coords)
 
     def to(
@@ -69,7 +76,7 @@ class Crystals:
         )
 
     def select(self, indices: Sequence[int] | Int[Tensor, " chosen"]) -> "Crystals":
-        """Return the crystals at `indices`, in that order."""
+        """Return the crystals at `indices`, in that order; repeats are allowed."""
         chosen = torch.as_tensor(indices, device=self.n_atoms.device, dtype=torch.long)
         starts = torch.cumsum(self.n_atoms, 0) - self.n_atoms
         counts = self.n_atoms[chosen]
@@ -114,14 +121,14 @@ class Crystals:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a denoiser says of noisy crystals: the pair of actions of Eq. 7, applied.
+    """What a denoiser predicts for noisy crystals: a pair of actions (y^ρ, y^x), y^ρ applied.
 
     Attributes:
         lattice: ρ' in Å, the predicted cell, in the basis and orientation of the input.
-        displacement: y^x = ε_θ, fractional, so that x' = [x + y^x] (Eq. 7, Eq. 20).
+        displacement: y^x = ε_θ, fractional, so that x' = [x + y^x].
         strain: E with ρ_t = exp(E) ρ', symmetric, when the network predicts a strain; else None.
 
-    Source: Eq. 7.
+    Source: [Klipfel24] Eq. 7
     """
 
     lattice: Float[Tensor, "crystals 3 3"]
@@ -150,7 +157,15 @@ def to_dense(
 
 
 def mean_per_crystal(values: Tensor, crystals: Crystals) -> Tensor:
-    """Average per-atom values over each crystal: [atoms, …] → [crystals, …]."""
+    """Average per-atom values over each crystal.
+
+    Args:
+        values: [atoms, …].
+        crystals: Say which crystal an atom belongs to.
+
+    Returns:
+        [crystals, …].
+    """
     total = values.new_zeros((len(crystals), *values.shape[1:]))
     total.index_add_(0, crystals.crystal_of_atom, values)
     shape = (-1,) + (1,) * (values.dim() - 1)

@@ -1,9 +1,16 @@
-"""Every pair of atoms as one smooth edge: sums over all periodic images (§3.1, Appendix A).
+"""Every pair of atoms as one smooth edge: sums over all periodic images.
 
 φ_ij = Σ_τ f(|ρ(x_j - x_i + τ)|) and its vector and tensor companions are functions of the
 infinite cloud ⟨M⟩ alone. They do not change under re-tiling, they never jump as a neighbour
-list does, and with r̂ and r̂r̂ᵀ they are the gradients of distances in x and in ρ of Appendix A.
-Short range is summed over images τ, long range over reciprocal vectors G, the Poisson dual.
+list does, and with r̂ and r̂r̂ᵀ they are the gradients of distances in x and in ρ of Appendix A of
+[Klipfel24].
+
+As in Ewald's method [Ewald21], short range is summed over images and long range over reciprocal
+vectors. By Poisson's formula, Σ_τ f(r + ρτ) = (1/V) Σ_G f̂(|G|) e^{iG·r} with G = 2π ρ⁻ᵀ k, so
+that either sum alone defines a function of the lattice. Here they are no two halves of one
+potential: both have radial functions of their own, of which the network learns what it needs.
+Distances below 6 Å are resolved by images; waves with |G| below 3 Å⁻¹ see a cell as a whole, and
+reach across long cells of which no image is near.
 """
 
 import math
@@ -13,30 +20,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crystorus.geometry.reduction import inverse_change, reduce_lattice
+from crystorus.config import LatticeSumConfig
+from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_space
 
 PHASES_AT_A_TIME = 2**20
 """Phases G·(r_j - r_i) held at a time: a few MiB, whatever the size of the cell."""
 
+IMAGES_AT_A_TIME = 2**22
+"""Images of pairs whose distances are held at a time: 50 MiB."""
 
-@dataclass(frozen=True)
-class LatticeSumConfig:
-    """Radial resolution of the sums; counts are per angular degree l = 0, 1, 2."""
+SHORTEST, LONGEST, LONGEST_PER_ATOM = 0.1, 100.0, 1.0
+"""Å between which the principal lengths of a cell are read."""
 
-    cutoff: float = 6.0
-    """Distance in Å where the real-space sums end smoothly."""
-    radial: tuple[int, int, int] = (16, 10, 6)
-    """Gaussians in distance."""
-    reciprocal_cutoff: float = 3.0
-    """|G| in 1/Å (2π convention) where the reciprocal sums end smoothly."""
-    reciprocal: tuple[int, int, int] = (8, 6, 4)
-    """Gaussians in |G|."""
+VOLUME_PER_ATOM = (0.3, 200.0)
+"""Å³ between which V/n is read; to the upper limit comes `VACUUM`."""
 
-    @property
-    def widths(self) -> tuple[int, int, int]:
-        """Number of features of each degree."""
-        first, second, third = zip(self.radial, self.reciprocal, strict=True)
-        return sum(first), sum(second), sum(third)
+VACUUM = 20_000.0
+"""Å³ that a cell may hold besides what belongs to its atoms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,11 @@ class PairFields:
 
 
 def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
-    """Return the five independent components of r rᵀ - |r|² I/3 in an orthonormal basis."""
+    """Return the five independent components of r rᵀ - |r|² I/3 in an orthonormal basis.
+
+    The basis is √2 times that of `lattice.gl3_basis`; the components are, up to one factor, the
+    real spherical harmonics |r|² Y_2m.
+    """
     x, y, z = direction.unbind(-1)
     root2, root6 = math.sqrt(2), math.sqrt(6)
     return torch.stack(
@@ -93,14 +97,28 @@ def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
 
 
 def gaussians(values: Float[Tensor, "*n"], start: float, end: float, count: int) -> Tensor:
-    """Expand values in `count` Gaussians whose spacing equals their width."""
+    """Expand values in Gaussians whose spacing equals their width.
+
+    Args:
+        values: [...].
+        start: First centre.
+        end: Last centre.
+        count: Number of Gaussians.
+
+    Returns:
+        [..., count].
+    """
     centres = torch.linspace(start, end, count, dtype=values.dtype, device=values.device)
     width = (end - start) / max(count - 1, 1)
     return torch.exp(-0.5 * ((values[..., None] - centres) / width) ** 2)
 
 
 def envelope(fraction: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Return a C² switch from 1 at 0 to 0 at 1: 1 - 10 u³ + 15 u⁴ - 6 u⁵."""
+    """Return a C² switch from 1 at 0 to 0 at 1: 1 - 10 u³ + 15 u⁴ - 6 u⁵.
+
+    Its first and second derivatives vanish at both ends, so that what is multiplied by it has no
+    jump of forces where a neighbour enters.
+    """
     u = fraction.clamp(0, 1)
     return 1 - u**3 * (10 - 15 * u + 6 * u**2)
 
@@ -108,7 +126,14 @@ def envelope(fraction: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def integer_boxes(
     reach: Int[Tensor, "crystals 3"],
 ) -> tuple[Int[Tensor, " boxes"], Int[Tensor, "boxes 3"]]:
-    """List all integer vectors with |k_a| ≤ reach_a: (crystal, k) row by row, without a loop."""
+    """List all integer vectors k with |k_a| ≤ reach_a of every crystal.
+
+    Args:
+        reach: The largest |k_a| of each axis.
+
+    Returns:
+        The crystal of each vector, and the vectors.
+    """
     side = 2 * reach + 1
     count = side.prod(-1)
     crystal = torch.repeat_interleave(torch.arange(len(reach), device=reach.device), count)
@@ -131,6 +156,9 @@ def lattice_sums(
 ) -> PairFields:
     """Sum radial functions times r̂^l over the images of every pair of atoms.
 
+    Memory is bounded: pairs and images are taken a part at a time, and a cell that has run away
+    is read as `readable_cells` says.
+
     Args:
         lattice: ρ in Å; any basis gives the same sums, so they are taken in a reduced one.
         frac_coords: Padded positions.
@@ -140,22 +168,66 @@ def lattice_sums(
     Returns:
         Sums of degree 0, 1 and 2; zero for padded atoms.
     """
-    lattice, change = reduce_lattice(lattice)
+    cells = spans_space(lattice)[:, None, None]
+    lattice, change = reduce_lattice(torch.where(cells, lattice, torch.eye(3).to(lattice)))
+    lattice = readable_cells(lattice, mask.sum(1))
     inverse = inverse_change(change).to(frac_coords)
-    frac_coords = torch.einsum("bxy,biy->bix", inverse, frac_coords)
+    frac_coords = torch.einsum("bxy,biy->bix", inverse, frac_coords).nan_to_num(0.0, 0.0, 0.0)
     n = mask.shape[1]
     pairs = torch.triu_indices(n, n, device=mask.device)  # i ≤ j
     near = _real_sums(lattice, frac_coords, mask, pairs, config)
     far = _reciprocal_sums(lattice, frac_coords, mask, pairs, config)
     half = [torch.cat([a, b], -1).flatten(2) for a, b in zip(near, far, strict=True)]
+    del near, far
+    widths = [h.shape[-1] for h in half]
+    joined = torch.cat(half, -1)
+    del half
     # [crystals, i, j, k]: a sum of degree l at (j, i) is (-1)^l times that at (i, j).
     i, j = pairs
     where = i.new_empty(n, n)
     where[i, j] = where[j, i] = torch.arange(len(i), device=i.device)
-    full = torch.cat(half, -1).index_select(1, where.flatten()).unflatten(1, (n, n))
-    odd = full.split([h.shape[-1] for h in half], -1)[1]
-    odd *= 1 - 2 * torch.ones_like(where).tril(-1)[:, :, None]
-    return PairFields(full.transpose(2, 3).contiguous(), config.widths)
+    sign = 1 - 2 * torch.ones_like(where).tril(-1)
+    full = joined.new_empty(len(lattice), n, joined.shape[-1], n)
+    rows_at_a_time = max(IMAGES_AT_A_TIME // (len(lattice) * n), 1)
+    for first in range(0, n, rows_at_a_time):
+        rows = slice(first, first + rows_at_a_time)
+        part = joined.index_select(1, where[rows].flatten()).unflatten(1, (-1, n))
+        part.split(widths, -1)[1].mul_(sign[rows, :, None])
+        full[:, rows] = part.transpose(2, 3)
+    return PairFields(full, config.widths)
+
+
+def readable_cells(
+    lattice: Float[Tensor, "crystals 3 3"], n_atoms: Int[Tensor, " crystals"]
+) -> Float[Tensor, "crystals 3 3"]:
+    """Return cells whose sums are affordable; all that could be a crystal stay as they are.
+
+    The number of images of an atom within the cutoff grows as 1/V, that of waves as V, and both
+    grow without bound in needles and sheets. An untrained network makes such cells. Their
+    principal lengths (singular values) and then their volumes are moved to the nearest ones
+    within limits, which commutes with rotations: 0.1 Å to 100 Å and 1 Å per atom;
+    0.3 Å³ per atom to 20 000 Å³ and 200 Å³ per atom.
+
+    Args:
+        lattice: ρ in Å, in a reduced basis.
+        n_atoms: Number of atoms of each crystal.
+    """
+    count = n_atoms.to(lattice).clamp_min(1)
+    longest = LONGEST + LONGEST_PER_ATOM * count
+    smallest, largest = VOLUME_PER_ATOM[0] * count, VACUUM + VOLUME_PER_ATOM[1] * count
+    height = 1 / torch.linalg.inv_ex(lattice)[0].norm(dim=-1)
+    volume = torch.linalg.det(lattice).abs()
+    usual = (height > SHORTEST).all(1) & (lattice.norm(dim=-2) < longest[:, None]).all(1)
+    usual &= (volume > smallest) & (volume < largest)
+    odd = (~usual).nonzero()[:, 0]
+    if not len(odd):
+        return lattice
+    left, length, right = torch.linalg.svd(lattice[odd].double())
+    length = torch.minimum(length.clamp_min(SHORTEST), longest[odd, None].double())
+    volume = length.prod(1)
+    wanted = torch.minimum(torch.maximum(volume, smallest[odd]), largest[odd])
+    length = length * (wanted / volume).pow(1 / 3)[:, None]
+    return lattice.index_copy(0, odd, ((left * length[:, None]) @ right).to(lattice))
 
 
 def _real_sums(
@@ -183,6 +255,8 @@ def _edges(
 ) -> tuple[Int[Tensor, " edges"], Float[Tensor, "edges 3"]]:
     """Find all images within the cutoff: flat index (crystal, pair) and offset in Å."""
     i, j = pairs
+    # |ρe| ≥ |e_a| h_a with h_a the height of the cell over its face a: of the nearest image, whose
+    # components are below ½, no image beyond cutoff/h_a + ½ is within reach.
     height = 1 / torch.linalg.inv(lattice).norm(dim=-1)
     reach = torch.floor(cutoff / height + 0.5).long()
     delta = frac_coords[:, j] - frac_coords[:, i]
@@ -194,12 +268,16 @@ def _edges(
     diameter = torch.where(real, cart.norm(dim=-1), 0).amax(1)
     useful = moved.norm(dim=-1) <= cutoff + diameter[crystal]
     crystal, moved = crystal[useful], moved[useful]
-    home = moved.square().sum(-1) == 0
-    offset = cart[crystal] + moved[:, None]
-    inside = offset.square().sum(-1) < cutoff**2
-    inside &= ~(home[:, None] & (i == j))
-    box, pair = inside.nonzero(as_tuple=True)
-    return crystal[box] * len(i) + pair, offset[box, pair]
+    found = []
+    at_a_time = max(IMAGES_AT_A_TIME // len(i), 1)
+    for c, shift in zip(crystal.split(at_a_time), moved.split(at_a_time), strict=True):
+        home = shift.square().sum(-1) == 0
+        offset = cart[c] + shift[:, None]
+        inside = offset.square().sum(-1) < cutoff**2
+        inside &= ~(home[:, None] & (i == j))  # an atom is no neighbour of itself
+        box, pair = inside.nonzero(as_tuple=True)
+        found.append((c[box] * len(i) + pair, offset[box, pair]))
+    return torch.cat([pair for pair, _ in found]), torch.cat([offset for _, offset in found])
 
 
 def _reciprocal_sums(

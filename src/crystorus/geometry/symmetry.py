@@ -1,7 +1,9 @@
-"""The groups that act on crystals without changing what they are (§3.1, Eq. 10).
+"""The groups that act on crystals without changing what they are (§3.1 of [Klipfel24]).
 
-O(3) turns the cell, R³ translates the atoms, S_n renumbers them, SL₃(Z) re-tiles space,
+A network f is equivariant if f(g·M, t) = g·f(M, t) for all of them (Eq. 10). O(3) turns the cell, R³ translates the atoms, S_n renumbers them, SL₃(Z) re-tiles space,
 and a supercell repeats the same crystal.
+
+Source: [Klipfel24] Eq. 10
 """
 
 import itertools
@@ -15,19 +17,33 @@ from crystorus.geometry.torus import wrap
 
 
 def rotate(crystals: Crystals, rotation: Float[Tensor, "3 3"]) -> Crystals:
-    """Act with g ∈ O(3): (ρ, x, z) → (g ρ, x, z)."""
+    """Act with g ∈ O(3): (ρ, x, z) → (g ρ, x, z).
+
+    Args:
+        crystals: Any batch.
+        rotation: g, orthogonal; reflections count.
+    """
     return crystals.with_geometry(
         rotation.to(crystals.lattice) @ crystals.lattice, crystals.frac_coords
     )
 
 
 def translate(crystals: Crystals, shift: Float[Tensor, " 3"]) -> Crystals:
-    """Act with v ∈ R³, fractional: (ρ, x, z) → (ρ, [x + v], z)."""
+    """Act with v ∈ R³: (ρ, x, z) → (ρ, [x + v], z).
+
+    Args:
+        crystals: Any batch.
+        shift: v, fractional.
+    """
     return crystals.with_geometry(crystals.lattice, wrap(crystals.frac_coords + shift))
 
 
 def retile(crystals: Crystals, change: Int[Tensor, "3 3"]) -> Crystals:
     """Act with g ∈ SL₃(Z): (ρ, x, z) → (ρ g⁻¹, [g x], z).
+
+    Args:
+        crystals: Any batch.
+        change: g; determinant -1 is allowed too.
 
     Raises:
         ValueError: If `change` is not a unimodular integer matrix.
@@ -45,7 +61,11 @@ def retile(crystals: Crystals, change: Int[Tensor, "3 3"]) -> Crystals:
 
 
 def permute(crystals: Crystals, order: Int[Tensor, " atoms"]) -> Crystals:
-    """Renumber the atoms; `order` must keep every atom in its own crystal.
+    """Act with a permutation of S_n: renumber the atoms.
+
+    Args:
+        crystals: Any batch.
+        order: Index of the atom that comes to each place; atoms stay in their own crystals.
 
     Raises:
         ValueError: If `order` moves an atom to another crystal.
@@ -61,7 +81,15 @@ def permute(crystals: Crystals, order: Int[Tensor, " atoms"]) -> Crystals:
 
 
 def supercell(crystals: Crystals, repeats: tuple[int, int, int]) -> Crystals:
-    """Repeat every crystal along its lattice vectors; copies of an atom stay together."""
+    """Repeat every crystal along its lattice vectors.
+
+    Args:
+        crystals: Any batch.
+        repeats: Copies along a, b and c, each at least 1.
+
+    Returns:
+        Larger crystals; the copies of an atom stay together.
+    """
     n = torch.tensor(repeats, device=crystals.lattice.device)
     shifts = torch.tensor(
         list(itertools.product(*(range(r) for r in repeats))), device=n.device

@@ -1,4 +1,4 @@
-"""The torus T = R³/Z³ on which fractional coordinates live (§4.2, Eqs 7 and 20)."""
+"""The torus T = R³/Z³ on which fractional coordinates live (§4.2 of [Klipfel24])."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def image_offsets(device: torch.device | None = None) -> Int[Tensor, "27 3"]:
 def shortest_displacement(
     start: Float[Tensor, "atoms 3"], end: Float[Tensor, "atoms 3"], crystals: Crystals
 ) -> Float[Tensor, "atoms 3"]:
-    """Return end - start - k*, with k* the image that is nearest in Å.
+    """Return end - start - k* with k* = arg min_k |ρ (end - start - k)|, the nearest image in Å.
 
     Exact for cells whose shortest vectors are near-reduced (27 images of the componentwise
     nearest one are compared), as Niggli-reduced cells are.
@@ -42,7 +42,7 @@ def shortest_displacement(
     Returns:
         Fractional displacements.
 
-    Source: Eq. 20, §4.2.
+    Source: [Klipfel24] Eq. 20
     Deviation: the norm is cartesian and Euclidean, so that k* is invariant under rotations.
     """
     nearest = wrap_displacement(end - start)
@@ -53,6 +53,11 @@ def shortest_displacement(
 
 
 def centre(displacement: Float[Tensor, "atoms 3"], crystals: Crystals) -> Float[Tensor, "atoms 3"]:
-    """Remove each crystal's mean displacement: translations are a symmetry."""
+    """Remove each crystal's mean displacement: translations are a symmetry.
+
+    Args:
+        displacement: Fractional.
+        crystals: Say which crystal an atom belongs to.
+    """
     mean = mean_per_crystal(displacement, crystals)
     return displacement - mean[crystals.crystal_of_atom]

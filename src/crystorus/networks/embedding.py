@@ -1,4 +1,4 @@
-"""What the network knows before it looks at geometry: the element and the noise level (Eq. 8)."""
+"""What the default network knows before it looks at geometry: the element and the noise level."""
 
 import csv
 import functools
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-N_ELEMENTS = 118
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 
 
 @functools.cache
@@ -19,7 +19,7 @@ def element_descriptors() -> Float[Tensor, "119 descriptors"]:
     rows = list(csv.reader(line for line in text.splitlines() if not line.startswith("#")))
     header, rows = rows[0], rows[1:]
     skip = {header.index(name) for name in ("Z", "symbol") if name in header}
-    table = torch.zeros(N_ELEMENTS + 1, len(header) - len(skip), dtype=torch.float64)
+    table = torch.zeros(MAX_ATOMIC_NUMBER + 1, len(header) - len(skip), dtype=torch.float64)
     for row in rows:
         values = [float(v) for n, v in enumerate(row) if n not in skip]
         table[int(row[header.index("Z")])] = torch.tensor(values, dtype=torch.float64)
@@ -30,17 +30,20 @@ def element_descriptors() -> Float[Tensor, "119 descriptors"]:
 
 
 class ElementEmbedding(nn.Module):
-    """emb_z of Eq. 8: a free vector per element plus a linear map of its descriptors.
+    """A free vector per element plus a linear map of its descriptors.
 
     The descriptors let an element that is rare in the data borrow from its neighbours in the
     periodic table.
+
+    Args:
+        channels: Features of an atom.
     """
 
     table: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.free = nn.Embedding(N_ELEMENTS + 1, channels)
+        self.free = nn.Embedding(MAX_ATOMIC_NUMBER + 1, channels)
         nn.init.normal_(self.free.weight, std=0.3)
         table = element_descriptors().float()
         self.register_buffer("table", table, persistent=False)
@@ -52,7 +55,16 @@ class ElementEmbedding(nn.Module):
 
 
 def sinusoids(value: Float[Tensor, " n"], channels: int, longest: float) -> Tensor:
-    """Return sin and cos of `value` at `channels`/2 frequencies from 1 down to 1/longest."""
+    """Return sines and cosines at frequencies from 1 down to 1/longest, evenly in the logarithm.
+
+    Args:
+        value: Angles at frequency 1.
+        channels: Number of features, even.
+        longest: The longest period over 2π.
+
+    Returns:
+        [n, channels]: first all sines, then all cosines.
+    """
     half = channels // 2
     power = torch.arange(half, device=value.device, dtype=value.dtype) / half
     angle = value[:, None] * torch.exp(-math.log(longest) * power)

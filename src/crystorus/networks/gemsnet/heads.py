@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystorus.networks.blocks import Chunk, EdgeGraph, EdgeValues
-from crystorus.networks.dense import Dense, filtered
+from crystorus.networks.gemsnet.graph import Chunk, EdgeGraph, EdgeValues
+from crystorus.networks.gemsnet.layers import Dense, filtered
 
 INITIAL_FIELD_GAIN = 8.0
 FIELDS = 3
@@ -18,7 +18,7 @@ FIELDS = 3
 class PositionHead(torch.nn.Module):
     """y^x_i = Σ_γ∈N(i) w_γ (-e_γ / r_γ): a displacement from invariant weights of edges.
 
-    Source: Appendix A.
+    Source: [Klipfel24] Appendix A
     """
 
     def __init__(self, *, edge: int, num_radial: int, rbf: int):
@@ -45,7 +45,7 @@ class LatticeHead(torch.nn.Module):
 
     w^f_γγ' = Σ_k a^f_k(m_γ) b^f_k(m_γ') for each of the three fields f of λ.
 
-    Source: Appendix A.
+    Source: [Klipfel24] Appendix A
     """
 
     def __init__(self, *, edge: int, hidden: int, num_radial: int, rbf: int, rank: int):
@@ -77,7 +77,7 @@ def sum_of_fields(
 
     λ is the same for all layers l: their factors are laid side by side as one of higher rank.
 
-    Source: Appendix A.
+    Source: [Klipfel24] Appendix A
     """
     heads = tuple(heads)
 
@@ -96,8 +96,8 @@ def _sum_per_atom(
 ) -> Float[Tensor, "atoms 6"]:
     """Sum w λ over the pairs of every atom.
 
-    The fields of the distances depend on one edge of the pair only, and their sum over pairs is a
-    sum over edges.
+    The fields of the distances depend on one edge of the pair only, and their sum over pairs
+    γ ≠ γ' is one over edges: Σ_γ λ_γ Σ_k a_k(γ) (Σ_γ' b_k(γ') - b_k(γ)).
     """
     a, b = (side.flatten(1) for side in factors[:, :2].unbind(2))
     of_others = chunk.sum_per_atom(b).index_select(0, chunk.target) - b

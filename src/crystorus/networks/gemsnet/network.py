@@ -1,82 +1,41 @@
-"""The `paper` preset's network: GemsNet encoder and decoder (§4.1, Eqs 7 to 11, Appendix A)."""
+"""The `paper` preset's network: GemsNet encoder and decoder (§4.1 and Appendix A of [Klipfel24]).
+
+Deviation: in place of GemNet's fitted scaling factors, which the paper drops, sums over
+neighbours are multiplied by the constant 1/k. A weight matrix follows each, so that the network
+expresses the same functions; without any factor its first blocks hear nothing of the geometry.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystorus.geometry.crystals import Crystals, Prediction, mean_per_crystal
-from crystorus.networks.basis import GaussianBasis
-from crystorus.networks.blocks import (
-    AtomUpdate,
-    BilinearTriplets,
+from crystorus.config import GemsNetConfig
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER, Crystals, Prediction, mean_per_crystal
+from crystorus.networks.gemsnet.fields import symmetric_matrix
+from crystorus.networks.gemsnet.graph import (
     Chunk,
     EdgeGraph,
     EdgeValues,
+    GaussianBasis,
     edge_graph,
 )
-from crystorus.networks.dense import SQRT_HALF, Dense, JoinedDense, filtered, residuals
-from crystorus.networks.heads import LatticeHead, PositionHead, sum_of_fields
-from crystorus.networks.nearest_neighbours import nearest_neighbours
-from crystorus.networks.vector_fields import symmetric_matrix
-
-ELEMENTS = 118
-"""Atomic numbers run from 1 to this."""
+from crystorus.networks.gemsnet.heads import LatticeHead, PositionHead, sum_of_fields
+from crystorus.networks.gemsnet.layers import (
+    SQRT_HALF,
+    Dense,
+    JoinedDense,
+    filtered,
+    residuals,
+)
+from crystorus.networks.gemsnet.neighbours import nearest_neighbours
 
 TIME_BASE = 10_000.0
 """n of Eq. 8, which the paper leaves open: the usual one of positional encodings."""
-
-
-@dataclass(frozen=True)
-class GemsNetConfig:
-    """Sizes and switches of the `paper` preset's network; defaults are the paper's."""
-
-    blocks: int = 3
-    """Interaction blocks of the encoder, and of the decoder."""
-    atom: int = 128
-    """Features of an atom."""
-    edge: int = 128
-    """Features of an edge."""
-    triplet: int = 32
-    """Features of an edge while it is summed over pairs of edges."""
-    rbf: int = 16
-    """Size to which distances are projected before they filter messages."""
-    cbf: int = 16
-    """Size to which distance and angle are projected before they filter pairs."""
-    bilinear: int = 64
-    """Features that come out of the sum over pairs of edges."""
-    before_skip: int = 1
-    """Residual layers before a block's skip connection."""
-    after_skip: int = 2
-    """Residual layers after a block's skip connection."""
-    concat: int = 1
-    """Residual layers after edges are joined with their atoms."""
-    atom_layers: int = 3
-    """Residual layers of an atom update."""
-    num_spherical: int = 7
-    """Number of angular functions Y_l0, l = 0 … 6."""
-    num_radial: int = 128
-    """Number of Gaussians over the distance."""
-    cutoff: float = 6.0
-    """Å. The envelope is zero there and beyond."""
-    envelope_exponent: int = 5
-    """p of the polynomial envelope."""
-    neighbours: int = 32
-    """k of the kNN graph (Table 1)."""
-    field_rank: int = 16
-    """Rank of the weights w_γγ' as a matrix over pairs of edges; the paper leaves it open."""
-    steps: int = 100
-    """T, the number of diffusion steps (Table 1)."""
-    decode_from: Literal["cubic", "noisy"] = "cubic"
-    """ρ' = y^ρ I₃ (Eq. 11) or ρ' = y^ρ ρ (Eq. 9c): ablation (a) of Table 4."""
-    time_embedding: bool = True
-    """Add the sinusoids of t to the element's vector (Eq. 8): ablation (b) of Table 4."""
-    encoder: bool = True
-    """Pass z^enc (Eq. 9b), not z^emb, to the decoder: ablation (c) of Table 4."""
 
 
 class AtomEmbedding(torch.nn.Module):
@@ -84,17 +43,28 @@ class AtomEmbedding(torch.nn.Module):
 
     emb(z, t)_2k = sin(t / n^(2k/d)) + emb_z,2k and emb(z, t)_2k+1 = cos(t / n^(2k/d)) + emb_z,2k+1.
 
-    Source: Eqs 8 and 9a.
+    Args:
+        size: d, features of an atom.
+        time: Whether the sinusoids are added.
+
+    Source: [Klipfel24] Eq. 8
     """
 
     def __init__(self, size: int, *, time: bool):
         super().__init__()
-        self.element = torch.nn.Embedding(ELEMENTS, size)
+        self.element = torch.nn.Embedding(MAX_ATOMIC_NUMBER, size)
         torch.nn.init.uniform_(self.element.weight, -(3**0.5), 3**0.5)
         self.time = time
 
     def forward(self, crystals: Crystals, t: Int[Tensor, " crystals"]) -> Float[Tensor, "atoms n"]:
-        """Return z^emb (Eq. 9a)."""
+        """Return z^emb.
+
+        Args:
+            crystals: Give the elements.
+            t: Diffusion step of every crystal.
+
+        Source: [Klipfel24] Eq. 9a
+        """
         embedded = self.element(crystals.atomic_numbers - 1)
         if not self.time:
             return embedded
@@ -104,6 +74,71 @@ class AtomEmbedding(torch.nn.Module):
         phase = t[:, None].to(embedded.dtype) * frequency
         waves = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)
         return embedded + waves[crystals.crystal_of_atom, :size]
+
+
+class BilinearTriplets(torch.nn.Module):
+    """GemNet's efficient bilinear layer over pairs of edges at one atom.
+
+    y_γo = Σ_if B_oif Σ_l R_γil Σ_γ'≠γ Y_l0(θ_γγ') m_γ'f with R_γil = s Σ_n C_iln b_n(r_γ).
+
+    Source: [Gasteiger21], efficient bilinear layer
+    """
+
+    def __init__(
+        self, *, triplet: int, rbf: int, cbf: int, num_spherical: int, out: int, scale: float
+    ):
+        """Build the layer.
+
+        Args:
+            triplet: Range of f.
+            rbf: Range of n.
+            cbf: Range of i.
+            num_spherical: Range of l.
+            out: Range of o.
+            scale: s, the constant that stands for a fitted scaling factor.
+        """
+        super().__init__()
+        self.cbf, self.num_spherical, self.triplet = cbf, num_spherical, triplet
+        self.scale = scale
+        self.circular = Dense(rbf, cbf * num_spherical, activation=False)
+        self.bilinear = Dense(cbf * triplet, out, activation=False)
+
+    def forward(
+        self,
+        messages: Float[Tensor, "edges triplet"],
+        radial: Float[Tensor, "edges rbf"],
+        chunk: Chunk,
+    ) -> Float[Tensor, "edges out"]:
+        """Sum over the other edges of each edge's target atom."""
+        edges, size = len(messages), self.num_spherical
+        table = torch.bmm(chunk.harmonics, chunk.to_table(messages))
+        summed = table.view(-1, size * self.triplet).index_select(0, chunk.slot)
+        circular = (self.scale * self.circular(radial)).view(edges, self.cbf, size)
+        product = torch.bmm(circular, summed.view(edges, size, self.triplet))
+        return self.bilinear(product.view(edges, self.cbf * self.triplet))
+
+
+class AtomUpdate(torch.nn.Module):
+    """h'_i from the sum over an atom's edges of m_γ times a filter of the distance."""
+
+    def __init__(self, *, atom: int, edge: int, rbf: int, layers: int, scale: float):
+        """Build the layer; `scale` is the constant that stands for a fitted scaling factor."""
+        super().__init__()
+        self.scale = scale
+        self.radial = Dense(rbf, edge, activation=False)
+        self.layers = torch.nn.Sequential(
+            Dense(edge, atom, activation=True), residuals(atom, layers)
+        )
+
+    def gather(
+        self, edges: Float[Tensor, "edges edge"], radial: Float[Tensor, "edges rbf"], chunk: Chunk
+    ) -> Float[Tensor, "atoms edge"]:
+        """Sum the filtered edge features at every atom."""
+        return self.scale * chunk.sum_per_atom(filtered(edges, radial, self.radial))
+
+    def forward(self, gathered: Float[Tensor, "atoms edge"]) -> Float[Tensor, "atoms atom"]:
+        """Return new atom features."""
+        return self.layers(gathered)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +233,10 @@ class InteractionBlock(torch.nn.Module):
 
 
 class GemsNet(torch.nn.Module):
-    """GemNet-T without fitted scaling factors: invariant features of atoms and edges (App. A)."""
+    """GemNet-T without fitted scaling factors: invariant features of atoms and edges.
+
+    Source: [Gasteiger21]
+    """
 
     def __init__(self, config: GemsNetConfig, *, edge_output: bool):
         """Build the network.
@@ -240,11 +278,12 @@ class GemsNet(torch.nn.Module):
 class GemsNetDenoiser(torch.nn.Module):
     """f_θ = Decod ∘ Encod ∘ emb: noisy crystals and their step to a cell and a displacement.
 
-    Invariant features (Eqs 8, 9a, 9b) weight equivariant vector fields, so that Eq. 10 holds with
+    Invariant features weight equivariant vector fields, so that the denoiser is equivariant with
     `decode_from = "noisy"` (Eq. 9c). With `"cubic"` (Eq. 11) y^ρ stays equivariant and ρ' = y^ρ
     turns with the input as g y^ρ gᵀ, not as g ρ'.
 
-    Source: §4.1, Eqs 7 to 11, Appendix A.
+    Args:
+        config: Sizes and switches.
     """
 
     def __init__(self, config: GemsNetConfig):
@@ -279,9 +318,10 @@ class GemsNetDenoiser(torch.nn.Module):
             t: Diffusion step of every crystal, 1 … T.
 
         Returns:
-            ρ' and y^x (fractional).
+            ρ' in Å and y^x, fractional.
 
-        Source: Eqs 7, 9 and 11.
+        Source: [Klipfel24] Eq. 9c
+        Source: [Klipfel24] Eq. 11
         """
         graph = self._graph(crystals)
         atoms = self._encode(self.embedding(crystals, t), crystals, graph)
@@ -295,7 +335,9 @@ class GemsNetDenoiser(torch.nn.Module):
     ) -> Float[Tensor, "crystals atom"]:
         """Return z^enc, what the encoder hands to the decoder, averaged over each crystal.
 
-        Source: Eq. 9b.
+        Args:
+            crystals: Noisy or finished crystals.
+            t: Diffusion step of every crystal.
         """
         atoms = self._encode(self.embedding(crystals, t), crystals, self._graph(crystals))
         return mean_per_crystal(atoms, crystals)
@@ -309,7 +351,10 @@ class GemsNetDenoiser(torch.nn.Module):
     def _encode(
         self, embedded: Float[Tensor, "atoms atom"], crystals: Crystals, graph: EdgeGraph
     ) -> Float[Tensor, "atoms atom"]:
-        """Return z^enc: the encoder's features joined with their mean over the crystal (Eq. 9b)."""
+        """Return z^enc: the encoder's features joined with their mean over the crystal.
+
+        Source: [Klipfel24] Eq. 9b
+        """
         if self.encoder is None or self.join is None:
             return embedded
         encoded, _ = self.encoder(embedded, graph)
@@ -319,7 +364,10 @@ class GemsNetDenoiser(torch.nn.Module):
     def _lattice_action(
         self, layers: list[EdgeValues], crystals: Crystals, graph: EdgeGraph
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Return y^ρ = I₃ + 1/|Γ₂| Σ_l Σ_γγ' w^l_γγ' λ_γγ' (Appendix A)."""
+        """Return y^ρ = I₃ + 1/|Γ₂| Σ_l Σ_γγ' w^l_γγ' λ_γγ'.
+
+        Source: [Klipfel24] Appendix A
+        """
         heads = cast(Iterable[LatticeHead], self.lattice_heads)
         per_atom = sum_of_fields(heads, layers, graph)
         count = graph.neighbours.count.to(per_atom.dtype)

@@ -1,4 +1,4 @@
-"""The vector fields λ of Appendix A: how distances and angles change with the cell.
+"""The vector fields λ of Appendix A of [Klipfel24]: how distances and angles follow the cell.
 
 The cell acts through ρ → gρ. A field is the gradient of an invariant with respect to g at
 g = I, which is (∂/∂ρ) ρᵀ; both have closed forms and both are symmetric. Symmetric matrices are
@@ -19,10 +19,12 @@ ZERO_LENGTH = 1e-12
 def distance_field(vector: Float[Tensor, "*edges 3"]) -> Float[Tensor, "*edges 6"]:
     """Return λ_r = (∂r/∂ρ) ρᵀ = r r̂ r̂ᵀ in Å.
 
-    Args:
-        vector: ρ e in Å.
+    With r² = vᵀv and v = g ρ e, dr = vᵀ dg v / r at g = I, the scalar product of dg with v vᵀ/r.
 
-    Source: Appendix A, ∂r_γ/∂ρ.
+    Args:
+        vector: v = ρ e in Å.
+
+    Source: [Klipfel24] Appendix A, ∂r_γ/∂ρ
     """
     length = vector.norm(dim=-1, keepdim=True)
     return _outer(vector) / length.clamp_min(ZERO_LENGTH)
@@ -33,9 +35,11 @@ def angle_field(
 ) -> Tensor:
     """Return λ_θ = (∂θ/∂ρ) ρᵀ = sin θ (q̂q̂ᵀ - p̂p̂ᵀ), dimensionless, traceless.
 
-    With unit vectors û, v̂ at the angle θ, p = û + v̂ and q = û - v̂ are orthogonal and
-    sin θ = |p||q|/2. The same matrix is [cos θ (ûûᵀ + v̂v̂ᵀ) - ûv̂ᵀ - v̂ûᵀ]/sin θ, which loses
-    all its digits at θ → 0 and π, where λ_θ goes to zero.
+    From cos θ = uᵀv/(|u||v|) and du = dg u, dv = dg v follows
+    λ_θ = [cos θ (ûûᵀ + v̂v̂ᵀ) - ûv̂ᵀ - v̂ûᵀ]/sin θ, which loses all its digits at θ → 0 and π,
+    where λ_θ goes to zero. p = û + v̂ and q = û - v̂ are orthogonal, sin θ = |p||q|/2,
+    cos θ = (|p|² - |q|²)/4, and ûûᵀ + v̂v̂ᵀ = (ppᵀ + qqᵀ)/2, ûv̂ᵀ + v̂ûᵀ = (ppᵀ - qqᵀ)/2 turn the
+    fraction into qqᵀ |p|/2|q| - ppᵀ |q|/2|p|, in which nothing cancels.
 
     Args:
         first: û, [… 3].
@@ -45,7 +49,7 @@ def angle_field(
     Returns:
         [… 6] unless `dim` puts the 6 elsewhere.
 
-    Source: Appendix A, ∂θ_γγ'/∂ρ.
+    Source: [Klipfel24] Appendix A, ∂θ_γγ'/∂ρ
     """
     # One contiguous table per component: axes of length 3 and 6 would be strided loops.
     first, second = first.movedim(-1, 0), second.movedim(-1, 0)

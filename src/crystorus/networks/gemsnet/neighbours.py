@@ -1,4 +1,4 @@
-"""The k-nearest-neighbour multigraph of the `paper` preset, periodic images included (Table 1).
+"""The k-nearest-neighbour multigraph of the `paper` preset, periodic images included.
 
 All crystals of a batch are searched at once; ties and both directions are kept, so that the
 graph of a symmetric crystal is symmetric.
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crystorus.geometry.crystals import Crystals
-from crystorus.geometry.reduction import inverse_change, reduce_lattice
+from crystorus.geometry.lattice import inverse_change, reduce_lattice
 
 TIE_TOLERANCE = 1e-4
 """Neighbours farther than the k-th by less than this fraction are tied with it."""
@@ -34,7 +34,7 @@ class Neighbours:
         distance: r_γ = |ρ e_γ| in Å.
         count: Number of edges of every atom.
 
-    Source: Appendix A.
+    Source: [Klipfel24] Appendix A
     """
 
     target: Int[Tensor, " edges"]
@@ -71,10 +71,13 @@ def nearest_neighbours(crystals: Crystals, *, neighbours: int, cutoff: float) ->
     Returns:
         Edges in the dtype of the crystals; the search itself is done in float64.
 
-    Source: Table 1 (knn = 32); both directions as in GemNet.
+    Raises:
+        ValueError: If a cell is singular or not finite.
+
+    Source: [Klipfel24] Table 1 (knn = 32); both directions as in [Gasteiger21]
     Deviation: neighbours tied with the k-th within 1e-4 of its distance are all kept. Cutting
-    ties by storage order makes the graph of a symmetric crystal depend on the numbering of its
-    atoms, and the equivariance of Eq. 10 is lost.
+        ties by storage order makes the graph of a symmetric crystal depend on the numbering of
+        its atoms, and the equivariance of Eq. 10 is lost.
     """
     device, dtype = crystals.lattice.device, crystals.lattice.dtype
     if device.type == "mps":  # which has no float64

@@ -1,15 +1,12 @@
-"""The layers of GemNet-T (Gasteiger et al., 2021) on flat edges and dense pairs of edges.
+"""The edges of a batch as GemNet reads them: expanded distances and angles, in chunks.
 
 Edges are rows sorted by their target atom. The pairs of edges of an atom form a dense table, so
 that the sum over triplets is one batched matrix product. All but the exchange between an edge and
 its reverse is local to the target atom, and is done for a few dozen atoms at a time: what a
 chunk needs stays in the processor's cache. Edge features are kept as one tensor per chunk.
-
-Deviation: in place of GemNet's fitted scaling factors, which the paper drops, sums over
-neighbours are multiplied by the constant 1/k. A weight matrix follows each, so that the network
-expresses the same functions; without any factor its first blocks hear nothing of the geometry.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystorus.networks.basis import GaussianBasis, zonal_harmonics
-from crystorus.networks.dense import Dense, filtered, residuals
-from crystorus.networks.nearest_neighbours import Neighbours
-from crystorus.networks.vector_fields import angle_field, distance_field
+from crystorus.networks.gemsnet.fields import angle_field, distance_field
+from crystorus.networks.gemsnet.neighbours import Neighbours
 
 CHUNK_EDGES = {"cpu": 2048}
 """Edges worked on at a time: 1 MiB per feature tensor on a CPU, whose cache it fits."""
@@ -30,6 +25,76 @@ CHUNK_EDGES_ELSEWHERE = 65_536
 
 EdgeValues = Sequence[Tensor]
 """Values of all edges of a batch, [edges of the chunk, …] for each of its chunks."""
+
+
+def polynomial_envelope(
+    scaled: Float[Tensor, " edges"], *, exponent: int
+) -> Float[Tensor, " edges"]:
+    """Fall from 1 at 0 to 0 at 1 with two vanishing derivatives there.
+
+    u(d) = 1 - (p+1)(p+2)/2 d^p + p(p+2) d^(p+1) - p(p+1)/2 d^(p+2), and 0 beyond d = 1.
+
+    Args:
+        scaled: d = r / cutoff.
+        exponent: p ≥ 1.
+
+    Source: [Gasteiger20], equation 8 there
+    """
+    p = exponent
+    value = (
+        1
+        - (p + 1) * (p + 2) / 2 * scaled**p
+        + p * (p + 2) * scaled ** (p + 1)
+        - p * (p + 1) / 2 * scaled ** (p + 2)
+    )
+    return torch.where(scaled < 1, value, torch.zeros_like(value))
+
+
+class GaussianBasis(torch.nn.Module):
+    """Gaussians on a regular grid from 0 to the cutoff, under the polynomial envelope.
+
+    b_k(r) = c u(d) exp(-½ (d - c_k)²/Δ²) with d = r / cutoff, Δ the grid's step and
+    c = (size/√π)^½, by which the mean square of the basis is u(d)². What follows is linear in b:
+    c sets where training starts, not what can be learnt.
+    """
+
+    def __init__(self, size: int, *, cutoff: float, exponent: int):
+        """Place `size` centres; the width is the distance between neighbouring centres.
+
+        Args:
+            size: Number of Gaussians, at least 2.
+            cutoff: Å.
+            exponent: p of the envelope.
+        """
+        super().__init__()
+        self.size, self.cutoff, self.exponent = size, cutoff, exponent
+        self.register_buffer("centres", torch.linspace(0, 1, size), persistent=False)
+
+    def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges size"]:
+        """Return the basis at every distance in Å."""
+        scaled = distance / self.cutoff
+        centres = self.get_buffer("centres").to(distance.dtype)
+        steps = (scaled[:, None] - centres) * (self.size - 1)
+        envelope = polynomial_envelope(scaled, exponent=self.exponent)
+        scale = (self.size / math.sqrt(math.pi)) ** 0.5
+        return scale * envelope[:, None] * torch.exp(-0.5 * steps.square())
+
+
+def zonal_harmonics(cosine: Tensor, *, size: int, dim: int = -1) -> Tensor:
+    """Return Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) for l = 0 … size - 1.
+
+    P_l by Bonnet's recursion: l P_l = (2l - 1) c P_{l-1} - (l - 1) P_{l-2}.
+
+    Args:
+        cosine: cos θ, in [-1, 1].
+        size: Number of functions.
+        dim: Where the new axis goes.
+    """
+    legendre = [torch.ones_like(cosine), cosine]
+    for n in range(2, size):
+        legendre.append(((2 * n - 1) * cosine * legendre[-1] - (n - 1) * legendre[-2]) / n)
+    scaled = [p * math.sqrt((2 * n + 1) / (4 * math.pi)) for n, p in enumerate(legendre[:size])]
+    return torch.stack(scaled, dim=dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +176,13 @@ class EdgeGraph:
 
 @torch.no_grad()
 def edge_graph(neighbours: Neighbours, radial: GaussianBasis, *, num_spherical: int) -> EdgeGraph:
-    """Tabulate distances and angles of all edges and pairs; no gradient flows to geometry."""
+    """Tabulate distances and angles of all edges and pairs; no gradient flows to geometry.
+
+    Args:
+        neighbours: The edges.
+        radial: Expands their distances.
+        num_spherical: Number of angular functions Y_l0.
+    """
     size = CHUNK_EDGES.get(neighbours.target.device.type, CHUNK_EDGES_ELSEWHERE)
     start = torch.cumsum(neighbours.count, 0) - neighbours.count
     chunk_of_atom = torch.div(start, size, rounding_mode="floor")
@@ -161,68 +232,3 @@ def _chunk(
         distance_field(vector),
         fields.view(n_atoms, 6, width * width),
     )
-
-
-class BilinearTriplets(torch.nn.Module):
-    """GemNet's efficient bilinear layer over pairs of edges at one atom.
-
-    y_γo = Σ_if B_oif Σ_l R_γil Σ_γ'≠γ Y_l0(θ_γγ') m_γ'f with R_γil = s Σ_n C_iln b_n(r_γ).
-
-    Source: Gasteiger et al. (2021), efficient bilinear layer.
-    """
-
-    def __init__(
-        self, *, triplet: int, rbf: int, cbf: int, num_spherical: int, out: int, scale: float
-    ):
-        """Build the layer.
-
-        Args:
-            triplet: Range of f.
-            rbf: Range of n.
-            cbf: Range of i.
-            num_spherical: Range of l.
-            out: Range of o.
-            scale: s, the constant that stands for a fitted scaling factor.
-        """
-        super().__init__()
-        self.cbf, self.num_spherical, self.triplet = cbf, num_spherical, triplet
-        self.scale = scale
-        self.circular = Dense(rbf, cbf * num_spherical, activation=False)
-        self.bilinear = Dense(cbf * triplet, out, activation=False)
-
-    def forward(
-        self,
-        messages: Float[Tensor, "edges triplet"],
-        radial: Float[Tensor, "edges rbf"],
-        chunk: Chunk,
-    ) -> Float[Tensor, "edges out"]:
-        """Sum over the other edges of each edge's target atom."""
-        edges, size = len(messages), self.num_spherical
-        table = torch.bmm(chunk.harmonics, chunk.to_table(messages))
-        summed = table.view(-1, size * self.triplet).index_select(0, chunk.slot)
-        circular = (self.scale * self.circular(radial)).view(edges, self.cbf, size)
-        product = torch.bmm(circular, summed.view(edges, size, self.triplet))
-        return self.bilinear(product.view(edges, self.cbf * self.triplet))
-
-
-class AtomUpdate(torch.nn.Module):
-    """h'_i from the sum over an atom's edges of m_γ times a filter of the distance."""
-
-    def __init__(self, *, atom: int, edge: int, rbf: int, layers: int, scale: float):
-        """Build the layer; `scale` is the constant that stands for a fitted scaling factor."""
-        super().__init__()
-        self.scale = scale
-        self.radial = Dense(rbf, edge, activation=False)
-        self.layers = torch.nn.Sequential(
-            Dense(edge, atom, activation=True), residuals(atom, layers)
-        )
-
-    def gather(
-        self, edges: Float[Tensor, "edges edge"], radial: Float[Tensor, "edges rbf"], chunk: Chunk
-    ) -> Float[Tensor, "atoms edge"]:
-        """Sum the filtered edge features at every atom."""
-        return self.scale * chunk.sum_per_atom(filtered(edges, radial, self.radial))
-
-    def forward(self, gathered: Float[Tensor, "atoms edge"]) -> Float[Tensor, "atoms atom"]:
-        """Return new atom features."""
-        return self.layers(gathered)
