@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from crystorus.data.store import CrystalStore
-from crystorus.diffusion.strain_process import fit_cell_statistics
+from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.geometry import Crystals
 from crystorus.networks.embedding import element_descriptors
 

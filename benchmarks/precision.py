@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
-from crystorus.crystal_model import CrystalModel, products_in
+from crystorus.crystal_model import CrystalModel, in_precision
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import add_noise, draw_normals
+from crystorus.diffusion.losses import draw_normals
 from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.lattice import to_coefficients
 
@@ -42,15 +42,13 @@ def row(model: CrystalModel, wide: torch.nn.Module, crystals: Crystals, level: f
     """Return the errors at one level."""
     generator = torch.Generator().manual_seed(0)
     t = torch.full_like(crystals.n_atoms, round(level * model.diffusion.steps))
-    noisy, strain = add_noise(model.diffusion, crystals, t, *draw_normals(crystals, generator))
+    noisy, target = model.diffusion.noise(crystals, t, *draw_normals(crystals, generator))
     exact = fields(wide(noisy.to(dtype=torch.float64), t))
-    with products_in(model.denoiser, "fp32"):
-        single = fields(model.denoiser(noisy, t))
-    with products_in(model.denoiser, "bf16"):
-        rounded = fields(model.denoiser(noisy, t))
+    single = fields(model.denoiser(noisy, t))
+    rounded = fields(in_precision(model.denoiser, "bf16")(noisy, t))
     truth = {
         "displacement": model.diffusion.torus.target(crystals, noisy, t).double(),
-        "strain": to_coefficients(strain.double()),
+        "strain": to_coefficients(target.strain.double()),
     }
     return {"level": level} | {
         name: {

@@ -24,9 +24,9 @@ from crystal_fidelity.matching import match_rate
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.geometry import Crystals
 from crystorus.sample.choosing import choose_crystals
 from crystorus.sample.quality import sampler_at
@@ -188,11 +188,11 @@ def main() -> None:
         for key in (
             "steps",
             "anti_annealing",
-            "first",
-            "last",
+            "first_fraction",
+            "last_fraction",
             "temperature",
-            "stretch",
-            "settle",
+            "over_relaxation",
+            "final_refinement_steps",
             "precision",
         )
     }
@@ -207,7 +207,7 @@ def main() -> None:
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
-        "judge": model.judge_digest if a.candidates > 1 else "",
+        "judge": model.scorer_digest if a.candidates > 1 else "",
         "sampler": vars(sampler),
         "seed": a.seed,
         "candidates": a.candidates,
@@ -221,7 +221,7 @@ def main() -> None:
             reference,
             a.workers,
             a.baselines,
-            errors if a.candidates > 1 and model.judge is not None else None,
+            errors if a.candidates > 1 and model.scorer is not None else None,
         ),
     }
     if a.baselines and a.library is not None:

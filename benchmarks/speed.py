@@ -39,10 +39,9 @@ from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 
 from crystorus.config import config_from_dict
-from crystorus.crystal_model import CrystalModel, build_model
+from crystorus.crystal_model import CrystalModel, build_model, in_precision
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import add_noise
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.train.loop import accumulate_gradients
 
@@ -137,11 +136,14 @@ def load_batches(case: Case) -> list[Crystals]:
     return [crystals.select(range(start, start + case.batch)) for start in starts]
 
 
-def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[[], object]:
+def training_work(
+    model: CrystalModel, batches: Sequence[Crystals], bf16: bool
+) -> Callable[[], object]:
     """Return one pass of Algorithm 1 over all batches, in the pieces of configs/paper.toml."""
     on_cpu = batches[0].lattice.device.type == "cpu"
     pieces = PAPER_CPU_ATOMS if on_cpu and model.config.preset == "paper" else 0
     model.denoiser.train()
+    denoiser = in_precision(model.denoiser, "bf16" if bf16 else "fp32")
     optimizer = torch.optim.Adam(model.denoiser.parameters(), 1e-5)
 
     def work() -> None:
@@ -149,9 +151,7 @@ def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[
             generator = torch.Generator().manual_seed(1)
             t = torch.randint(1, model.diffusion.steps + 1, (len(batch),), generator=generator)
             t = t.to(batch.n_atoms.device)
-            accumulate_gradients(
-                model.denoiser, model.diffusion, batch, t, generator, piece_atoms=pieces
-            )
+            accumulate_gradients(denoiser, model.diffusion, batch, t, generator, piece_atoms=pieces)
             torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -159,20 +159,23 @@ def training_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[
     return work
 
 
-def sampling_work(model: CrystalModel, batches: Sequence[Crystals]) -> Callable[[], object]:
+def sampling_work(
+    model: CrystalModel, batches: Sequence[Crystals], bf16: bool
+) -> Callable[[], object]:
     """Return one evaluation of the network on all batches, in the middle of the walk."""
     model.denoiser.eval()
+    denoiser = in_precision(model.denoiser, "bf16" if bf16 else "fp32")
     noisy = []
     for batch in batches:
         half = torch.full_like(batch.n_atoms, model.diffusion.steps // 2)
         atoms = torch.randn_like(batch.frac_coords)
         cells = torch.randn(len(batch), 6, device=batch.lattice.device)
-        noisy.append((add_noise(model.diffusion, batch, half, atoms, cells)[0], half))
+        noisy.append((model.diffusion.noise(batch, half, atoms, cells)[0], half))
 
     def work() -> None:
         with torch.no_grad():
             for crystals, t in noisy:
-                model.denoiser(crystals, t)
+                denoiser(crystals, t)
 
     return work
 
@@ -190,11 +193,9 @@ def run(case: Case) -> dict:
     torch.manual_seed(0)
     model = build_model(config_from_dict({"preset": case.preset}), CellStatistics.neutral())
     model.denoiser.to(case.device)
-    if case.bf16 and case.preset == "default":
-        model.denoiser.network.bf16 = True
     batches = load_batches(case)
     training = case.task == "training"
-    work = (training_work if training else sampling_work)(model, batches)
+    work = (training_work if training else sampling_work)(model, batches, case.bf16)
     work()
     with FlopCounterMode(display=False) as counter:
         work()

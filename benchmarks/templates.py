@@ -31,11 +31,12 @@ from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import MatchResult, match_rate, match_rate_best_of
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.store import CrystalStore, open_store
-from crystorus.diffusion.algorithms import SamplerConfig, Start
+from crystorus.diffusion.sampling import Start
 from crystorus.geometry import Crystals
 from crystorus.sample.guiding import (
     GUIDED_LEVEL,

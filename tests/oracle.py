@@ -3,11 +3,12 @@
 import torch
 from prototypes import all_prototypes
 
-from crystorus.diffusion.algorithms import Diffusion
-from crystorus.diffusion.log_lattice_process import LogLatticeProcess
-from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
-from crystorus.diffusion.strain_process import CellStatistics, StrainProcess, predicted_strain
-from crystorus.diffusion.torus_process import TorusProcess
+from crystorus.diffusion.cell_log import LogLatticeProcess
+from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.diffusion.cell_strain import StrainProcess, predicted_strain
+from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
+from crystorus.diffusion.process import Diffusion
+from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.torus import shortest_displacement
 

@@ -23,7 +23,7 @@ from crystorus.checkpoint import (
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_model
 from crystorus.data.files import file_digest
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_model, in_reduced_cell
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import symmetry
 
 SKEW = torch.tensor([[1, 2, 0], [0, 1, 0], [-3, 1, 1]])
@@ -48,7 +48,7 @@ def test_both_presets_sample_finite_crystals_of_the_composition(preset):
     torch.manual_seed(0)
     model = build_model(config_from_dict({"preset": preset}), CellStatistics.neutral())
     numbers, n_atoms = torch.tensor([3, 26, 8, 8, 11, 17]), torch.tensor([4, 2])
-    from crystorus.diffusion.algorithms import SamplerConfig
+    from crystorus.config import SamplerConfig
 
     made = model.sample(numbers, n_atoms, seeds=[1, 2], sampler=SamplerConfig("bridge", 2))
     assert torch.equal(made.atomic_numbers, numbers)

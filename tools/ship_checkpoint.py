@@ -15,16 +15,16 @@ import shutil
 from pathlib import Path
 
 from crystorus.checkpoint import (
-    JUDGE_CARD,
-    JUDGE_WEIGHTS,
+    SCORER_CARD,
+    SCORER_WEIGHTS,
     SHIPPED,
     WEIGHTS,
     load_checkpoint,
     read_card,
-    read_judge_card,
+    read_scorer_card,
     save_checkpoint,
 )
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.config import SamplerConfig
 
 LIMIT = 15_000_000
 
@@ -36,17 +36,17 @@ def match_percent(card: dict) -> float:
 
 def ship_judge(folder: Path, figures: dict) -> None:
     """Put a judge beside the shipped weights, with the figures of its choices."""
-    card = read_judge_card(folder)
+    card = read_scorer_card(folder)
     if card is None:
-        raise SystemExit(f"{folder} holds no {JUDGE_CARD}")
+        raise SystemExit(f"{folder} holds no {SCORER_CARD}")
     shipped = read_card(SHIPPED)["sha256"]
     if card["card"]["checkpoint_sha256"] != shipped:
         raise SystemExit(f"{folder} judges other weights than {shipped[:12]}…, which ship")
-    if figures["judge"] != card["sha256"]:
+    if figures["scorer"] != card["sha256"]:
         raise SystemExit(f"the figures are about another judge: {figures['judge'][:12]}…")
     card["card"]["validation"] = figures
-    (SHIPPED / JUDGE_CARD).write_text(json.dumps(card, indent=2) + "\n")
-    shutil.copyfile(folder / JUDGE_WEIGHTS, SHIPPED / JUDGE_WEIGHTS)
+    (SHIPPED / SCORER_CARD).write_text(json.dumps(card, indent=2) + "\n")
+    shutil.copyfile(folder / SCORER_WEIGHTS, SHIPPED / SCORER_WEIGHTS)
     load_checkpoint(SHIPPED)
 
 
@@ -77,7 +77,7 @@ def main() -> None:
             raise SystemExit(f"matches {new:.1f} % of validation, the shipped one {old:.1f} %")
     sampling = SamplerConfig(a.sampler, a.steps, a.anti_annealing)
     model.config = dataclasses.replace(model.config, sampling=sampling)
-    for name in (JUDGE_CARD, JUDGE_WEIGHTS):  # of the weights before
+    for name in (SCORER_CARD, SCORER_WEIGHTS):  # of the weights before
         (SHIPPED / name).unlink(missing_ok=True)
     save_checkpoint(model, SHIPPED)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crystal_fidelity.files import atomic_path, file_digest, write_atomic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from crystal_fidelity.files import atomic_path, file_digest, write_atomic
 from crystorus.config import config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics

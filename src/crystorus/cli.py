@@ -83,14 +83,14 @@ def info(checkpoint: Path | None = None) -> None:
     checkpoint
         A checkpoint folder; without it the shipped one.
     """
-    from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_judge_card
+    from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_scorer_card
     from crystorus.terminal import show_card
 
     folder = checkpoint or SHIPPED
     card = read_card(folder)
     check_weights(folder, card)
     show_card(str(checkpoint or "The shipped checkpoint"), card)
-    judge = read_judge_card(folder)
+    judge = read_scorer_card(folder)
     if judge is not None:
         show_card("Its scorer, for --candidates", judge)
 

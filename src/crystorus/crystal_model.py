@@ -1,5 +1,6 @@
 """`CrystalModel`: a denoising network, its forward process and the statistics of the training
-cells, built from one configuration."""
+cells, built from one configuration.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,12 +78,6 @@ class CrystalModel:
         """What `scorer_error` is: the scorer's lack of confidence, or the denoising error."""
         return "denoising_error" if self.scorer is None else "confidence"
 
-    def denoiser_in(self, precision: Precision) -> Denoiser:
-        """Return f_θ with products of a precision; the paper's network has fp32 only."""
-        if precision == "bf16" and isinstance(self.denoiser, FieldDenoiser):
-            return partial(self.denoiser, precision=precision)
-        return self.denoiser
-
     def sample(
         self,
         atomic_numbers: Int[Tensor, " atoms"],
@@ -114,7 +109,7 @@ class CrystalModel:
         self.denoiser.eval()
         sampler = sampler or self.config.sampling
         crystals = sample(
-            self.denoiser_in(sampler.precision),
+            in_precision(self.denoiser, sampler.precision),
             self.diffusion,
             atomic_numbers.to(self.device),
             n_atoms.to(self.device),
@@ -146,7 +141,21 @@ class CrystalModel:
             odds = self.scorer.eval()(crystals, precision)
             return torch.nn.functional.softplus(-odds.float())
         self.denoiser.eval()
-        return denoising_error(self.denoiser_in(precision), self.diffusion, crystals, seeds)
+        return denoising_error(
+            in_precision(self.denoiser, precision), self.diffusion, crystals, seeds
+        )
+
+
+def in_precision(denoiser: nn.Module, precision: Precision) -> Denoiser:
+    """Return f_θ with the products of its blocks in a precision.
+
+    Args:
+        denoiser: Either network; the paper's has fp32 only.
+        precision: "fp32" or "bf16".
+    """
+    if precision == "bf16" and isinstance(denoiser, FieldDenoiser):
+        return partial(denoiser, precision=precision)
+    return denoiser
 
 
 def in_reduced_cell(crystals: Crystals) -> Crystals:

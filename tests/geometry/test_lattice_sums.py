@@ -7,11 +7,11 @@ import pytest
 import torch
 from prototypes import all_prototypes
 
+from crystorus.config import LatticeSumConfig
 from crystorus.geometry import lattice_sums as lattice_sums_module
 from crystorus.geometry import symmetry
 from crystorus.geometry.crystals import to_dense
 from crystorus.geometry.lattice_sums import (
-    LatticeSumConfig,
     envelope,
     gaussians,
     integer_boxes,

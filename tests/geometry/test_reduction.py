@@ -6,7 +6,7 @@ import pytest
 import torch
 from pymatgen.core import Lattice
 
-from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.lattice import reduce_lattice
 
 
 def random_unimodular(generator: torch.Generator, steps: int) -> torch.Tensor:

@@ -7,16 +7,16 @@ import torch
 from groups import orthogonal, unimodular
 from prototypes import all_prototypes, left_handed, triclinic
 
-from crystorus.diffusion.schedule import geometric_levels
-from crystorus.diffusion.torus_process import TorusProcess
+from crystorus.config import FieldNetConfig
+from crystorus.diffusion.noise_levels import geometric_levels
+from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.crystals import mean_per_crystal
 from crystorus.geometry.symmetry import permute, retile, rotate, translate
 from crystorus.geometry.torus import wrap
 from crystorus.networks import fieldnet
-from crystorus.networks.denoiser import FieldDenoiser
 from crystorus.networks.embedding import element_descriptors
-from crystorus.networks.fieldnet import FieldNet, FieldNetConfig
+from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 
 STEPS = 1000
 TOLERANCE = 1e-9
@@ -254,7 +254,9 @@ def test_descriptors_cover_the_periodic_table():
 
 def test_a_cell_that_breaks_the_network_leaves_its_batch_alone(denoiser):
     class Sick(torch.nn.Module):
-        def forward(self, crystals: Crystals, t: torch.Tensor) -> fieldnet.FieldNetOutput:
+        def forward(
+            self, crystals: Crystals, t: torch.Tensor, precision
+        ) -> fieldnet.FieldNetOutput:
             out = denoiser.network(crystals, t)
             strain = out.strain.clone()
             strain[0] = float("nan")
@@ -283,13 +285,13 @@ def test_larger_crystals_than_in_training_are_shown_as_the_largest(training):
     crystal = CRYSTALS["rutile"]
     t = torch.tensor([500])
     net(crystal, t)
-    net.largest = 4
+    net.max_atoms = 4
     net(crystal, t)
     free, limited = seen
     assert torch.equal(free[:, 0], limited[:, 0])
     n = torch.tensor(6.0 if training else 4.0, dtype=torch.float64)
     torch.testing.assert_close(limited[0, 1:], torch.stack([n.log() - 2, n / 10 - 1]))
     assert torch.equal(free, limited) == training
-    net.largest = 6
+    net.max_atoms = 6
     net(crystal, t)
     assert torch.equal(free, seen[-1])

@@ -13,7 +13,7 @@ from prototypes import BUILDERS, all_prototypes, batch
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.data.io import crystals_to_structures, density
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.geometry.symmetry import permute, retile, rotate, translate
 from crystorus.reproduction import latent_plots

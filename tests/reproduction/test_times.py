@@ -5,7 +5,7 @@ import pytest
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_denoiser, build_diffusion
 from crystorus.data.store import open_store
-from crystorus.diffusion.strain_process import fit_cell_statistics
+from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.reproduction import captions
 from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.inputs import Sources, prepare

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import torch
 
-from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.config import SamplerConfig
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry.crystals import Crystals
 
 
@@ -31,7 +31,7 @@ class FakeModel:
         self.trained_elements = frozenset({3, 8, 26, 22, 38})
         self.max_atoms = 20
         self.digest = "0" * 64
-        self.judged_by, self.judge_digest = "denoising_error", ""
+        self.scored_by, self.scorer_digest = "denoising_error", ""
         self.memory_atoms, self.step_s = memory_atoms, step_s
         self.failure, self.failing_batch = failure, failing_batch
         self.batches = []
@@ -53,7 +53,7 @@ class FakeModel:
         self.batches.append(len(n_atoms))
         return crystals
 
-    def judging_error(self, crystals, *, seeds, precision="fp32"):
+    def scorer_error(self, crystals, *, seeds, precision="fp32"):
         """Prefer long first lattice vectors, or whatever `judge` says."""
         return self.judge(crystals)
 

@@ -5,7 +5,7 @@ from fake_model import FakeModel
 
 import crystorus
 from crystorus.checkpoint import SHIPPED
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.config import SamplerConfig
 from crystorus.sample.api import generate
 from crystorus.sample.errors import RequestError
 

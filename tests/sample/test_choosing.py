@@ -12,8 +12,8 @@ from commandline import CliRunner
 
 import crystorus
 from crystorus import cli
+from crystorus.config import SamplerConfig
 from crystorus.data.io import crystals_to_atoms
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample import command
 from crystorus.sample.choosing import SETTLE, candidate_seed, choose_crystals, kept_steps
@@ -75,13 +75,13 @@ def test_the_likeliest_candidate_of_each_crystal_is_kept():
 
 def test_candidates_meet_one_noise_that_none_of_them_began_at():
     model, asked = FakeModel(), []
-    judge = model.judging_error
+    judge = model.scorer_error
 
     def record(crystals, *, seeds, precision):
         asked.append(list(seeds))
         return judge(crystals, seeds=seeds, precision=precision)
 
-    model.judging_error = record
+    model.scorer_error = record
     choose(model, 4)
     judged = {seed for seeds in asked for seed in seeds}
     assert len(judged) == 2, "one per crystal, whichever candidates are valid"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from fake_model import FakeModel
 
+from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.sample import disk
 from crystorus.sample.errors import GenerationError, OutputError
 from crystorus.sample.folder import RunFolder

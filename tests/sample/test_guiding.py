@@ -16,13 +16,12 @@ from commandline import CliRunner
 import crystorus
 from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
-from crystorus.config import load_config
+from crystorus.config import SamplerConfig, load_config
 from crystorus.crystal_model import build_model
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_atoms
 from crystorus.data.spacegroups import symmetry
-from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.sample.errors import RequestError
 from crystorus.sample.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds

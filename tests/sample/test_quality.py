@@ -16,10 +16,9 @@ from commandline import CliRunner
 import crystorus
 from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
-from crystorus.config import load_config
+from crystorus.config import SamplerConfig, load_config
 from crystorus.crystal_model import build_model
-from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.networks import precision
 from crystorus.sample import command
 from crystorus.sample.errors import GenerationError, RequestError

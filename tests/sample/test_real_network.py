@@ -13,7 +13,7 @@ from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import load_config
 from crystorus.crystal_model import build_model
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
 FORMULAS = ["LiFeO2", "SrTiO3", "Fe"]

@@ -13,7 +13,7 @@ from templates.conftest import with_elements
 
 from crystorus.data.compositions import Composition, parse_formula
 from crystorus.data.io import crystals_to_atoms, crystals_to_structures
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.templates.derivatives import (
     DEAREST,

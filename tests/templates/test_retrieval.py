@@ -11,7 +11,7 @@ from templates.conftest import KNOWN, with_elements
 
 from crystorus.data.compositions import Composition, parse_formula
 from crystorus.data.io import crystals_to_structures
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.templates.retrieval import find_templates, substitute

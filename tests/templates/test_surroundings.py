@@ -8,7 +8,7 @@ from prototypes import all_prototypes, fcc, rocksalt, zincblende
 
 from crystorus.crystal_model import in_reduced_cell
 from crystorus.geometry import Crystals
-from crystorus.geometry.reduction import inverse_change
+from crystorus.geometry.lattice import inverse_change
 from crystorus.templates.surroundings import (
     NEIGHBOURS,
     REACH,

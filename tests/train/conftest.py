@@ -10,7 +10,7 @@ from tiny import TINY
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import CrystalModel, build_model
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -20,8 +20,8 @@ from crystorus.config import config_to_dict, load_config
 from crystorus.crystal_model import build_model
 from crystorus.data.batching import plan_batches
 from crystorus.data.store import open_store
-from crystorus.diffusion.algorithms import training_losses
-from crystorus.diffusion.strain_process import fit_cell_statistics
+from crystorus.diffusion.cell_prior import fit_cell_statistics
+from crystorus.diffusion.losses import training_losses
 from crystorus.errors import FileError, OutputError, TrainingError
 from crystorus.train import loop
 from crystorus.train.loop import Training, draw_steps, read_state, step_generator, train

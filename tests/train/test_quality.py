@@ -7,10 +7,9 @@ import torch
 from prototypes import crystal, cscl, fcc, rocksalt, zincblende
 from tiny import TINY
 
-from crystorus.config import config_from_dict
+from crystorus.config import SamplerConfig, config_from_dict
 from crystorus.crystal_model import build_model
-from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals, Prediction
 from crystorus.train import quality
 from crystorus.train.quality import LARGEST_CELL, sample_quality

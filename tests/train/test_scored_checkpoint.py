@@ -9,46 +9,46 @@ from known import known
 
 import crystorus
 from crystorus.checkpoint import (
-    JUDGE_CARD,
-    JUDGE_WEIGHTS,
+    SCORER_CARD,
+    SCORER_WEIGHTS,
     CheckpointError,
     load_checkpoint,
-    save_judge,
+    save_scorer,
 )
 from crystorus.geometry import Crystals
-from crystorus.networks.judge import Judge
+from crystorus.networks.scorer import Scorer
 
 
 @pytest.fixture
 def scored(checkpoint, model):
     """A checkpoint with a judge that was not trained but has an opinion."""
     torch.manual_seed(4)
-    judge = Judge(model.denoiser.network, level=3)
+    judge = Scorer(model.denoiser.network, level=3)
     torch.nn.init.normal_(judge.head[2].weight)
-    save_judge(judge, checkpoint, {"note": "random"})
+    save_scorer(judge, checkpoint, {"note": "random"})
     return checkpoint
 
 
 def test_confidence_is_what_the_scorer_says_and_the_most_of_it_wins(scored):
     model = load_checkpoint(scored)
-    assert model.judged_by == "confidence"
+    assert model.scored_by == "confidence"
     crystals = Crystals.concat(known(6))
     with torch.no_grad():
-        odds = model.judge(crystals)
+        odds = model.scorer(crystals)
     assert len(set(odds.tolist())) == 6
-    error = model.judging_error(crystals, seeds=[0] * 6)
+    error = model.scorer_error(crystals, seeds=[0] * 6)
     torch.testing.assert_close((-error).exp(), odds.sigmoid())
-    other = model.judging_error(crystals, seeds=[9] * 6)
+    other = model.scorer_error(crystals, seeds=[9] * 6)
     assert torch.equal(error, other), "a scorer needs no noise"
-    model.judge = None
-    assert model.judged_by == "denoising_error"
-    assert not torch.allclose(model.judging_error(crystals, seeds=[0] * 6), error)
+    model.scorer = None
+    assert model.scored_by == "denoising_error"
+    assert not torch.allclose(model.scorer_error(crystals, seeds=[0] * 6), error)
 
 
 def test_python_tells_the_confidence_too(scored):
     model = crystorus.load(scored)
     made = crystorus.generate(["LiO", "Fe2O3"], n=2, model=model, candidates=3)
-    expected = (-model.judging_error(made.crystals, seeds=[0] * 4)).exp()
+    expected = (-model.scorer_error(made.crystals, seeds=[0] * 4)).exp()
     assert made.confidence == pytest.approx(expected.tolist(), abs=1e-4)
     assert made[1].confidence == made.confidence[1:2]
     alone = crystorus.generate("LiO", model=model)
@@ -58,28 +58,28 @@ def test_python_tells_the_confidence_too(scored):
 def test_without_a_choice_the_scorer_changes_nothing(scored):
     model = crystorus.load(scored)
     scored = crystorus.generate("LiO", model=model)
-    model.judge = None
+    model.scorer = None
     plain = crystorus.generate("LiO", model=model)
     assert torch.equal(scored.crystals.lattice, plain.crystals.lattice)
     assert torch.equal(scored.crystals.frac_coords, plain.crystals.frac_coords)
 
 
 def test_scorers_come_back_as_they_were_written(scored, model):
-    again = load_checkpoint(scored).judge
+    again = load_checkpoint(scored).scorer
     assert again.level == 3
     assert len(again.digest) == 64
-    assert again.network.largest == model.max_atoms
+    assert again.network.max_atoms == model.max_atoms
     assert not again.training
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / JUDGE_WEIGHTS).unlink(), "is missing"),
-        (lambda f: (f / JUDGE_WEIGHTS).write_bytes(b"x" * 99), "truncated or was replaced"),
-        (lambda f: (f / JUDGE_CARD).write_text("{"), "is damaged"),
-        (lambda f: (f / JUDGE_CARD).write_text('{"format": 1}'), "lacks level, sha256"),
-        (lambda f: (f / JUDGE_CARD).write_text('{"format": 99}'), "upgrade crystorus"),
+        (lambda f: (f / SCORER_WEIGHTS).unlink(), "is missing"),
+        (lambda f: (f / SCORER_WEIGHTS).write_bytes(b"x" * 99), "truncated or was replaced"),
+        (lambda f: (f / SCORER_CARD).write_text("{"), "is damaged"),
+        (lambda f: (f / SCORER_CARD).write_text('{"format": 1}'), "lacks level, sha256"),
+        (lambda f: (f / SCORER_CARD).write_text('{"format": 99}'), "upgrade crystorus"),
         (lambda f: edit(f, level=-1), "limits 0 to 20"),
         (lambda f: edit(f, level="many"), "limits 0 to 20"),
     ],
@@ -91,15 +91,15 @@ def test_damaged_scorers_are_refused(scored, damage, message):
 
 
 def edit(folder, **changes):
-    card = json.loads((folder / JUDGE_CARD).read_text())
-    (folder / JUDGE_CARD).write_text(json.dumps(card | changes))
+    card = json.loads((folder / SCORER_CARD).read_text())
+    (folder / SCORER_CARD).write_text(json.dumps(card | changes))
 
 
 def test_softplus_does_not_overflow(scored):
     """Confidence near 0 and 1 stays a number."""
     model = load_checkpoint(scored)
     with torch.no_grad():
-        model.judge.head[2].bias.fill_(-500.0)
-    error = model.judging_error(Crystals.concat(known(2)), seeds=[0, 1])
+        model.scorer.head[2].bias.fill_(-500.0)
+    error = model.scorer_error(Crystals.concat(known(2)), seeds=[0, 1])
     assert torch.isfinite(error).all()
     assert math.exp(-float(error[0])) < 1e-200

@@ -12,11 +12,11 @@ import torch
 from known import known
 from prototypes import perovskite, rocksalt, spinel
 
-from crystorus.checkpoint import JUDGE_CARD, load_checkpoint
+from crystorus.checkpoint import SCORER_CARD, load_checkpoint
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import crystals_to_atoms
 from crystorus.data.store import build_store
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.errors import OutputError, RequestError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.geometry.symmetry import rotate
@@ -227,7 +227,7 @@ def test_training_leaves_the_model_as_it_was(model):
     [(fitted, _)] = fit_scorer(model, groups(16, told=True), epochs=1, bf16=False)
     for name, value in model.denoiser.state_dict().items():
         assert torch.equal(value, before[name])
-    assert model.judge is None
+    assert model.scorer is None
     assert not torch.equal(
         fitted.network.weights.weight, model.denoiser.network.weights.weight
     ) or any(
@@ -290,12 +290,12 @@ def test_from_known_crystals_to_a_checkpoint_with_a_scorer(data, checkpoint, mar
     assert (found.groups, found.first) == (3, 1.0)
     model = load_checkpoint(folder)
     assert model.digest == load_checkpoint(checkpoint).digest
-    about = json.loads((folder / JUDGE_CARD).read_text())["card"]
+    about = json.loads((folder / SCORER_CARD).read_text())["card"]
     assert about["compositions"] == 48
     assert about["held_out"] == dataclasses.asdict(found)
     assert about["checkpoint_sha256"] == model.digest
     with torch.no_grad():
-        odds = model.judge(Crystals.concat(known(4)))
+        odds = model.scorer(Crystals.concat(known(4)))
     assert torch.isfinite(odds).all()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
     # The candidates are there already: the same again is only learning.

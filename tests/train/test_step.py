@@ -10,7 +10,7 @@ from scipy.stats import chisquare, kstest
 
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_model
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.train.loop import (
     accumulate_gradients,

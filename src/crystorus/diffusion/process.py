@@ -3,11 +3,9 @@
 Diffusion knows no network: a denoiser is anything that maps (crystals, t) to a `Prediction`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,6 +23,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class CellProcess(Protocol):
     """Diffusion of the cell ρ: forward, reverse, prior and loss.
 
@@ -130,5 +129,3 @@ class Diffusion:
         empty = frac_coords.new_zeros(len(n_atoms), 3, 3)
         compositions = Crystals(empty, frac_coords, atomic_numbers, n_atoms)
         return compositions.with_geometry(self.cell.prior(compositions, noise), frac_coords)
-
-

@@ -142,9 +142,7 @@ def sample(
         ValueError: As `trajectory`.
     """
     total = sampler.steps + sampler.final_refinement_steps
-    frames = trajectory(
-        denoiser, diffusion, atomic_numbers, n_atoms, sampler, seeds, start=start
-    )
+    frames = trajectory(denoiser, diffusion, atomic_numbers, n_atoms, sampler, seeds, start=start)
     for done, crystals in enumerate(frames, start=1):
         if on_step is not None:
             on_step(done, total, crystals)

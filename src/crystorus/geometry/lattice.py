@@ -122,18 +122,24 @@ def symmetric_log(positive: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
     return _SymmetricFunction.apply(positive, "log")
 
 
-def spans_space(lattice: Float[Tensor, "crystals 3 3"]) -> Bool[Tensor, " crystals"]:
-    """Tell which cells are finite and have a volume that float64 can tell from none.
+def spans_space(
+    lattice: Float[Tensor, "crystals 3 3"], *, least: float = 1e-18
+) -> Bool[Tensor, " crystals"]:
+    """Tell which cells are finite and have a volume.
 
     Args:
         lattice: ρ in Å.
+        least: Volume over the product of the lengths of ρ's columns that counts as one. Skewed
+            bases of ordinary lattices may have little; a basis for a logarithm needs 1e-12.
     """
     cells = lattice.detach().double()
-    return torch.linalg.det(cells).abs() > 1e-12 * cells.norm(dim=-2).prod(-1)
+    return torch.linalg.det(cells).abs() > least * cells.norm(dim=-2).prod(-1)
 
 
-def _check_spans_space(lattice: Float[Tensor, "crystals 3 3"], remedy: str) -> None:
-    broken = (~spans_space(lattice)).nonzero()[:, 0]
+def _check_spans_space(
+    lattice: Float[Tensor, "crystals 3 3"], remedy: str, *, least: float = 1e-18
+) -> None:
+    broken = (~spans_space(lattice, least=least)).nonzero()[:, 0]
     if len(broken):
         volume = float(torch.linalg.det(lattice[broken[0]].double()).abs())
         raise ValueError(
@@ -156,7 +162,8 @@ def lattice_log(lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor, "crysta
     Source: [Klipfel24] Appendix B
     Deviation: polar instead of spectral logarithm.
     """
-    _check_spans_space(lattice, "its logarithm does not exist; remove the structure or repair it")
+    remedy = "its logarithm does not exist; remove the structure or repair its cell"
+    _check_spans_space(lattice, remedy, least=1e-12)
     # Singular values keep twice the digits of the eigenvalues of ρᵀρ.
     _, values, right = torch.linalg.svd(lattice.double())
     return ((right.mT * values.log()[..., None, :]) @ right).to(lattice.dtype)
@@ -224,7 +231,7 @@ def reduce_lattice(
 
 def inverse_change(change: Int[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals 3 3"]:
     """Return C⁻¹, whole numbers as float64: it takes fractional coordinates to the new basis."""
-    return torch.linalg.inv(change.to(torch.float64)).round()
+    return torch.linalg.inv_ex(change.to(torch.float64)).inverse.round()
 
 
 def _sort_columns(basis: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:

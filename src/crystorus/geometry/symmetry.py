@@ -1,7 +1,8 @@
-"""The groups that act on crystals without changing what they are (§3.1 of [Klipfel24]).
+"""The groups that act on crystals without changing what they are (§3.1 of the paper).
 
-A network f is equivariant if f(g·M, t) = g·f(M, t) for all of them (Eq. 10). O(3) turns the cell, R³ translates the atoms, S_n renumbers them, SL₃(Z) re-tiles space,
-and a supercell repeats the same crystal.
+O(3) turns the cell, R³ translates the atoms, S_n renumbers them, SL₃(Z) re-tiles space,
+and a supercell repeats the same crystal. A network f is equivariant under E(3) × SL₃(Z) if
+f(g·M, t) = g·f(M, t) for all its elements g.
 
 Source: [Klipfel24] Eq. 10
 """

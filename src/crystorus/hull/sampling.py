@@ -103,7 +103,7 @@ def plan_sampling(sampling: Sampling, compositions: Sequence[Composition]) -> Sa
     )
     settings = _starts(start, sampling.library)
     settings |= run_settings(
-        job, seed=sampling.seed, checkpoint=model.digest, judge=model.judge_digest
+        job, seed=sampling.seed, checkpoint=model.digest, judge=model.scorer_digest
     )
     return SamplingRun(model, job, settings, tuple(warnings))
 

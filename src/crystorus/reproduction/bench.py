@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crystorus.checkpoint import load_checkpoint, read_card
+from crystorus.config import SamplerConfig
 from crystorus.data.files import file_digest, write_whole
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.errors import TrainingError
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.errors import DivergedError

@@ -15,7 +15,7 @@ from pymatgen.core import Element
 from torch import Tensor
 
 from crystorus.crystal_model import CrystalModel, build_model
-from crystorus.diffusion.noise import CrystalNoise
+from crystorus.diffusion.noise_levels import CrystalNoise
 from crystorus.geometry import Crystals
 from crystorus.networks.embedding import element_descriptors
 from crystorus.reproduction.probing import Array, standardised
@@ -107,9 +107,8 @@ def untrained(model: CrystalModel, seed: int) -> CrystalModel:
 def unstructured(model: CrystalModel, crystals: Crystals, seed: int) -> Crystals:
     """Return the same compositions as the model's prior draws them: M_T, Algorithm 2, line 1."""
     noise = CrystalNoise([seed * len(crystals) + i for i in range(len(crystals))], crystals.n_atoms)
-    cells = model.diffusion.cell.prior(crystals, noise.normal_cells(), noise.normal_cells())
-    frac_coords = model.diffusion.torus.prior(noise.uniform_atoms())
-    return crystals.with_geometry(cells, frac_coords)
+    cells = model.diffusion.cell.prior(crystals, noise)
+    return crystals.with_geometry(cells, noise.uniform_atoms())
 
 
 def feature_sets(

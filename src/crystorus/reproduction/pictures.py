@@ -13,7 +13,7 @@ from crystorus.data.arrays import ReadingError
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_from_atoms, density
 from crystorus.data.store import CrystalStore, open_store
-from crystorus.diffusion.noise import CrystalNoise
+from crystorus.diffusion.noise_levels import CrystalNoise
 from crystorus.geometry import Crystals
 from crystorus.reproduction.bench import Bench
 from crystorus.reproduction.drawing import Gallery
@@ -124,7 +124,7 @@ def _prior_cells(model: CrystalModel, store: CrystalStore, bench: Bench) -> np.n
     """Return cells as the prior draws them for the held-out compositions, columns."""
     crystals = store.select(choose(store, bench.budget.compositions))
     noise = CrystalNoise(list(range(len(crystals))), crystals.n_atoms)
-    cells = model.diffusion.cell.prior(crystals, noise.normal_cells(), noise.normal_cells())
+    cells = model.diffusion.cell.prior(crystals, noise)
     return cells.double().numpy()
 
 

@@ -13,8 +13,8 @@ from crystorus.crystal_model import build_diffusion
 from crystorus.data.files import file_digest, write_whole
 from crystorus.data.store import open_store
 from crystorus.data.writing import write_extxyz
-from crystorus.diffusion.algorithms import Diffusion, add_noise
-from crystorus.diffusion.strain_process import fit_cell_statistics
+from crystorus.diffusion.cell_prior import fit_cell_statistics
+from crystorus.diffusion.process import Diffusion
 from crystorus.geometry import Crystals
 from crystorus.reproduction import fidelity
 from crystorus.reproduction.bench import Bench
@@ -109,7 +109,7 @@ def _noised(crystals: Crystals, diffusion: Diffusion, step: int) -> Crystals:
     atoms = torch.randn(crystals.frac_coords.shape, generator=generator, dtype=torch.float64)
     cells = torch.randn(len(crystals), 6, generator=generator, dtype=torch.float64)
     t = torch.full((len(crystals),), step)
-    return add_noise(diffusion, crystals, t, atoms, cells)[0]
+    return diffusion.noise(crystals, t, atoms, cells)[0]
 
 
 def _write(path: Path, crystals: Crystals) -> None:

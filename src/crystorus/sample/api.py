@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
-from crystorus.diffusion.algorithms import SamplerConfig
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.choosing import check_candidates, check_choice
 from crystorus.sample.errors import RequestError
@@ -250,7 +250,7 @@ def _sample_all(
     for batch in plan_batches(requests, batch_atoms=batch_atoms):
         for part, walked in batches.run(batch):
             sure = [math.exp(-error) for error in walked.errors]
-            if model.judged_by != "confidence":
+            if model.scored_by != "confidence":
                 sure = [math.nan] * len(part)
             parts.append(GeneratedCrystals(walked.crystals, part, walked.film, tuple(sure)))
     return _in_order(parts)

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.io import least_distance
-from crystorus.diffusion.algorithms import SamplerConfig, start_settling
+from crystorus.diffusion.sampling import refinement_start
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.errors import RequestError
 from crystorus.sample.requests import Request
@@ -95,7 +96,7 @@ def choose_crystals(
     kept: Crystals | None = None
     kept_steps: list[Crystals] = []
     error = torch.full((len(n_atoms),), torch.inf)
-    refinement = sampler.settle or FINAL_REFINEMENT_STEPS
+    refinement = sampler.final_refinement_steps or FINAL_REFINEMENT_STEPS
     total = candidates * sampler.steps + refinement
     done = 0
 
@@ -117,7 +118,8 @@ def choose_crystals(
 
     for number in range(candidates):
         *steps, made = run(
-            [candidate_seed(seed, number) for seed in seeds], replace(sampler, settle=0)
+            [candidate_seed(seed, number) for seed in seeds],
+            replace(sampler, final_refinement_steps=0),
         )
         found = _scorer_error(model, made, seeds, sampler)
         better = found < error
@@ -131,7 +133,7 @@ def choose_crystals(
     *steps, final = run(
         seeds,
         SamplerConfig("ode", refinement, precision=sampler.precision),
-        start=start_settling(kept, model.diffusion.steps),
+        start=refinement_start(kept, model.diffusion.steps),
     )
     return final, error, kept_steps + steps
 
@@ -143,7 +145,7 @@ def _scorer_error(
     places = valid_crystals(made).nonzero()[:, 0]
     error = torch.full((len(made),), torch.inf)
     if len(places):
-        found = model.judging_error(
+        found = model.scorer_error(
             made.select(places),
             seeds=[scoring_seed(seeds[n]) for n in places.tolist()],
             precision=sampler.precision,

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.config import Precision, SamplerConfig, SamplerName
 from crystorus.data.compositions import Composition
-from crystorus.diffusion.algorithms import Precision, SamplerConfig, SamplerName
 from crystorus.networks.precision import has_fast_bf16
 from crystorus.sample.choosing import check_candidates, check_choice
 from crystorus.sample.errors import RequestError
@@ -155,7 +155,9 @@ def _make(order: SampleOrder | RefineOrder, model: Model, job: Job) -> Summary:
     requests = job.requests
     compositions = len({request.composition for request in requests})
     say("plan", f"{len(requests)} crystals of {compositions} compositions into {order.out}")
-    settings = run_settings(job, seed=order.seed, checkpoint=model.digest, judge=model.judge_digest)
+    settings = run_settings(
+        job, seed=order.seed, checkpoint=model.digest, judge=model.scorer_digest
+    )
     with RunFolder(
         order.out, settings, versions=program_versions(), overwrite=order.overwrite
     ) as folder:

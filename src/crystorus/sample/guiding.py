@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
+from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
 from crystorus.data.io import crystals_to_structures
-from crystorus.diffusion.algorithms import SamplerConfig, Start
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.diffusion.sampling import Start
 from crystorus.geometry import Crystals
 from crystorus.sample.errors import RequestError
 from crystorus.sample.plan import Known, Phase, Request

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from typing import Literal, get_args
 
-from crystorus.config import Preset
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.config import Preset, SamplerConfig
 from crystorus.sample.errors import RequestError
 
 Quality = Literal["fast", "default", "best"]
 
-FAST = SamplerConfig("bridge", 12, 100.0, last=0.27, temperature=0.3, stretch=1.7)
+FAST = SamplerConfig("bridge", 12, 100.0, last_fraction=0.27, temperature=0.3, over_relaxation=1.7)
 """Jumps to what the network predicts, atoms beyond it, with little noise, and none of the twelve
 at the quiet levels: the crystal is further from its place than those levels expect."""
 

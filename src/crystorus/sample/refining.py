@@ -9,7 +9,7 @@ import torch
 from crystorus.data.compositions import Composition, symbol_of
 from crystorus.data.io import read_crystals
 from crystorus.geometry import Crystals
-from crystorus.geometry.reduction import reduce_lattice
+from crystorus.geometry.lattice import reduce_lattice
 from crystorus.sample.errors import RequestError
 from crystorus.sample.guiding import GUIDED_LEVEL
 from crystorus.sample.plan import Known, Request, crystal_seed

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.config import SamplerConfig
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.folder import Finished, RunFolder
 from crystorus.sample.guiding import GUIDED_SAMPLER
@@ -105,7 +105,14 @@ def _described(sampler: SamplerConfig) -> dict[str, Any]:
     usual = SamplerConfig()
     later = {
         name: getattr(usual, name)
-        for name in ("first", "last", "temperature", "stretch", "settle", "precision")
+        for name in (
+            "first_fraction",
+            "last_fraction",
+            "temperature",
+            "over_relaxation",
+            "final_refinement_steps",
+            "precision",
+        )
     }
     return {k: v for k, v in asdict(sampler).items() if k not in later or v != later[k]}
 
@@ -249,7 +256,7 @@ class _Maker:
     ) -> None:
         self._job, self._total = job, total
         self._on_progress, self._done = on_progress, done
-        self._judged_by = model.judged_by
+        self._judged_by = model.scored_by
         self._walks = Walks(
             model, job.sampler, job.guided_sampler, job.candidates, job.keep_trajectory
         )
@@ -271,7 +278,7 @@ class _Maker:
                 total=self._total,
                 new_only=job.new_only,
                 error=error,
-                judged_by=self._judged_by,
+                scored_by=self._judged_by,
             )
             for request, crystal, error in zip(batch, crystals, walked.errors, strict=True)
         ]

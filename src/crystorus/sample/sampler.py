@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
-from crystorus.config import Preset
-from crystorus.crystal_model import CrystalModel, JudgedBy
-from crystorus.diffusion.algorithms import SamplerConfig
+from crystorus.config import Preset, SamplerConfig
+from crystorus.crystal_model import CrystalModel, ScoredBy
 from crystorus.geometry.crystals import Crystals
 from crystorus.networks.precision import has_fast_bf16
 from crystorus.sample.choosing import OnStep, check_choice, choose_crystals
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 TEMPLATE_SAMPLER = SamplerConfig("ode", 8, 0.0)
 """Sampling from a structure that is not noised: deterministic, so that it keeps the symmetry."""
 
-FAST = SamplerConfig("bridge", 12, 100.0, last=0.27, temperature=0.3, stretch=1.7)
+FAST = SamplerConfig("bridge", 12, 100.0, last_fraction=0.27, temperature=0.3, over_relaxation=1.7)
 """Twelve steps at temperature 0.3 with over-relaxed displacements (1.7). No step is taken below
 0.27 T: there the sample's error exceeds the noise that the network assumes."""
 
@@ -88,7 +87,7 @@ class GeneratedCrystals:
     requests: tuple[Request, ...]
     trajectory: tuple[Crystals, ...] = ()
     scorer_error: tuple[float, ...] = ()
-    scored_by: JudgedBy = "denoising_error"
+    scored_by: ScoredBy = "denoising_error"
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -463,7 +462,7 @@ def _make_batch(
     )
     if not same:
         raise GenerationError("the model changed a composition: report this with the checkpoint")
-    return GeneratedCrystals(crystals, batch, tuple(steps), tuple(error.tolist()), model.judged_by)
+    return GeneratedCrystals(crystals, batch, tuple(steps), tuple(error.tolist()), model.scored_by)
 
 
 def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple[Request, ...]]:

@@ -8,8 +8,8 @@ import torch
 
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_structures
-from crystorus.diffusion.algorithms import Start
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.diffusion.sampling import Start
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.options import TEMPLATE_LEVEL, SampleOptions
 from crystorus.sample.requests import Request

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from crystorus.crystal_model import JudgedBy
+from crystorus.crystal_model import ScoredBy
 from crystorus.data.io import crystals_to_atoms, density, least_distance
 from crystorus.data.spacegroups import dataset, group_of
 from crystorus.data.writing import cif_text, dataset_cif_text
@@ -37,7 +37,7 @@ def finish_crystal(
     total: int,
     new_only: bool = False,
     error: float = math.nan,
-    judged_by: JudgedBy = "denoising_error",
+    scored_by: ScoredBy = "denoising_error",
 ) -> Finished:
     """Describe one crystal in full.
 
@@ -50,8 +50,8 @@ def finish_crystal(
         symprec: Symmetry tolerance in Å.
         total: Crystals of the run, for the width of the index in file names.
         new_only: Whether known phases are left out.
-        error: Its `judging_error`, where it was chosen by that.
-        judged_by: What that is.
+        error: Its `scorer_error`, where it was chosen by that.
+        scored_by: What that is.
 
     Raises:
         GenerationError: If its composition is not the one asked for.
@@ -61,7 +61,7 @@ def finish_crystal(
             f"crystal {request.index} is not of the composition asked for, "
             f"{request.composition.formula}: nothing of its batch was written"
         )
-    judged = _judged(error, judged_by)
+    judged = _judged(error, scored_by)
     if not _is_finite(crystal):
         return Finished(request.index, _row(request, valid=False, judged=judged), "", {})
     distance, volume = float(least_distance(crystal)[0]), float(crystal.volume[0])
@@ -144,12 +144,12 @@ def _row(
     }
 
 
-def _judged(error: float, judged_by: JudgedBy) -> dict[str, str]:
+def _judged(error: float, scored_by: ScoredBy) -> dict[str, str]:
     """Return the columns that say by what a crystal was chosen, empty where it was not."""
-    blank: dict[str, str] = dict.fromkeys(get_args(JudgedBy), "")
+    blank: dict[str, str] = dict.fromkeys(get_args(ScoredBy), "")
     if not math.isfinite(error):
         return blank
-    return blank | {judged_by: f"{math.exp(-error) if judged_by == 'confidence' else error:.4f}"}
+    return blank | {scored_by: f"{math.exp(-error) if scored_by == 'confidence' else error:.4f}"}
 
 
 def _start_columns(known: Known | None) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _frame(crystal: Crystals, row: dict[str, str]) -> str:
         "start": row["start"],
         "origin": row["origin"],
     }
-    atoms.info |= {name: float(row[name]) for name in get_args(JudgedBy) if row[name]}
+    atoms.info |= {name: float(row[name]) for name in get_args(ScoredBy) if row[name]}
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz", write_results=False)
     return text.getvalue()

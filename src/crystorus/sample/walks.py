@@ -6,9 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from crystorus.config import Config
-from crystorus.diffusion.algorithms import SamplerConfig
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.config import Config, SamplerConfig
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.choosing import (
     Choice,
@@ -34,7 +33,7 @@ class Model(Chooser, Protocol):
     digest: str
 
     @property
-    def judge_digest(self) -> str:
+    def scorer_digest(self) -> str:
         """SHA-256 of the judge's weights, empty without one."""
         ...
 

@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from crystorus.networks.embedding import N_ELEMENTS, element_descriptors
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
+from crystorus.networks.embedding import element_descriptors
 from crystorus.templates.surroundings import Surroundings, difference
 
 SAME_PROTOTYPE = 0.06
@@ -80,7 +81,7 @@ def count_exchanges(crystals: Iterable[Surroundings]) -> ExchangeCounts:
             key = ((count, 0), *(slots[s] for s in rest))
             order = [slot, *rest]
             buckets[key].append((element, crystal.distances[np.ix_(order, order)]))
-    shape = (N_ELEMENTS + 1, N_ELEMENTS + 1)
+    shape = (MAX_ATOMIC_NUMBER + 1, MAX_ATOMIC_NUMBER + 1)
     same, other = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
     for members in buckets.values():
         # A bucket beyond this size (an element's own allotropes) says little more, squared.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from crystorus.data.compositions import Composition, symbol_of
-from crystorus.diffusion.strain_process import CellStatistics
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.templates.derivatives import REACH, fit_derivatives
 from crystorus.templates.fitting import Fits, fit_pattern

@@ -31,17 +31,12 @@ from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystorus.checkpoint import load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
-from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, products_in
+from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset
 from crystorus.data.store import open_or_build
-from crystorus.diffusion.algorithms import (
-    Diffusion,
-    Losses,
-    draw_normals,
-    losses_at_noise,
-    training_losses,
-)
-from crystorus.diffusion.strain_process import CellStatistics, fit_cell_statistics
+from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
+from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise, training_losses
+from crystorus.diffusion.process import Diffusion
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.runs.folder import RunFolder, claim, read_record
@@ -434,17 +429,16 @@ class Training:
             generator=generator,
         ).to(self.device)
         self.denoiser.zero_grad()
-        with products_in(self.denoiser, s.precision):
-            losses = accumulate_gradients(
-                self.denoiser,
-                self.diffusion,
-                batch,
-                t,
-                generator,
-                cell_weight=s.cell_weight,
-                limit=self.limit,
-                piece_atoms=s.cpu_atoms if self.device.type == "cpu" else 0,
-            )
+        losses = accumulate_gradients(
+            in_precision(self.denoiser, s.precision),
+            self.diffusion,
+            batch,
+            t,
+            generator,
+            cell_weight=s.cell_weight,
+            limit=self.limit,
+            piece_atoms=s.cpu_atoms if self.device.type == "cpu" else 0,
+        )
         return t, losses
 
     def _leave_behind(self, batch: Crystals, t: Tensor, losses: Losses, norm: float) -> str:

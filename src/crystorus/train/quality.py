@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from crystal_fidelity.matching import FIELD
+from crystorus.config import SamplerConfig
 from crystorus.data.convert import crystals_to_structures
-from crystorus.diffusion.algorithms import Denoiser, Diffusion, SamplerConfig, sample
+from crystorus.diffusion.process import Denoiser, Diffusion
+from crystorus.diffusion.sampling import sample
 from crystorus.geometry import Crystals
 from crystorus.sample.choosing import valid_crystals
 

@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.workers import Lost, Workers, cores, run
-from crystorus.checkpoint import CARD, SHIPPED, WEIGHTS, load_checkpoint, save_judge
+from crystorus.checkpoint import CARD, SHIPPED, WEIGHTS, load_checkpoint, save_scorer
+from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.store import CrystalStore, open_or_build
-from crystorus.diffusion.algorithms import Diffusion, SamplerConfig, add_noise
+from crystorus.diffusion.process import Diffusion
 from crystorus.errors import GenerationError, OutputError, TrainingError
 from crystorus.geometry import Crystals
-from crystorus.networks.denoiser import FieldDenoiser
-from crystorus.networks.fieldnet import FieldNet
-from crystorus.networks.judge import Judge
+from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.precision import has_fast_bf16
+from crystorus.networks.scorer import Scorer
 from crystorus.runs.folder import claim
 from crystorus.sample.choosing import candidate_seed
 from crystorus.sample.requests import crystal_seed
@@ -170,7 +170,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
             shutil.copyfile(source / name, result / name)
         about = settings | {"data_sha256": digest, "compositions": len(groups)}
         about |= {"epochs": options.epochs, "held_out": found and asdict(found)}
-        save_judge(scorer, result, about)
+        save_scorer(scorer, result, about)
         folder.finish()
     return result, found
 
@@ -281,7 +281,7 @@ def fit_scorer(
     seed: int = 0,
     bf16: bool = True,
     rates: tuple[float, float] = RATES,
-) -> Iterator[tuple[Judge, float]]:
+) -> Iterator[tuple[Scorer, float]]:
     """Fit a scorer of a model's crystals; it begins as the model's own network.
 
     Within a group with right and wrong candidates the loss is -log of the fraction that a softmax
@@ -309,7 +309,7 @@ def fit_scorer(
             "--compositions or --candidates, or train the checkpoint further"
         )
     torch.manual_seed(seed)
-    scorer = Judge(copy.deepcopy(network), level=round(LEVEL * model.diffusion.steps))
+    scorer = Scorer(copy.deepcopy(network), level=round(LEVEL * model.diffusion.steps))
     parts = ({"params": scorer.network.parameters()}, {"params": scorer.head.parameters()})
     optimizer = torch.optim.AdamW(parts, weight_decay=WEIGHT_DECAY)
     sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
@@ -317,7 +317,6 @@ def fit_scorer(
     steps, step = epochs * -(-len(groups) // BATCH), 0
     for _ in range(epochs):
         scorer.train()
-        scorer.network.bf16 = bf16
         losses = []
         # Batches of similar size, in random order.
         order = np.argsort(sizes + generator.uniform(0, 1.5, len(sizes)), kind="stable")
@@ -327,7 +326,7 @@ def fit_scorer(
             factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            odds, right = _odds(scorer, chosen, model.diffusion, noise)
+            odds, right = _odds(scorer, chosen, model.diffusion, noise, bf16=bf16)
             loss = scorer_loss(odds, right)
             optimizer.zero_grad()
             loss.backward()
@@ -336,7 +335,6 @@ def fit_scorer(
             losses.append(float(loss.detach()))
             step += 1
         yield scorer.eval(), float(np.mean(losses))
-    scorer.network.bf16 = False
 
 
 def _network_of(model: CrystalModel) -> FieldNet:
@@ -365,7 +363,7 @@ def scorer_loss(
 
 
 @torch.no_grad()
-def report(scorer: Judge, groups: Sequence[CandidateGroup]) -> Report:
+def report(scorer: Scorer, groups: Sequence[CandidateGroup]) -> Report:
     """Let the scorer choose among the candidates of every group."""
     scorer.eval()
     found = [_odds(scorer, groups[n : n + BATCH]) for n in range(0, len(groups), BATCH)]
@@ -377,10 +375,12 @@ def report(scorer: Judge, groups: Sequence[CandidateGroup]) -> Report:
 
 
 def _odds(
-    scorer: Judge,
+    scorer: Scorer,
     groups: Sequence[CandidateGroup],
     diffusion: Diffusion | None = None,
     noise: torch.Generator | None = None,
+    *,
+    bf16: bool = False,
 ) -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups candidates"]]:
     """Return the log-odds of all candidates, noised if there is a process, and the truth."""
     crystals = Crystals.concat([group.crystals for group in groups])
@@ -388,6 +388,6 @@ def _odds(
         atoms = torch.randn(crystals.frac_coords.shape, generator=noise)
         cells = torch.randn((len(crystals), 6), generator=noise)
         t = torch.full_like(crystals.n_atoms, scorer.level)
-        crystals, _ = add_noise(diffusion, crystals, t, atoms, cells)
-    odds = scorer(crystals).float()
+        crystals, _ = diffusion.noise(crystals, t, atoms, cells)
+    odds = scorer(crystals, "bf16" if bf16 else "fp32").float()
     return odds.view(len(groups), -1), torch.stack([group.right for group in groups])

@@ -4,9 +4,8 @@ import pytest
 import torch
 from oracle import Oracle, default_diffusion, paper_diffusion, targets
 
-from crystorus.diffusion.algorithms import add_noise
-from crystorus.diffusion.likelihood import denoising_error
-from crystorus.diffusion.noise import CrystalNoise
+from crystorus.diffusion.losses import denoising_error
+from crystorus.diffusion.noise_levels import CrystalNoise
 from crystorus.geometry import Prediction
 
 
@@ -55,9 +54,9 @@ def test_it_is_the_mean_of_both_losses_over_opposite_draws(diffusion):
         for _ in range(2):
             atoms, cells = noise.normal_atoms(), noise.normal_cells()
             for sign in (1, -1):
-                noisy, strain = add_noise(diffusion, crystals, t, sign * atoms, sign * cells)
+                noisy, aim = diffusion.noise(crystals, t, sign * atoms, sign * cells)
                 guess = Silent()(noisy, t)
-                expected += diffusion.cell.loss(guess, crystals, noisy, t, strain)
+                expected += diffusion.cell.loss(guess, aim)
                 expected += diffusion.torus.loss(guess.displacement, crystals, noisy, t)
     torch.testing.assert_close(found, expected / 8)
 
@@ -76,7 +75,7 @@ def test_a_crystals_error_depends_on_its_own_seed_alone():
 @pytest.mark.parametrize(("levels", "draws"), [((), 1), ((0.0,), 1), ((1.1,), 1), ((0.3,), 0)])
 def test_levels_that_are_none_are_refused(levels, draws):
     crystals = targets()
-    with pytest.raises(ValueError, match="give shares above 0 to 1"):
+    with pytest.raises(ValueError, match="give fractions above 0 to 1"):
         denoising_error(
             Silent(), default_diffusion(), crystals, seeds_of(crystals), levels=levels, draws=draws
         )

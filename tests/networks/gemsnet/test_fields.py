@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crystorus.networks.vector_fields import angle_field, distance_field, symmetric_matrix
+from crystorus.networks.gemsnet.fields import angle_field, distance_field, symmetric_matrix
 
 
 def gradient_at_identity(invariant, lattice: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,11 @@ from pymatgen.core import Lattice, Structure
 from scipy.special import eval_legendre
 
 from crystorus.geometry.crystals import Crystals
-from crystorus.networks import blocks
-from crystorus.networks.basis import GaussianBasis
-from crystorus.networks.blocks import BilinearTriplets, edge_graph
-from crystorus.networks.dense import Dense, JoinedDense, Residual, filtered, he_orthogonal_
-from crystorus.networks.nearest_neighbours import nearest_neighbours
+from crystorus.networks.gemsnet import graph as graphs
+from crystorus.networks.gemsnet.graph import GaussianBasis, edge_graph
+from crystorus.networks.gemsnet.layers import Dense, JoinedDense, Residual, filtered, he_orthogonal_
+from crystorus.networks.gemsnet.neighbours import nearest_neighbours
+from crystorus.networks.gemsnet.network import BilinearTriplets
 
 CUTOFF = 6.0
 
@@ -106,7 +106,7 @@ def test_an_isolated_atom_has_no_edges():
 @pytest.fixture(params=[2048, 40])
 def graph_and_edges(request, monkeypatch):
     """Build the same edges in one chunk and in many."""
-    monkeypatch.setitem(blocks.CHUNK_EDGES, "cpu", request.param)
+    monkeypatch.setitem(graphs.CHUNK_EDGES, "cpu", request.param)
     edges = nearest_neighbours(random_crystals(7), neighbours=10, cutoff=CUTOFF)
     basis = GaussianBasis(16, cutoff=CUTOFF, exponent=5)
     graph = edge_graph(edges, basis, num_spherical=7)

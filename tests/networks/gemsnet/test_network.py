@@ -6,15 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crystorus.config import GemsNetConfig
 from crystorus.geometry.crystals import Crystals
-from crystorus.networks import blocks
-from crystorus.networks.basis import GaussianBasis
-from crystorus.networks.blocks import edge_graph
-from crystorus.networks.dense import Residual
-from crystorus.networks.gemsnet import AtomEmbedding, GemsNetConfig, GemsNetDenoiser
-from crystorus.networks.heads import LatticeHead, PositionHead, sum_of_fields
-from crystorus.networks.nearest_neighbours import nearest_neighbours
-from crystorus.networks.vector_fields import symmetric_matrix
+from crystorus.networks.gemsnet import GemsNetDenoiser
+from crystorus.networks.gemsnet import graph as graphs
+from crystorus.networks.gemsnet.fields import symmetric_matrix
+from crystorus.networks.gemsnet.graph import GaussianBasis, edge_graph
+from crystorus.networks.gemsnet.heads import LatticeHead, PositionHead, sum_of_fields
+from crystorus.networks.gemsnet.layers import Residual
+from crystorus.networks.gemsnet.neighbours import nearest_neighbours
+from crystorus.networks.gemsnet.network import AtomEmbedding
 
 SMALL = GemsNetConfig(
     blocks=2, atom=16, edge=16, triplet=8, rbf=4, cbf=4, bilinear=8, num_radial=32, field_rank=3
@@ -42,7 +43,7 @@ def test_defaults_are_the_papers():
     assert (config.rbf, config.cbf, config.bilinear, config.num_spherical) == (16, 16, 64, 7)
     layers = (config.before_skip, config.after_skip, config.concat, config.atom_layers)
     assert layers == (1, 2, 1, 3)
-    assert (config.neighbours, config.steps, config.cutoff) == (32, 100, 6.0)
+    assert (config.neighbours, config.cutoff) == (32, 6.0)
     size = sum(p.numel() for p in GemsNetDenoiser(config).parameters())
     assert 2.2e6 < size < 3.0e6  # about 2.8 M in the paper
 
@@ -154,9 +155,9 @@ def plain_residual(layer: Residual, x: torch.Tensor) -> torch.Tensor:
 def test_chunks_and_own_derivatives_leave_gradients_as_they_are(monkeypatch):
     net, crystals = denoiser(), random_crystals()
     ours = gradients(net, crystals)
-    monkeypatch.setitem(blocks.CHUNK_EDGES, "cpu", 100)
+    monkeypatch.setitem(graphs.CHUNK_EDGES, "cpu", 100)
     many = gradients(net, crystals)
-    monkeypatch.setitem(blocks.CHUNK_EDGES, "cpu", 10**6)
+    monkeypatch.setitem(graphs.CHUNK_EDGES, "cpu", 10**6)
     monkeypatch.setattr(Residual, "forward", plain_residual)
     plain = gradients(net, crystals)
     torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)

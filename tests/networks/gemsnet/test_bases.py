@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.special import eval_legendre
 
-from crystorus.networks.basis import GaussianBasis, polynomial_envelope, zonal_harmonics
+from crystorus.networks.gemsnet.graph import GaussianBasis, polynomial_envelope, zonal_harmonics
 
 
 def test_zonal_harmonics_are_scipys():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from crystorus.diffusion.schedule import (
+from crystorus.diffusion.noise_levels import (
     cumulative_alpha,
     geometric_levels,
     linear_betas,

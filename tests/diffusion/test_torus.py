@@ -8,8 +8,8 @@ import torch
 from prototypes import all_prototypes
 from scipy.stats import kstest, norm
 
-from crystorus.diffusion.schedule import cumulative_alpha, geometric_levels, linear_betas
-from crystorus.diffusion.torus_process import TorusProcess, image_mean, image_mean_rms
+from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
+from crystorus.diffusion.torus import TorusProcess, image_mean, image_mean_rms
 from crystorus.geometry import Crystals
 from crystorus.geometry.torus import wrap_displacement
 

@@ -8,10 +8,11 @@ import torch
 from groups import orthogonal, unimodular
 from prototypes import bcc, fcc, hcp, perovskite, rocksalt, wurtzite
 
+from crystorus.config import GemsNetConfig
 from crystorus.geometry.crystals import Crystals, Prediction
 from crystorus.geometry.symmetry import permute, retile, rotate, supercell, translate
-from crystorus.networks import nearest_neighbours
-from crystorus.networks.gemsnet import GemsNetConfig, GemsNetDenoiser
+from crystorus.networks.gemsnet import GemsNetDenoiser
+from crystorus.networks.gemsnet import neighbours as nearest_neighbours
 
 Predict = Callable[[Crystals], Prediction]
 TOLERANCE = 1e-9
