@@ -1,6 +1,4 @@
-"""`CrystalModel`: a denoising network, its forward process and the statistics of the training
-cells, built from one configuration.
-"""
+"""`CrystalModel`: a denoising network, its forward process and the prior of its cells."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Algorithm 2 and its corrected variants: from noise, or from noised known crystals, to crystals."""
+"""Algorithm 2 and its corrected variants: from noise, or from known crystals, to crystals."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence

@@ -36,7 +36,7 @@ from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset
 from crystorus.data.store import open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise, training_losses
-from crystorus.diffusion.process import Diffusion
+from crystorus.diffusion.process import Denoiser, Diffusion
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.runs.folder import RunFolder, claim, read_record
@@ -650,7 +650,7 @@ def _initial_model(config: Config, train_set: CrystalDataset) -> CrystalModel:
 
 
 def accumulate_gradients(
-    denoiser: torch.nn.Module,
+    denoiser: Denoiser,
     diffusion: Diffusion,
     batch: Crystals,
     t: Int[Tensor, " crystals"],
