@@ -1,37 +1,62 @@
-"""Crystals cached as one flat file of mapped arrays (`crystorus.data.mapped`).
+"""Crystals in one memory-mapped file: a training store, or the crystals of a template library.
 
-The header also names the sources with their SHA-256, and every structure left out with the
-reason. Arrays: lattice (float64, columns, Å), frac_coords (float64), atomic_numbers (uint8),
-n_atoms (int32), first_atom (int64), and the texts.
+The file is safetensors. Its metadata hold one JSON text: the kind of file, the sources with their
+SHA-256, every structure left out with the reason, and the SHA-256 of the whole file, header
+included, with its own 64 digits as zeros. Arrays: lattice (float64, columns, Å), frac_coords
+(float64), atomic_numbers (uint8), n_atoms (int32), first_atom (int64), and texts as two arrays.
+Files of version 0.1, which had a layout of their own, are opened too.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from crystal_fidelity.cells import least_distances, niggli_reduce
+from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.reading import iter_structures
+from crystal_fidelity.structures import Crystal, Entry, ReadFailure
+from crystal_fidelity.workers import map_in_order
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from crystorus.data.arrays import ReadingError
-from crystorus.data.mapped import (
-    FileKind,
-    contradiction,
-    is_kind,
-    map_file,
-    text_arrays,
-    texts_of,
-    write_mapped,
-)
-from crystorus.data.preparing import Prepared, prepare_all
-from crystorus.data.reading import read_records
-from crystorus.data.sources import Record
+from crystorus.data.convert import join
 from crystorus.geometry import Crystals
 
-STORE = FileKind(b"CRYSTOR1", "crystal store", "build it again with `crystorus data build`")
+MIN_DISTANCE = 0.5
+"""Å; structures with nearer atoms are left out of stores."""
+MIN_VOLUME_PER_ATOM = 0.5
+"""Å³; solid hydrogen at a megabar still has more than 1."""
+_KEY = "crystorus"
+_BLANK = "0" * 64
 _NAMED_SKIPS = 1000
+_OLD_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file of arrays.
+
+    Attributes:
+        name: What to call it.
+        remedy: What to do where one is missing or damaged, as an imperative.
+        old_magic: The first 8 bytes of files of version 0.1.
+    """
+
+    name: str
+    remedy: str
+    old_magic: bytes
+
+
+STORE = FileKind("crystal store", "build it again with `crystorus data build`", b"CRYSTOR1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +65,7 @@ class CrystalStore:
 
     Attributes:
         path: The file.
-        header: What the file says of itself.
+        header: What the file says of itself; `sha256` is the digest of its content.
         arrays: The mapped arrays by name.
     """
 
@@ -57,7 +82,7 @@ class CrystalStore:
         return self.select([index])
 
     def __reduce__(self) -> tuple[Callable[..., "CrystalStore"], tuple[Path]]:
-        return _reopen, (self.path,)
+        return partial(open_store, verify=False), (self.path,)
 
     @property
     def n_atoms(self) -> np.ndarray:
@@ -67,7 +92,7 @@ class CrystalStore:
     @property
     def ids(self) -> list[str]:
         """Names of the crystals."""
-        return texts_of(self.arrays, "id")
+        return _texts(self.arrays, "id")
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -91,7 +116,7 @@ class CrystalStore:
             )
         if self.header["extra"][column] == "float":
             return self.arrays[f"extra:{column}"]
-        return texts_of(self.arrays, f"extra:{column}")
+        return _texts(self.arrays, f"extra:{column}")
 
     def select(
         self, indices: Sequence[int] | np.ndarray, *, dtype: torch.dtype = torch.float32
@@ -110,16 +135,12 @@ class CrystalStore:
         )
 
 
-def _reopen(path: Path) -> CrystalStore:
-    return open_store(path, verify=False)
-
-
 def build_store(
     source: Path | Sequence[Path],
     out: Path,
     *,
     n_workers: int = 1,
-    min_distance: float = 0.5,
+    min_distance: float = MIN_DISTANCE,
     progress: Callable[[int], None] | None = None,
 ) -> CrystalStore:
     """Read structures, reduce and validate them, and write them as a store.
@@ -127,40 +148,167 @@ def build_store(
     Structures that cannot be used are left out and listed in the store's `skipped`.
 
     Args:
-        source: A CSV, a CIF, a folder of CIFs, or any other file `read_records` takes; or
-            several of them.
+        source: Anything that `crystal_fidelity.reading` reads, or several of them.
         out: The file to write; it appears only when complete.
-        n_workers: Processes that parse.
+        n_workers: Processes that parse and reduce.
         min_distance: Structures with atoms nearer than this, in Å, are left out.
         progress: Called with the number of structures read so far.
 
+    Returns:
+        The store, opened.
+
     Raises:
         ReadingError: If a source is broken as a whole, nothing usable is in it, or `out` is a
-            folder.
-        OSError: If the file cannot be written; nothing is left behind.
+            folder or a source.
+        FileError: If the file cannot be written; nothing is left behind.
     """
     sources = [source] if isinstance(source, Path) else list(source)
     check_target(out, sources)
-    records: Iterator[Record] = (r for path in sources for r in read_records(path))
-    prepared = prepare_all(
-        records, n_workers=n_workers, min_distance=min_distance, progress=progress
-    )
-    where = ", ".join(map(str, sources))
-    if not prepared.names:
-        first = "; ".join(f"{n}: {why}" for n, why in islice(prepared.skipped, 3))
-        raise ReadingError(f"no usable structure in {where} ({first or 'it is empty'})")
-    described = [{"name": p.name, "sha256": digest_of(p)} for p in sources]
-    arrays, kinds = _arrays(prepared)
-    about = {
-        "sources": described,
-        "min_distance": min_distance,
-        "crystals": len(prepared.names),
-        "n_skipped": len(prepared.skipped),
-        "skipped": prepared.skipped[:_NAMED_SKIPS],
+    entries = (entry for path in sources for entry in iter_structures(path, workers=n_workers))
+    work = partial(usable, min_distance=min_distance)
+    crystals: list[Crystal] = []
+    skipped: list[tuple[str, str]] = []
+    for done, entry in enumerate(map_in_order(work, entries, n_workers), start=1):
+        if isinstance(entry, ReadFailure):
+            skipped.append((entry.name, entry.reason))
+        else:
+            crystals.append(entry)
+        if progress is not None:
+            progress(done)
+    if not crystals:
+        first = "; ".join(f"{name}: {why}" for name, why in skipped[:3]) or "it is empty"
+        raise ReadingError(f"no usable structure in {', '.join(map(str, sources))} ({first})")
+    described = [{"name": path.name, "sha256": digest_of(path)} for path in sources]
+    store = store_of(crystals, out, skipped=skipped, sources=described)
+    write_arrays(out, STORE, store.arrays, store.header | {"min_distance": min_distance})
+    return open_store(out, verify=False)
+
+
+def usable(entry: Entry, *, min_distance: float = MIN_DISTANCE) -> Entry:
+    """Return a crystal in its Niggli-reduced cell, or why it cannot be used.
+
+    Args:
+        entry: What a reader gave.
+        min_distance: In Å; crystals with nearer atoms cannot be used.
+    """
+    if isinstance(entry, ReadFailure):
+        return entry
+    smallest = MIN_VOLUME_PER_ATOM * len(entry)
+    if entry.volume < smallest:
+        return ReadFailure(
+            entry.name,
+            f"its cell has {entry.volume:.3g} Å³ for {len(entry)} atoms, below "
+            f"{MIN_VOLUME_PER_ATOM} Å³ each: it is singular, or not in Å",
+        )
+    try:
+        reduced = niggli_reduce(entry)
+    except ReadingError as error:
+        return ReadFailure(entry.name, str(error))
+    distance = float(least_distances(reduced.lattice[None], reduced.frac_coords[None])[0])
+    if distance < min_distance:
+        reason = f"two atoms are {distance:.3f} Å apart, below {min_distance} Å"
+        return ReadFailure(entry.name, reason)
+    return reduced
+
+
+def store_of(
+    crystals: Sequence[Crystal],
+    path: Path,
+    *,
+    skipped: Sequence[tuple[str, str]] = (),
+    sources: Sequence[Mapping[str, str]] = (),
+) -> CrystalStore:
+    """Return reduced crystals as a store in memory; `path` merely names it.
+
+    Args:
+        crystals: As `usable` returns them.
+        path: What messages call the store.
+        skipped: Name and reason of the structures left out.
+        sources: Name and SHA-256 of the files that the crystals came from.
+    """
+    batch = join(crystals)
+    n_atoms = batch.n_atoms.numpy().astype("<i4")
+    arrays = {
+        "lattice": batch.lattice.numpy(),
+        "frac_coords": batch.frac_coords.numpy(),
+        "atomic_numbers": batch.atomic_numbers.numpy().astype("u1"),
+        "n_atoms": n_atoms,
+        "first_atom": (np.cumsum(n_atoms, dtype="<i8") - n_atoms).astype("<i8"),
+        **_text_arrays("id", [crystal.name for crystal in crystals]),
+    }
+    kinds = {}
+    for column in dict.fromkeys(column for crystal in crystals for column in crystal.info):
+        cells = [crystal.info.get(column, "") for crystal in crystals]
+        try:
+            arrays[f"extra:{column}"] = np.array([float(c) if c else np.nan for c in cells], "<f8")
+            kinds[column] = "float"
+        except ValueError:
+            arrays |= _text_arrays(f"extra:{column}", cells)
+            kinds[column] = "text"
+    header = {
+        "sources": [*sources],
+        "crystals": len(crystals),
+        "n_skipped": len(skipped),
+        "skipped": [*skipped[:_NAMED_SKIPS]],
         "extra": kinds,
     }
-    write_mapped(out, STORE, arrays, about)
-    return open_store(out, verify=False)
+    return CrystalStore(path, header, arrays)
+
+
+def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
+    """Map a store into memory.
+
+    Args:
+        path: A file that `build_store` wrote.
+        verify: Compare the digest, which reads the whole file once. The size is always checked.
+
+    Raises:
+        ReadingError: If the file is missing, not a store, cut short, or altered.
+    """
+    return store_from(path, STORE, *open_arrays(path, STORE, verify=verify))
+
+
+def store_from(
+    path: Path, kind: FileKind, header: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> CrystalStore:
+    """Return the crystals among the arrays of a file.
+
+    Raises:
+        ReadingError: If the arrays do not belong together.
+    """
+    try:
+        atoms = int(arrays["n_atoms"].sum(dtype=np.int64))
+        held = {len(arrays[name]) for name in ("frac_coords", "atomic_numbers")}
+        if held != {atoms} or len(arrays["lattice"]) != len(arrays["n_atoms"]):
+            raise ValueError(f"{atoms} atoms are announced and others are there")
+    except (ValueError, TypeError, KeyError) as error:
+        raise contradiction(path, kind, error) from error
+    return CrystalStore(path, header, arrays)
+
+
+def open_or_build(source: Path, cache: Path, *, n_workers: int = 1) -> CrystalStore:
+    """Open a store; of anything else open the one built before, or build it.
+
+    Args:
+        source: A store, or anything `build_store` reads.
+        cache: Where a store that is built is kept.
+        n_workers: Processes that parse.
+
+    Raises:
+        ReadingError: If the source is broken or holds nothing usable, or is not what the cached
+            store was built from.
+    """
+    if is_kind(source, STORE):
+        return open_store(source)
+    if not cache.is_file():
+        return build_store(source, cache, n_workers=n_workers)
+    store = open_store(cache)
+    if source.exists() and [s["sha256"] for s in store.header["sources"]] != [digest_of(source)]:
+        raise ReadingError(
+            f"{cache} was built from another {source.name}: delete it to build it again, or put "
+            "the file that it was built from back"
+        )
+    return store
 
 
 def check_target(out: Path, sources: Sequence[Path]) -> None:
@@ -177,80 +325,161 @@ def check_target(out: Path, sources: Sequence[Path]) -> None:
             raise ReadingError(f"{out} would overwrite its own source: name another file")
 
 
-def store_of(prepared: Prepared, path: Path) -> CrystalStore:
-    """Return prepared crystals as a store that is in memory only; `path` merely names it."""
-    arrays, kinds = _arrays(prepared)
-    return CrystalStore(path, {"skipped": prepared.skipped, "extra": kinds, "sources": []}, arrays)
-
-
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's CIF names and contents."""
+    """Return the SHA-256 of a file, or of a folder's file names and contents."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     for file in files:
         if path.is_dir():
             digest.update(file.name.encode())
         with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 
-def _arrays(prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    n_atoms = prepared.n_atoms.astype("<i4")
-    arrays = {
-        "lattice": prepared.lattice.astype("<f8"),
-        "frac_coords": prepared.frac_coords.astype("<f8"),
-        "atomic_numbers": prepared.atomic_numbers.astype("u1"),
-        "n_atoms": n_atoms,
-        "first_atom": (np.cumsum(n_atoms, dtype="<i8") - n_atoms).astype("<i8"),
-    }
-    arrays |= text_arrays("id", prepared.names)
-    kinds = {}
-    for column in dict.fromkeys(c for extra in prepared.extras for c in extra):
-        cells = [extra.get(column, "") for extra in prepared.extras]
-        try:
-            arrays[f"extra:{column}"] = np.array([float(c) if c else np.nan for c in cells], "<f8")
-            kinds[column] = "float"
-        except ValueError:
-            arrays |= text_arrays(f"extra:{column}", cells)
-            kinds[column] = "text"
-    return arrays, kinds
-
-
-def open_or_build(source: Path, cache: Path, *, n_workers: int = 1) -> CrystalStore:
-    """Open a store; of anything else open the one built before, or build it.
-
-    Args:
-        source: A store, or anything `build_store` reads.
-        cache: Where a store that is built is kept.
-        n_workers: Processes that parse.
+def write_arrays(
+    out: Path, kind: FileKind, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Write named arrays and what there is to say of them; the file appears only when complete.
 
     Raises:
-        ReadingError: If the source is broken or holds nothing usable.
+        FileError: If the file cannot be written; nothing is left behind.
     """
-    if is_kind(source, STORE):
-        return open_store(source)
-    if cache.is_file():
-        return open_store(cache)
-    return build_store(source, cache, n_workers=n_workers)
+    # One metadata entry: their order in the header is not defined, and equal content is to give
+    # equal files. Its first field has a fixed width and is filled in last.
+    header = {"sha256": _BLANK, "kind": kind.name, **about}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out) as aside:
+            save_file(contiguous, aside, {_KEY: json.dumps(header)})
+            with aside.open("r+b") as stream:
+                _, digest, place = _digest(stream)
+                stream.seek(place)
+                stream.write(digest.encode())
 
 
-def open_store(path: Path, *, verify: bool = True) -> CrystalStore:
-    """Map a store into memory.
+def open_arrays(
+    path: Path, kind: FileKind, *, verify: bool = True
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Map a file that `write_arrays` wrote; returns what it says of itself and its arrays.
 
     Args:
-        path: A file that `build_store` wrote.
+        path: The file.
+        kind: What it should be.
         verify: Compare the digest, which reads the whole file once. The size is always checked.
 
     Raises:
-        ReadingError: If the file is missing, not a store, cut short, or altered.
+        ReadingError: If it is missing, of another kind or version, cut short, or altered.
     """
-    header, arrays = map_file(path, STORE, verify=verify)
+    if path.is_dir():
+        raise ReadingError(f"{path} is a folder, not a {kind.name}: name the file")
+    if not path.is_file():
+        raise ReadingError(f"{path} does not exist: {kind.remedy}")
+    with path.open("rb") as stream:
+        if stream.read(8) == kind.old_magic:
+            return _open_old(path, kind, verify=verify)
+        stream.seek(0)
+        if not stream.read(16)[8:].startswith(b"{"):
+            raise ReadingError(f"{path} is not a {kind.name}: {kind.remedy}")
+    damaged = f"{path} is cut short or altered, {kind.remedy}"
     try:
-        atoms = int(arrays["n_atoms"].sum(dtype=np.int64))
-        if {len(arrays[name]) for name in ("frac_coords", "atomic_numbers")} != {atoms}:
-            raise ValueError(f"{atoms} atoms are announced and others are there")
-    except (ValueError, TypeError, KeyError) as error:
-        raise contradiction(path, STORE, error) from error
-    return CrystalStore(path, header, arrays)
+        with safe_open(path, framework="pt") as tensors:
+            header = json.loads((tensors.metadata() or {}).get(_KEY, "{}"))
+            arrays = {name: tensors.get_tensor(name).numpy() for name in tensors.keys()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ReadingError(damaged) from error
+    if header.get("kind") != kind.name:
+        found = header.get("kind", "file of another program")
+        raise ReadingError(f"{path} is a {found}, not a {kind.name}: {kind.remedy}")
+    if verify:
+        with path.open("rb") as stream:
+            recorded, digest, _ = _digest(stream)
+        if recorded != digest:
+            raise ReadingError(f"{path} does not match its digest: it was altered, {kind.remedy}")
+    return header, arrays
+
+
+def is_kind(path: Path, kind: FileKind) -> bool:
+    """Tell whether a path is a file of this kind, as far as its beginning says."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        if start == kind.old_magic:
+            return True
+        length = int.from_bytes(start, "little")
+        if not 0 < length < path.stat().st_size:
+            return False
+        return f'\\"kind\\": \\"{kind.name}\\"'.encode() in stream.read(length)
+
+
+def contradiction(path: Path, kind: FileKind, error: Exception) -> ReadingError:
+    """Return the error for a file whose arrays are not what its header says."""
+    return ReadingError(f"{path} contradicts its header ({error}): {kind.remedy}")
+
+
+def _digest(stream: IO[bytes]) -> tuple[str, str, int]:
+    """Return the digest that a file records, the one it has, and where the first is written.
+
+    The header is inside the digest: altered shapes, offsets or sources are found.
+    """
+    stream.seek(0)
+    start = stream.read(8)
+    header = bytearray(stream.read(int.from_bytes(start, "little")))
+    mark = b'{\\"sha256\\": \\"'
+    place = header.find(mark) + len(mark)
+    recorded = header[place : place + len(_BLANK)].decode("ascii", "replace")
+    header[place : place + len(_BLANK)] = _BLANK.encode()
+    digest = hashlib.sha256(start + header)
+    hashlib.file_digest(stream, lambda: digest)
+    return recorded, digest.hexdigest(), len(start) + place
+
+
+def _open_old(
+    path: Path, kind: FileKind, *, verify: bool
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Map a file of version 0.1: magic, length of the header, header (JSON), aligned arrays."""
+    with path.open("rb") as stream:
+        stream.seek(len(kind.old_magic))
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            raise ReadingError(f"{path} is cut short inside its header: {kind.remedy}")
+        text = stream.read(length)
+    start = -(-(16 + length) // _OLD_ALIGNMENT) * _OLD_ALIGNMENT
+    try:
+        header = json.loads(text)
+        if path.stat().st_size != start + header["bytes"]:
+            raise ReadingError(f"{path} is cut short or altered, {kind.remedy}")
+        data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
+        arrays = {}
+        for name, entry in header["arrays"].items():
+            dtype, shape, first = np.dtype(entry["dtype"]), entry["shape"], entry["offset"]
+            last = first + dtype.itemsize * math.prod(shape)
+            if dtype.kind not in "fiu" or not 0 <= first <= last <= len(data):
+                raise ValueError(f"bytes {first} to {last} of {len(data)} as {dtype}")
+            arrays[name] = data[first:last].view(dtype).reshape(shape)
+        recorded = header["sha256"]
+    except ReadingError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise contradiction(path, kind, error) from error
+    if verify and hashlib.sha256(data.data).hexdigest() != recorded:
+        raise ReadingError(f"{path} does not match its digest: it was altered, {kind.remedy}")
+    return header, arrays
+
+
+def _text_arrays(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return texts as two arrays: their UTF-8 bytes and where each of them ends."""
+    encoded = [text.encode() for text in texts]
+    return {
+        f"{name}:text": np.frombuffer(b"".join(encoded), dtype="u1"),
+        f"{name}:end": np.cumsum([len(text) for text in encoded], dtype="<i8"),
+    }
+
+
+def _texts(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """Return the texts that `_text_arrays` laid out."""
+    data = arrays[f"{name}:text"].tobytes()
+    ends = [0, *arrays[f"{name}:end"].tolist()]
+    return [data[i:j].decode() for i, j in pairwise(ends)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from prototypes import batch as all_crystals
 
-from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset, plan_batches
+from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset, plan_batches
 from crystorus.data.store import build_store
 from crystorus.data.writing import write_extxyz
 

@@ -1,0 +1,201 @@
+"""Crystals as text: CIF as they are, CIF with their symmetry, extended XYZ."""
+
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gemmi
+import moyopy
+import numpy as np
+from crystal_fidelity.structures import element_symbol, wrap_coords
+
+from crystorus.data.convert import crystals_to_atoms, split
+from crystorus.data.spacegroups import dataset, operations
+from crystorus.geometry import Crystals
+
+_SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
+_LONGEST_NAME = 150
+
+
+def clean_name(name: str) -> str:
+    """Return a name that is fit for a CIF data block and for a file in any folder.
+
+    Letters, digits and `_.+-` stay; the rest, path separators among it, becomes `_`. It does not
+    begin with a dot, and a digest takes the place of what is too long for a file system.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)
+    if clean.startswith("."):
+        clean = "_" + clean.lstrip(".")
+    if len(clean) > _LONGEST_NAME:
+        clean = f"{clean[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return clean or "crystal"
+
+
+def cif_text(crystal: Crystals, name: str) -> str:
+    """Write one crystal as CIF in P1, every atom listed.
+
+    A CIF holds lengths and angles, not handedness: a left-handed cell is first replaced by its
+    negative, which describes the same crystal.
+
+    Args:
+        crystal: A batch of one.
+        name: Name of the data block.
+    """
+    (one,) = split(crystal)
+    rows, frac = one.lattice, one.frac_coords
+    if np.linalg.det(rows) < 0:
+        rows, frac = -rows, wrap_coords(-frac)
+    sites = [(int(z), 1, x) for z, x in zip(one.atomic_numbers, frac, strict=True)]
+    return _cif(name, rows, ("P 1", 1), ["x,y,z"], sites)
+
+
+def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
+    """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`."""
+    return dataset_cif_text(crystal, dataset(crystal, symprec), name, symprec)
+
+
+def dataset_cif_text(
+    crystal: Crystals, data: moyopy.MoyoDataset | None, name: str, symprec: float
+) -> str:
+    """Write one crystal as CIF in its conventional cell, one atom of every orbit listed.
+
+    Args:
+        crystal: A batch of one.
+        data: Its symmetry; without one the crystal is written in P1.
+        name: Name of the data block.
+        symprec: Tolerance in Å within which the symmetry was looked for and is imposed. It is
+            named in the file.
+    """
+    if data is None:
+        return f"# no symmetry looked for or found within symprec = {symprec:g} Å\n" + cif_text(
+            crystal, name
+        )
+    rotations, shifts = operations(data.hall_number)
+    cell = data.std_cell
+    frac = wrap_coords(np.array(cell.positions))
+    sites: list[tuple[int, int, np.ndarray]] = []
+    left = list(range(len(frac)))
+    while left:
+        images = rotations @ frac[left[0]] + shifts
+        orbit = [i for i in left if cell.numbers[i] == cell.numbers[left[0]]]
+        apart = images[:, None] - frac[orbit][None]
+        near = np.abs(apart - np.rint(apart)).max(-1).min(0) < _SAME_SITE
+        orbit = [i for i, same in zip(orbit, near, strict=True) if same]
+        sites.append((cell.numbers[left[0]], len(orbit), frac[left[0]]))
+        left = [i for i in left if i not in orbit]
+    triplets = []
+    for rotation, shift in zip(rotations, shifts, strict=True):
+        operation = gemmi.Op()
+        operation.rot = (rotation * gemmi.Op.DEN).astype(int).tolist()
+        operation.tran = np.rint(shift * gemmi.Op.DEN).astype(int).tolist()
+        triplets.append(operation.wrap().triplet())
+    entry = moyopy.HallSymbolEntry(data.hall_number)
+    group = (entry.hm_short.replace("_", ""), entry.number)  # as CIFs spell it
+    text = _cif(name, np.array(cell.basis), group, triplets, sites)
+    return f"# symmetrised within symprec = {symprec:g} Å\n{text}"
+
+
+def extxyz_text(
+    crystals: Crystals,
+    infos: Sequence[Mapping[str, str | int | float | bool]] | None = None,
+) -> str:
+    """Write crystals as frames of extended XYZ, each with its own info.
+
+    Args:
+        crystals: The frames.
+        infos: Key and value pairs of the comment line of each frame.
+
+    Raises:
+        ValueError: If there are not as many infos as crystals.
+    """
+    import ase.io
+
+    infos = [{}] * len(crystals) if infos is None else infos
+    if len(infos) != len(crystals):
+        raise ValueError(f"{len(infos)} infos for {len(crystals)} crystals: give one each")
+    frames = crystals_to_atoms(crystals)
+    for atoms, info in zip(frames, infos, strict=True):
+        atoms.info.update(info)
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz", write_results=False)
+    return text.getvalue()
+
+
+def write_extxyz(
+    path: Path,
+    crystals: Crystals,
+    infos: Sequence[Mapping[str, str | int | float | bool]] | None = None,
+    *,
+    append: bool = False,
+) -> None:
+    """Write crystals as frames of one extended XYZ file; see `extxyz_text`.
+
+    The frames reach the disk in one write and are synchronised, so that a kill cannot cut them
+    short once this returns.
+
+    Args:
+        path: The file.
+        crystals: The frames.
+        infos: Key and value pairs of the comment line of each frame.
+        append: Add to the frames already in the file.
+    """
+    text = extxyz_text(crystals, infos)
+    with path.open("a" if append else "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _cif(
+    name: str,
+    rows: np.ndarray,
+    group: tuple[str, int],
+    triplets: Sequence[str],
+    sites: Sequence[tuple[int, int, np.ndarray]],
+) -> str:
+    """Return a CIF.
+
+    Args:
+        name: Name of the data block.
+        rows: Lattice vectors in Å, rows, [3, 3].
+        group: Symbol and number of the space group.
+        triplets: Its operations.
+        sites: (atomic number, multiplicity, fractional coordinates) of every orbit.
+    """
+    from pymatgen.core import Composition, Element
+
+    lattice = rows.T
+    lengths = np.linalg.norm(lattice, axis=0)
+    cosines = (lattice.T @ lattice) / np.outer(lengths, lengths)
+    angles = np.rad2deg(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
+    counts: Counter[int] = Counter()
+    for z, multiplicity, _ in sites:
+        counts[z] += multiplicity
+    formula = Composition({Element.from_Z(z): n for z, n in counts.items()})
+    lines = [f"data_{clean_name(name)}"]
+    lines += [f"_cell_length_{n} {v:.8f}" for n, v in zip("abc", lengths, strict=True)]
+    greek = ("alpha", "beta", "gamma")
+    lines += [f"_cell_angle_{n} {v:.8f}" for n, v in zip(greek, angles, strict=True)]
+    lines += [
+        f"_cell_volume {abs(np.linalg.det(lattice)):.8f}",
+        f"_space_group_name_H-M_alt '{group[0]}'",
+        f"_space_group_IT_number {group[1]}",
+        f"_chemical_formula_structural {formula.reduced_formula}",
+        f"_chemical_formula_sum '{formula.formula}'",
+        f"_cell_formula_units_Z {round(formula.get_reduced_composition_and_factor()[1])}",
+        "loop_",
+        "_space_group_symop_operation_xyz",
+        *(f"'{triplet}'" for triplet in triplets),
+        "loop_",
+    ]
+    columns = ("type_symbol", "label", "site_symmetry_multiplicity", "fract_x", "fract_y")
+    lines += [f"_atom_site_{c}" for c in (*columns, "fract_z", "occupancy")]
+    for number, (z, multiplicity, x) in enumerate(sites, start=1):
+        symbol = element_symbol(z)
+        place = " ".join(f"{v:.10f}" for v in x)
+        lines.append(f"{symbol} {symbol}{number} {multiplicity} {place} 1")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,19 @@
+"""`crystorus templates build`."""
+
+from pathlib import Path
+
+
+def build(source: Path, library: Path, /, *, workers: int = 1) -> None:
+    """Make a library of known crystals for `sample --start templates`.
+
+    Args:
+        source: A store, CSV with a cif column, CIFs, extended XYZ, POSCAR or ASE database.
+        library: The file to write.
+        workers: Processes that parse.
+    """
+    from crystorus.templates.library import build_library
+    from crystorus.terminal import counter, show_store
+
+    with counter("reading") as progress:
+        built = build_library(source, library, n_workers=workers, progress=progress)
+    show_store(library, len(built), built.skipped)
