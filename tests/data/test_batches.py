@@ -6,7 +6,7 @@ from prototypes import batch as all_crystals
 
 from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset, plan_batches
 from crystorus.data.store import build_store
-from crystorus.data.writing import write_extxyz
+from crystorus.data.writers import write_extxyz
 
 SIZES = np.random.default_rng(0).integers(1, 21, 700)
 

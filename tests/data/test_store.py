@@ -2,22 +2,23 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from prototypes import all_prototypes
+from prototypes import all_prototypes, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from safetensors.numpy import save_file
 
-from crystorus.data.arrays import ReadingError
-from crystorus.data.io import crystals_to_structures, least_distance
-from crystorus.data.store import CrystalStore, build_store, digest_of, open_store
-from crystorus.data.writing import cif_text
+from crystorus.data.convert import crystals_to_structures, least_distance
+from crystorus.data.store import CrystalStore, build_store, digest_of, open_or_build, open_store
+from crystorus.data.writers import cif_text, write_extxyz
+from crystorus.errors import FileError, ReadingError
 from crystorus.geometry import Crystals
+from crystorus.geometry.symmetry import supercell
 
 PARTS = all_prototypes()
 FIELDS = ["material_id", "band_gap", "formula", "cif", "nothing"]
@@ -156,46 +157,43 @@ def test_rows_without_ids_are_numbered(tmp_path):
     assert build_store(path, tmp_path / "a.store").ids[:2] == ["row-1", "row-2"]
 
 
-def cut(data: bytes, where: float) -> bytes:
-    return data[: int(len(data) * where)]
+def test_a_table_without_a_usable_structure_leaves_one_message_and_no_file(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [])
+    with pytest.raises(ReadingError, match=r"no usable structure in .*a\.csv|holds no structure"):
+        build_store(path, tmp_path / "a.store")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "words"),
-    [
-        ("a.csv", lambda b: b"", "is empty"),
-        ("a.csv.gz", lambda b: gzip.compress(b""), "is empty"),
-        ("a.csv.gz", lambda b: b"", "is empty|cut short"),
-        ("a.csv.gz", lambda b: cut(gzip.compress(b), 0.7), "cut short"),
-        ("a.csv.gz", lambda b: b, "not a gzip file"),
-        ("a.csv", lambda b: cut(b, 0.7), "cut short or misquoted"),
-        ("a.csv", lambda b: b.replace(b",cif,", b",CIF text,", 1), "no cif column but material_id"),
-        ("a.csv", lambda b: b.splitlines(keepends=True)[0], "no usable structure"),
-        ("a.csv", lambda b: b"\xff\xfe" + b, "not UTF-8"),
-    ],
-)  # fmt: skip
-def test_broken_tables_leave_one_message_and_no_file(tmp_path, name, change, words):
-    good = write_csv(tmp_path / "good.csv").read_bytes()
-    (tmp_path / name).write_bytes(change(good))
-    with pytest.raises(ReadingError, match=words) as caught:
-        build_store(tmp_path / name, tmp_path / "a.store")
-    assert name in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"good.csv", name})
+def test_cells_of_any_size_are_kept(tmp_path):
+    large = supercell(rocksalt(), (6, 6, 5))  # 360 atoms in one cell: 1.7e6 distances
+    write_extxyz(tmp_path / "a.extxyz", Crystals.concat([large, PARTS["spinel"]]))
+    built = build_store(tmp_path / "a.extxyz", tmp_path / "a.store")
+    assert built.n_atoms.tolist() == [360, int(PARTS["spinel"].n_atoms)]
+    assert float(least_distance(built[0])[0]) == pytest.approx(float(least_distance(rocksalt())[0]))
+
+
+def flip(data: bytes, where: int) -> bytes:
+    return data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda b: b[:-1], "bytes, its header says"),
-        (lambda b: b + b"0", "bytes, its header says"),
-        (lambda b: cut(b, 0.5), "bytes, its header says"),
-        (lambda b: b[:30], "cut short inside its header"),
-        (lambda b: b[:10], "not a crystal store|cut short"),
+        (lambda b: b[:-1], "cut short or altered"),
+        (lambda b: b + b"0", "cut short or altered"),
+        (lambda b: b[: len(b) // 2], "cut short or altered"),
+        (lambda b: b[:30], "cut short or altered"),
+        (lambda b: b[:7], "not a crystal store"),
         (lambda b: b"", "not a crystal store"),
-        (lambda b: b"CRYSTOR9" + b[8:], "not a crystal store of version 1"),
+        (lambda b: b"CRYSTOR9" + b[8:], "not a crystal store"),
         (lambda b: b"\x80\x04pickle" + b, "not a crystal store"),
-        (lambda b: b[:16] + b"x" * 40 + b[56:], "not a crystal store"),
-        (lambda b: b[:-100] + bytes([b[-100] ^ 1]) + b[-99:], "does not match its digest"),
+        (lambda b: b[:16] + b"x" * 40 + b[56:], "cut short or altered"),
+        (lambda b: flip(b, len(b) - 100), "does not match its digest"),
+        # The header is inside the digest: names, sources, and which array is which.
+        (lambda b: b.replace(b"all.csv.gz", b"all.csv.gy", 1), "does not match its digest"),
+        (lambda b: b.replace(b"partial", b"PARTIAL").replace(b"band_gap", b"bond_gap"), "digest"),
+        (lambda b: b.replace(b'"id:text"', b'"id:texs"', 1), "does not match its digest"),
+        (lambda b: b.replace(b"crystal store", b"crystal stork", 1), "is a crystal stork, not"),
     ],
 )
 def test_altered_stores_are_refused(store, tmp_path, change, words):
@@ -204,22 +202,92 @@ def test_altered_stores_are_refused(store, tmp_path, change, words):
     with pytest.raises(ReadingError, match=words) as caught:
         open_store(path)
     assert "build it again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_safetensors_file_is_no_store(tmp_path):
+    save_file({"lattice": np.zeros((1, 3, 3))}, tmp_path / "a.safetensors")
+    with pytest.raises(ReadingError, match="file of another program, not a crystal store"):
+        open_store(tmp_path / "a.safetensors")
+
+
+def test_equal_sources_give_equal_bytes_and_files_that_others_can_read(tmp_path):
+    path = write_csv(tmp_path / "a.csv")
+    for name in ("one", "two"):
+        build_store(path, tmp_path / f"{name}.store")
+    assert (tmp_path / "one.store").read_bytes() == (tmp_path / "two.store").read_bytes()
+    assert (tmp_path / "one.store").stat().st_mode == path.stat().st_mode
+
+
+# Files of version 0.1
+
+
+def old_bytes(store: CrystalStore, **changes) -> bytes:
+    """Return a store in the layout of version 0.1, with lies about one of its arrays."""
+    entries, data = {}, b""
+    for name, array in store.arrays.items():
+        entries[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": len(data)}
+        data += array.tobytes()
+        data += bytes(-len(data) % 64)
+    entries["lattice"] |= changes
+    header = {
+        **{key: store.header[key] for key in ("sources", "crystals", "skipped", "extra")},
+        "arrays": entries,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    text = json.dumps(header).encode()
+    head = b"CRYSTOR1" + len(text).to_bytes(8, "little") + text
+    return head + bytes(-len(head) % 64) + data
+
+
+def test_stores_of_version_0_1_are_opened(store, tmp_path):
+    path = tmp_path / "old.store"
+    path.write_bytes(old_bytes(store))
+    old = open_store(path)
+    assert old.ids == store.ids
+    assert old.extra("formula") == store.extra("formula")
+    everything = np.arange(len(store))
+    for a, b in zip(
+        vars(old.select(everything)).values(), vars(store.select(everything)).values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: b[:-1], "cut short or altered"),
+        (lambda b: b[:30], "cut short inside its header"),
+        (lambda b: b[:16] + b"x" * 40 + b[56:], "contradicts its header"),
+        (lambda b: flip(b, len(b) - 100), "does not match its digest"),
+    ],
+)
+def test_altered_stores_of_version_0_1_are_refused(store, tmp_path, change, words):
+    path = tmp_path / "bad.store"
+    path.write_bytes(change(old_bytes(store)))
+    with pytest.raises(ReadingError, match=words) as caught:
+        open_store(path)
+    assert "build it again" in str(caught.value)
 
 
 @pytest.mark.parametrize("entry", [
     {"offset": 10**9}, {"offset": -64}, {"shape": [10**9, 3, 3]}, {"dtype": "|O"}, {"dtype": "?!"},
 ])  # fmt: skip
-def test_a_header_that_lies_about_its_arrays_is_refused(store, tmp_path, entry):
-    data = store.path.read_bytes()
-    length = int.from_bytes(data[8:16], "little")
-    header = json.loads(data[16 : 16 + length])
-    header["arrays"]["lattice"] |= entry
-    text = json.dumps(header).encode()
-    head = data[:8] + len(text).to_bytes(8, "little") + text
-    payload = data[len(data) - header["bytes"] :]
-    (tmp_path / "lie.store").write_bytes(head + bytes(-len(head) % 64) + payload)
+def test_an_old_header_that_lies_about_its_arrays_is_refused(store, tmp_path, entry):
+    (tmp_path / "lie.store").write_bytes(old_bytes(store, **entry))
     with pytest.raises(ReadingError, match="build it again"):
         open_store(tmp_path / "lie.store")
+
+
+def test_a_cached_store_of_another_source_is_refused(tmp_path):
+    source, cache = write_csv(tmp_path / "a.csv"), tmp_path / "cache.store"
+    built = open_or_build(source, cache)
+    assert open_or_build(source, cache).header["sha256"] == built.header["sha256"]
+    assert open_or_build(cache, tmp_path / "none.store").ids == built.ids
+    write_csv(source, rows()[:2])
+    with pytest.raises(ReadingError, match=r"was built from another a\.csv: delete it"):
+        open_or_build(source, cache)
 
 
 def test_a_missing_store_says_what_to_do(tmp_path):
@@ -235,11 +303,10 @@ def test_a_failed_write_keeps_the_old_store(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("crystorus.data.mapped.os.fsync", full_disk)
+    monkeypatch.setattr("crystal_fidelity.files.os.fsync", full_disk)
     write_csv(path, rows()[:2])
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(FileError, match=r"no space left for .*a\.store"):
         build_store(path, tmp_path / "a.store")
-    assert caught.value.filename == str(tmp_path / "a.store")
     assert digest_of(tmp_path / "a.store") == before
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "a.store"}
 
@@ -249,12 +316,6 @@ def test_a_folder_is_no_place_for_a_store(tmp_path):
     with pytest.raises(ReadingError, match="is a folder: name a file"):
         build_store(path, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_preparing_does_not_import_torch():
-    # Worker processes start with it; torch would cost each of them seconds.
-    code = "import sys, crystorus.data.preparing; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 from prototypes import cscl, perovskite, rocksalt, rutile, zincblende
 
-from crystorus.data.io import crystals_to_atoms
+from crystorus.data.convert import crystals_to_atoms
 from crystorus.geometry import Crystals
 from crystorus.templates.library import build_library
 

@@ -12,14 +12,19 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from templates.conftest import with_elements
 
 from crystorus.data.compositions import Composition, parse_formula
+<<<<<<< HEAD
 from crystorus.data.io import crystals_to_atoms, crystals_to_structures
 from crystorus.diffusion.cell_prior import CellStatistics
+=======
+from crystorus.data.convert import crystals_to_atoms, crystals_to_structures
+from crystorus.diffusion.strain_process import CellStatistics
+>>>>>>> 9057604 (wip2)
 from crystorus.geometry import Crystals
 from crystorus.templates.derivatives import (
-    DEAREST,
-    MERGED,
-    ORDERED,
-    SYMMETRY_BROKEN,
+    MAX_COST,
+    MERGING_COST,
+    ORDERING_COST,
+    SYMMETRY_BREAKING_COST,
     fit_derivatives,
 )
 from crystorus.templates.library import build_library
@@ -54,13 +59,13 @@ def wanted(formula: str, like: Crystals) -> Composition:
 def test_an_ordered_derivative_shares_the_sites_where_they_differ(tmp_path):
     library = library_of(tmp_path, magnetite=with_elements(spinel(), MAGNETITE))
     best, *others = find_templates(library, wanted("MgFe2O4", spinel()))
-    assert best.exchange == "Fe>Mg+Fe"
+    assert best.substitution == "Fe>Mg+Fe"
     assert not best.same_composition
     made = substitute(library, best, STATISTICS)
     assert matches(made, with_elements(spinel(), FERRITE)), "magnesium in the tetrahedra"
     assert not matches(made, with_elements(spinel(), {MG: FE, AL: MG}))
     assert [round(other.cost - best.cost, 6) for other in others] == pytest.approx(
-        [SYMMETRY_BROKEN - ORDERED] * len(others)
+        [SYMMETRY_BREAKING_COST - ORDERING_COST] * len(others)
     )
     assert others, "and the octahedra shared, which breaks their symmetry, costs more"
 
@@ -68,17 +73,17 @@ def test_an_ordered_derivative_shares_the_sites_where_they_differ(tmp_path):
 def test_a_merged_derivative_gives_both_sites_to_one(tmp_path):
     library = library_of(tmp_path, spinel=spinel())
     (found,) = find_templates(library, wanted("Fe3O4", spinel()))
-    assert found.exchange == "Mg>Fe Al>Fe"
+    assert found.substitution == "Mg>Fe Al>Fe"
     made = substitute(library, found, STATISTICS)
     assert matches(made, with_elements(spinel(), MAGNETITE))
 
 
 def test_what_they_cost(tmp_path):
     library = library_of(tmp_path, spinel=spinel())
-    cost = library.exchange.cost
+    cost = library.substitution.cost
     merged = fit_derivatives(library, wanted("Fe3O4", spinel()))
     each = [cost[FE, MG], cost[FE, AL], cost[OX, OX]]
-    assert merged.cost.min() == pytest.approx(sum(each) + 0.6 * max(each) + MERGED)
+    assert merged.cost.min() == pytest.approx(sum(each) + 0.6 * max(each) + MERGING_COST)
     ordered = fit_derivatives(library, wanted("MgAl2TiO3", spinel()))
     least = []
     for shared in (MG, AL, OX):  # every way to have two of four elements on the sites of one
@@ -95,7 +100,7 @@ def test_what_they_cost(tmp_path):
             each += [cost[new, old] for new, old in zip(others, rest, strict=True)]
             least.append(sum(each) + 0.6 * max(each))
     assert least
-    assert ordered.cost.min() == pytest.approx(min(least) + SYMMETRY_BROKEN)
+    assert ordered.cost.min() == pytest.approx(min(least) + SYMMETRY_BREAKING_COST)
 
 
 def test_ways_that_symmetry_makes_one_are_tried_once(tmp_path):
@@ -109,7 +114,7 @@ def test_what_costs_too_much_is_not_heard(tmp_path):
     library = library_of(tmp_path, perovskite=perovskite())
     for formula in ("SrTiO2F", "Fe2O3", "Cs2AuXe2"):
         fits = fit_derivatives(library, parse_formula(formula))
-        assert fits is None or (fits.cost < DEAREST).all()
+        assert fits is None or (fits.cost < MAX_COST).all()
     assert find_templates(library, parse_formula("Cs2AuXe2")) == []
 
 
@@ -130,7 +135,7 @@ def test_costs_stay_below_the_limit(tmp_path):
     every = fit_derivatives(library, composition)
     cheapest = float(every.cost.min())
     assert fit_derivatives(library, composition, below=cheapest) is None
-    limit = cheapest + (SYMMETRY_BROKEN - ORDERED) / 2
+    limit = cheapest + (SYMMETRY_BREAKING_COST - ORDERING_COST) / 2
     some = fit_derivatives(library, composition, below=limit)
     assert 0 < len(some) < len(every)
     assert (some.cost < limit).all()

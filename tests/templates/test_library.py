@@ -7,11 +7,11 @@ import torch
 from prototypes import rocksalt
 from templates.conftest import KNOWN
 
-from crystorus.data.arrays import ReadingError
-from crystorus.data.io import crystals_to_atoms
+from crystorus.data.convert import crystals_to_atoms
 from crystorus.data.store import build_store
-from crystorus.templates.exchange import count_exchanges, mp20_counts
+from crystorus.errors import ReadingError
 from crystorus.templates.library import build_library, library_of, open_library
+from crystorus.templates.substitution import count_substitutions, mp20_counts
 
 
 def test_a_file_gives_back_what_was_built(library):
@@ -43,7 +43,7 @@ def test_repeated_ids_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda b: b"CRYTMPL9" + b[8:], "not a template library of version 1"),
+        (lambda b: b"CRYTMPL9" + b[8:], "not a template library"),
         (lambda b: b[:-100], "cut short"),
         (lambda b: b[:-100] + bytes([b[-100] ^ 1]) + b[-99:], "does not match its digest"),
         (lambda b: b[:9], "not a template library|cut short"),
@@ -80,8 +80,8 @@ def test_an_empty_library_is_not_written(tmp_path):
     assert not (tmp_path / "none.templates").exists()
 
 
-def test_exchanges_are_counted_over_pairs_that_differ_in_one_element(library):
-    counts = count_exchanges(library.slots)
+def test_substitutions_are_counted_over_pairs_that_differ_in_one_element(library):
+    counts = count_substitutions(library.slots)
     sodium, potassium, chlorine, caesium = 11, 19, 17, 55
     assert counts.other[sodium, caesium] == counts.other[caesium, sodium] == 1  # NaCl and CsCl
     assert counts.same[sodium, potassium] == 0  # NaCl and KBr differ in two elements

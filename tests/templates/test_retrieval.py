@@ -10,8 +10,13 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from templates.conftest import KNOWN, with_elements
 
 from crystorus.data.compositions import Composition, parse_formula
+<<<<<<< HEAD
 from crystorus.data.io import crystals_to_structures
 from crystorus.diffusion.cell_prior import CellStatistics
+=======
+from crystorus.data.convert import crystals_to_structures
+from crystorus.diffusion.strain_process import CellStatistics
+>>>>>>> 9057604 (wip2)
 from crystorus.geometry import Crystals
 from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.templates.retrieval import find_templates, substitute
@@ -35,24 +40,26 @@ def test_an_alkali_halide_gets_rocksalt_by_majority(library):
 
 def test_shares_are_of_all_votes(library):
     found = find_templates(library, parse_formula("RbI"))
-    assert sum(c.share for c in found) >= 0.95  # neighbouring prototypes share votes
-    assert all(0 <= c.share <= 1 for c in found)
-    assert [c.share for c in found] == sorted((c.share for c in found), reverse=True)
+    assert sum(c.prototype_fraction for c in found) >= 0.95  # neighbouring prototypes share votes
+    assert all(0 <= c.prototype_fraction <= 1 for c in found)
+    assert [c.prototype_fraction for c in found] == sorted(
+        (c.prototype_fraction for c in found), reverse=True
+    )
 
 
 def test_the_share_of_a_known_phase_is_that_of_its_votes(library):
     """Where nothing else is heard it has them all: that they count a fifth is for the order."""
     (alone,) = find_templates(library, parse_formula("SrTiO3"))
     assert alone.same_composition
-    assert alone.exchange == ""
-    assert alone.share == pytest.approx(1.0)
+    assert alone.substitution == ""
+    assert alone.prototype_fraction == pytest.approx(1.0)
     found = find_templates(library, parse_formula("KBr"))
-    assert sum(c.share for c in found) >= 0.95
+    assert sum(c.prototype_fraction for c in found) >= 0.95
 
 
 def test_elements_go_to_the_sites_of_the_elements_they_resemble(library):
     (found,) = find_templates(library, parse_formula("BaZrS3"))
-    assert found.exchange == "Sr>Ba Ti>Zr O>S"
+    assert found.substitution == "Sr>Ba Ti>Zr O>S"
     old = KNOWN["SrTiO3"].atomic_numbers.tolist()
     assert dict(zip(old, found.numbers.tolist(), strict=True)) == {38: 56, 22: 40, 8: 16}
     wanted = with_elements(perovskite(), {38: 56, 22: 40, 8: 16})
@@ -62,7 +69,7 @@ def test_elements_go_to_the_sites_of_the_elements_they_resemble(library):
 
 
 def test_the_assignment_is_the_cheapest_of_all(library):
-    cost = library.exchange.cost
+    cost = library.substitution.cost
     for formula in ("BaZrS3", "ZrBaS3", "KNbO3", "AuCuN3"):
         composition = parse_formula(formula)
         (found,) = find_templates(library, composition)

@@ -11,7 +11,7 @@ from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import inverse_change
 from crystorus.templates.surroundings import (
     NEIGHBOURS,
-    REACH,
+    CUTOFF,
     difference,
     differences,
     surroundings,
@@ -71,7 +71,7 @@ def test_distances_beyond_reach_are_cut():
         torch.tensor([6]),
         torch.tensor([1]),
     )
-    assert of(lone).distances.max() <= REACH
+    assert of(lone).distances.max() <= CUTOFF
 
 
 def test_all_pairs_at_once_are_as_one_by_one():

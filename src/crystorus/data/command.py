@@ -1,5 +1,6 @@
 """`crystorus data get` and `crystorus data build`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,8 +33,7 @@ def data_get(
     splits = split or ["train", "val"]
     with download_progress() as progress:
         files = get(folder, splits=splits, base_url=url, source=source, progress=progress)
-    for file in files:
-        print(file)
+    sys.stdout.writelines(f"{file}\n" for file in files)
 
 
 def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:

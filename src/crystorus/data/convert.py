@@ -12,27 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crystal_fidelity import structures
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure
-from crystorus.data.arrays import ReadingError, wrap_coords
-from crystorus.data.io import least_distance, niggli_reduce
+from crystal_fidelity import cells, structures
+from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.structures import Crystal, Entry, ReadFailure, wrap_coords
 from crystorus.geometry import Crystals
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
-
-__all__ = [
-    "crystals_from_atoms",
-    "crystals_from_structures",
-    "crystals_to_atoms",
-    "crystals_to_structures",
-    "density",
-    "join",
-    "least_distance",
-    "niggli_reduce",
-    "split",
-]
 
 
 def join(crystals: Sequence[Crystal], *, dtype: torch.dtype = torch.float64) -> Crystals:
@@ -112,6 +99,30 @@ def crystals_to_atoms(crystals: Crystals) -> "list[Atoms]":
 def crystals_to_structures(crystals: Crystals) -> "list[Structure]":
     """Convert to pymatgen structures, one per crystal."""
     return [structures.to_pymatgen(c) for c in split(crystals)]
+
+
+def niggli_reduce(crystals: Crystals) -> Crystals:
+    """Return the same crystals in right-handed Niggli-reduced cells, in their own dtype.
+
+    Raises:
+        ReadingError: If a cell cannot be reduced.
+    """
+    reduced = join([cells.niggli_reduce(c) for c in split(crystals)])
+    return reduced.to(device=crystals.lattice.device, dtype=crystals.lattice.dtype)
+
+
+def least_distance(crystals: Crystals) -> Float[Tensor, " crystals"]:
+    """Return the least distance in Å between two atoms of each crystal, own images included.
+
+    Exact for every cell, skewed ones included. NaN for cells that are singular or not finite.
+    """
+    values = []
+    for crystal in split(crystals):
+        try:
+            values.append(cells.least_distance(crystal))
+        except (ReadingError, np.linalg.LinAlgError):
+            values.append(float("nan"))
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def density(crystals: Crystals) -> Float[Tensor, " crystals"]:

@@ -8,6 +8,7 @@ Files of version 0.1, which had a layout of their own, are opened too.
 """
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +20,15 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
 from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure
 from crystal_fidelity.workers import map_in_order
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from crystorus.data.convert import join
 from crystorus.geometry import Crystals
 
@@ -349,14 +350,14 @@ def write_arrays(
     # equal files. Its first field has a fixed width and is filled in last.
     header = {"sha256": _BLANK, "kind": kind.name, **about}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content = memoryview(save(contiguous, {_KEY: json.dumps(header)}))
+    _, digest, place = _digest(io.BytesIO(content))
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out) as aside:
-            save_file(contiguous, aside, {_KEY: json.dumps(header)})
-            with aside.open("r+b") as stream:
-                _, digest, place = _digest(stream)
-                stream.seek(place)
-                stream.write(digest.encode())
+        with atomic_path(out) as aside, aside.open("wb") as stream:
+            stream.write(content[:place])
+            stream.write(digest.encode())
+            stream.write(content[place + len(digest) :])
 
 
 def open_arrays(
@@ -386,7 +387,8 @@ def open_arrays(
     try:
         with safe_open(path, framework="pt") as tensors:
             header = json.loads((tensors.metadata() or {}).get(_KEY, "{}"))
-            arrays = {name: tensors.get_tensor(name).numpy() for name in tensors.keys()}
+            names = tensors.keys()
+            arrays = {name: tensors.get_tensor(name).numpy() for name in names}
     except (SafetensorError, ValueError, OSError) as error:
         raise ReadingError(damaged) from error
     if header.get("kind") != kind.name:

@@ -11,10 +11,10 @@ from pathlib import Path
 import gemmi
 import moyopy
 import numpy as np
-from crystal_fidelity.structures import element_symbol, wrap_coords
 
+from crystal_fidelity.structures import element_symbol, wrap_coords
+from crystal_fidelity.symmetry import dataset, operations
 from crystorus.data.convert import crystals_to_atoms, split
-from crystorus.data.spacegroups import dataset, operations
 from crystorus.geometry import Crystals
 
 _SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
@@ -55,7 +55,7 @@ def cif_text(crystal: Crystals, name: str) -> str:
 
 def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
     """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`."""
-    return dataset_cif_text(crystal, dataset(crystal, symprec), name, symprec)
+    return dataset_cif_text(crystal, dataset(split(crystal)[0], symprec), name, symprec)
 
 
 def dataset_cif_text(

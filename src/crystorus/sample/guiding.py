@@ -16,7 +16,7 @@ from crystorus.geometry import Crystals
 from crystorus.sample.errors import RequestError
 from crystorus.sample.plan import Known, Phase, Request
 from crystorus.templates.library import TemplateLibrary
-from crystorus.templates.retrieval import Candidate, find_templates, substitute
+from crystorus.templates.retrieval import Template as Candidate, find_templates, substitute
 
 StartName = Literal["noise", "templates", "both"]
 Origin = Literal["known", "substituted", "new"]
@@ -178,9 +178,9 @@ def _known(
         substitute(library, candidate, statistics).to(dtype=torch.float32),
         guidance.level,
         guidance.noised,
-        share=candidate.share,
+        share=candidate.prototype_fraction,
         same_composition=candidate.same_composition,
-        exchange=candidate.exchange,
+        exchange=candidate.substitution,
     )
 
 

@@ -97,9 +97,9 @@ def give_templates(
                     substitute(library, one, statistics).to(dtype=torch.float32),
                     TEMPLATE_LEVEL if options.level is None else options.level,
                     options.noised,
-                    prototype_fraction=one.share,
+                    prototype_fraction=one.prototype_fraction,
                     same_composition=one.same_composition,
-                    substitution=one.exchange,
+                    substitution=one.substitution,
                 )
                 if phase_of(start.crystal, passed_over) is None:
                     starts.append(start)

@@ -3,7 +3,7 @@
 An ordered derivative gives part of the sites of a template's element to one wanted element and
 the rest to another, as MgFe2O4 is made of Fe3O4; a merged one gives the sites of two elements to
 one, as Fe3O4 is made of MgFe2O4. They are looked for where the nearest template of the very
-pattern is far, or there is none, and cost more than their exchanges alone.
+pattern is far, or there is none, and cost more than their substitutions alone.
 """
 
 import itertools
@@ -23,18 +23,18 @@ from crystorus.templates.surroundings import (
     surroundings_in,
 )
 
-ORDERED = 0.5
-"""Cost of sharing an element's sites where they differ, beside the cost of the exchanges."""
-SYMMETRY_BROKEN = 0.9
+ORDERING_COST = 0.5
+"""Cost of sharing an element's sites where they differ, beside the cost of the substitutions."""
+SYMMETRY_BREAKING_COST = 0.9
 """The same where sites that are alike are shared."""
-MERGED = 0.6
+MERGING_COST = 0.6
 """Cost of giving the sites of two elements to one."""
-REACH = 1.2
-"""Cost beyond the nearest of the very pattern from which a derivative is not heard."""
-DEAREST = 4.0
-"""Cost from which no derivative is heard: of 29 that cost more, none matched."""
+MAX_COST_BEYOND = 1.2
+"""A derivative is left out if it costs more than the best template of the exact pattern by this."""
+MAX_COST = 4.0
+"""A derivative that costs more is left out: of 29 such, none matched."""
 _TEMPLATES = 60  # looked into, of either kind
-_SHARES = 70  # ways to share the sites of one element that are tried
+_WAYS = 70  # ways to share the sites of one element that are tried
 _KINDS = 10  # of sites of one element; of more, they are not shared as wholes
 _FITS = 200
 _ALIKE = 0.002  # difference of surroundings within which two ways to share are one
@@ -70,12 +70,12 @@ def fit_derivatives(
     Args:
         library: Where to look.
         composition: What is wanted.
-        below: Cost that they have to stay under; `DEAREST` where that is less.
+        below: Cost that they have to stay under; `MAX_COST` where that is less.
         exclude: A template that may not be used, by its number.
     """
-    below = min(below, DEAREST)
-    ordered = _cheapest(library, _orderings(composition), below - ORDERED, exclude)
-    merged = _cheapest(library, _mergers(composition), below - MERGED, exclude)
+    below = min(below, MAX_COST)
+    ordered = _cheapest(library, _orderings(composition), below - ORDERING_COST, exclude)
+    merged = _cheapest(library, _mergers(composition), below - MERGING_COST, exclude)
     found = [fit for one in ordered for fit in _ordered(library, one) if fit.cost[0] < below]
     found += [_merged(library, one) for one in merged]
     found.sort(key=lambda fit: float(fit.cost[0]))
@@ -131,7 +131,7 @@ def _in_group(
     below: float,
     exclude: int,
 ) -> list[_Derivation]:
-    costs = np.stack([library.exchange.cost[list(one.elements)].sum(0) for one in wanted])
+    costs = np.stack([library.substitution.cost[list(one.elements)].sum(0) for one in wanted])
     cost, slots = assign(group, costs, counts)
     cost[group.indices == exclude] = np.inf
     near = np.argsort(cost, kind="stable")[:_TEMPLATES]
@@ -149,7 +149,7 @@ def _in_group(
 def _merged(library: TemplateLibrary, one: _Derivation) -> Fits:
     new = np.array([each.elements[0] for each in one.new])
     numbers = renamed(library.atomic_numbers(one.template), np.array(one.old), new)
-    return _fit(one, numbers, _distances(library, one.template), MERGED)
+    return _fit(one, numbers, _distances(library, one.template), MERGING_COST)
 
 
 def _ordered(library: TemplateLibrary, one: _Derivation) -> list[Fits]:
@@ -162,7 +162,7 @@ def _ordered(library: TemplateLibrary, one: _Derivation) -> list[Fits]:
     distances = _distances(library, one.template)
     ways: list[Fits] = []
     kinds = _kinds(distances, old)[sites]
-    for chosen, cost in _shares(sites, kinds, one.new[shared].counts[0]):
+    for chosen, cost in _ways(sites, kinds, one.new[shared].counts[0]):
         numbers = rest.copy()
         numbers[chosen] = first
         numbers[np.setdiff1d(sites, chosen)] = second
@@ -172,7 +172,7 @@ def _ordered(library: TemplateLibrary, one: _Derivation) -> list[Fits]:
     return ways
 
 
-def _shares(sites: np.ndarray, kinds: np.ndarray, count: int) -> Iterator[tuple[list[int], float]]:
+def _ways(sites: np.ndarray, kinds: np.ndarray, count: int) -> Iterator[tuple[list[int], float]]:
     """Yield the choices of `count` sites, all of a kind or none of it first, and their costs."""
     members = [sites[kinds == kind].tolist() for kind in np.unique(kinds)]
     if len(members) <= _KINDS:
@@ -180,10 +180,10 @@ def _shares(sites: np.ndarray, kinds: np.ndarray, count: int) -> Iterator[tuple[
         some = itertools.chain.from_iterable(itertools.combinations(members, n) for n in numbers)
         wholes = ([site for kind in kinds for site in kind] for kinds in some)
         fitting = (chosen for chosen in wholes if len(chosen) == count)
-        yield from ((chosen, ORDERED) for chosen in itertools.islice(fitting, _SHARES))
-    if math.comb(len(sites), count) <= _SHARES:
+        yield from ((chosen, ORDERING_COST) for chosen in itertools.islice(fitting, _WAYS))
+    if math.comb(len(sites), count) <= _WAYS:
         for subset in itertools.combinations(sites.tolist(), count):
-            yield list(subset), SYMMETRY_BROKEN
+            yield list(subset), SYMMETRY_BREAKING_COST
 
 
 def _kinds(distances: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The wanted elements put into templates of their own pattern, at the least cost of exchange."""
+"""Put the wanted elements into templates of their own pattern, at the least cost."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from crystorus.data.compositions import Composition
 from crystorus.templates.library import PatternGroup, TemplateLibrary
 
-WORST_EXCHANGE = 0.6
-"""How much of the costliest exchange of a candidate is counted again."""
+WORST_AGAIN = 0.6
+"""Factor with which the costliest substitution of a template is counted again."""
 _ASSIGNMENTS = 5040  # seven elements of equal count; of more, that many orders are tried
 
 
@@ -21,9 +21,9 @@ class Fits:
     Attributes:
         templates: Their numbers in the library, [N].
         numbers: Wanted element of each of a template's atoms, N arrays of [n].
-        cost: Cost of the exchange, [N].
+        cost: Cost of the substitution, [N].
         distances: Surroundings, the wanted elements in the order of `slots_of`, [N, m, m, 6].
-        same: Whether no element was exchanged, [N].
+        same: Whether no element was substituted, [N].
     """
 
     templates: np.ndarray
@@ -64,13 +64,13 @@ def assign(
         counts: Atoms of what is wanted, ascending, [m].
 
     Returns:
-        The cost of each template, the dearest of its exchanges counted 1.6 times, [N], and
+        The cost of each template, the costliest of its substitutions counted 1.6 times, [N], and
         the slot of the template that each of what is wanted takes, [N, m].
     """
     slots = list(itertools.islice(_assignments(counts.tolist()), _ASSIGNMENTS))
     rows = np.arange(len(counts))
     each = (costs[rows, group.elements[:, slot]] for slot in slots)
-    totals = np.stack([cost.sum(1) + WORST_EXCHANGE * cost.max(1) for cost in each])
+    totals = np.stack([cost.sum(1) + WORST_AGAIN * cost.max(1) for cost in each])
     return totals.min(0), np.array(slots)[totals.argmin(0)]
 
 
@@ -89,7 +89,7 @@ def fit_pattern(
     group = library.group(tuple(counts.tolist()))
     if group is None:
         return None
-    cost, assigned = assign(group, library.exchange.cost[wanted], counts)
+    cost, assigned = assign(group, library.substitution.cost[wanted], counts)
     cost[group.indices == exclude] = np.inf
     near = np.argsort(cost, kind="stable")[:limit]
     near = near[np.isfinite(cost[near])]
@@ -117,7 +117,7 @@ def renamed(numbers: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray
 
 
 def _assignments(counts: list[int]) -> itertools.chain[list[int]]:
-    """Yield every order of the slots that only exchanges slots of equal count."""
+    """Yield every order of the slots that only permutes slots of equal count."""
     runs = [list(run) for _, run in itertools.groupby(range(len(counts)), key=counts.__getitem__)]
     orders = itertools.product(*map(itertools.permutations, runs))
     return itertools.chain([slot for run in order for slot in run] for order in orders)

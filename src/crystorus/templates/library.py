@@ -1,13 +1,13 @@
 """A library of templates: known crystals with what is needed to look them up, in one mapped file.
 
 Beside the arrays of a crystal store it holds every crystal's surroundings and the counts of
-exchanged elements, so that opening it costs nothing and a look-up milliseconds.
+substituted elements, so that opening it costs nothing and a look-up milliseconds.
 """
 
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,30 @@ import numpy as np
 import torch
 
 from crystorus.data.compositions import Composition
-from crystorus.data.mapped import FileKind, contradiction, is_kind, map_file, write_mapped
-from crystorus.data.store import STORE, CrystalStore, build_store, check_target, open_store
+from crystorus.data.store import (
+    STORE,
+    CrystalStore,
+    FileKind,
+    build_store,
+    check_target,
+    contradiction,
+    is_kind,
+    open_arrays,
+    open_store,
+    store_from,
+    write_arrays,
+)
 from crystorus.geometry import Crystals
-from crystorus.templates.exchange import ENOUGH_PAIRS, ExchangeCounts, count_exchanges, mp20_counts
+from crystorus.templates.substitution import (
+    ENOUGH_PAIRS,
+    SubstitutionCounts,
+    count_substitutions,
+    mp20_counts,
+)
 from crystorus.templates.surroundings import NEIGHBOURS, Surroundings, surroundings
 
 LIBRARY = FileKind(
-    b"CRYTMPL1", "template library", "build it again with `crystorus templates build`"
+    "template library", "build it again with `crystorus templates build`", b"CRYTMPL1"
 )
 _STORED = np.dtype("<f2")
 
@@ -49,14 +65,14 @@ class TemplateLibrary:
     Attributes:
         crystals: The crystals themselves.
         slots: Surroundings of each of them.
-        exchange: How often elements stand in for each other here.
+        substitution: How often elements stand in for each other here.
         digest: SHA-256 of the arrays; empty for a library that is not in a file.
         skipped: Name and reason of the structures left out.
     """
 
     crystals: CrystalStore
     slots: Sequence[Surroundings]
-    exchange: ExchangeCounts
+    substitution: SubstitutionCounts
     digest: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
     _groups: dict[tuple[int, ...], PatternGroup] = field(default_factory=dict, repr=False)
@@ -140,19 +156,32 @@ def build_library(
         OSError: If the file cannot be written; nothing is left behind.
     """
     check_target(out, [source] if isinstance(source, Path) else list(source))
-    if isinstance(source, Path) and is_kind(source, STORE):
-        _write_library(open_store(source), out)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Path(folder) / "all.store"
-            _write_library(build_store(source, store, n_workers=n_workers, progress=progress), out)
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(source, Path) and is_kind(source, STORE):
+            store = open_store(source)
+        else:
+            place = Path(folder) / "all.store"
+            store = build_store(source, place, n_workers=n_workers, progress=progress)
+        library = library_of(store)
+        arrays = {
+            **store.arrays,
+            **_pack(library.slots),
+            "exchange:same": library.substitution.same.astype("<i4"),
+            "exchange:other": library.substitution.other.astype("<i4"),
+        }
+        kept = ("sources", "crystals", "n_skipped", "skipped", "extra")
+        write_arrays(out, LIBRARY, arrays, {name: store.header[name] for name in kept})
     return open_library(out, verify=False)
 
 
 def library_of(store: CrystalStore) -> TemplateLibrary:
     """Make a library of a store's crystals in memory."""
-    slots = [surroundings(*arrays) for arrays in _geometries(store)]
-    counts = count_exchanges(slots)
+    arrays, slots = store.arrays, []
+    for index, (first, n) in enumerate(zip(arrays["first_atom"], store.n_atoms, strict=True)):
+        atoms = slice(int(first), int(first) + int(n))
+        numbers = arrays["atomic_numbers"][atoms].astype(np.int64)
+        slots.append(surroundings(arrays["lattice"][index], arrays["frac_coords"][atoms], numbers))
+    counts = count_substitutions(slots)
     return TemplateLibrary(store, slots, counts if counts.pairs >= ENOUGH_PAIRS else mp20_counts())
 
 
@@ -166,48 +195,17 @@ def open_library(path: Path, *, verify: bool = True) -> TemplateLibrary:
     Raises:
         ReadingError: If it is missing, not a library of this version, cut short, or altered.
     """
-    header, arrays = map_file(path, LIBRARY, verify=verify)
+    header, arrays = open_arrays(path, LIBRARY, verify=verify)
+    store = store_from(path, LIBRARY, header, arrays)
     try:
         slots = _unpack(arrays)
-        if len(slots) != len(arrays["n_atoms"]):
-            raise ValueError(f"{len(slots)} surroundings of {len(arrays['n_atoms'])} crystals")
-        store = CrystalStore(path, header, arrays)
-        exchange = ExchangeCounts(arrays["exchange:same"], arrays["exchange:other"])
-        return TemplateLibrary(
-            store,
-            slots,
-            exchange,
-            header["sha256"],
-            tuple((name, why) for name, why in header["skipped"]),
-        )
+        if len(slots) != len(store):
+            raise ValueError(f"{len(slots)} surroundings of {len(store)} crystals")
+        # Versions before 0.2 called substitutions exchanges; the files are the same.
+        counts = SubstitutionCounts(arrays["exchange:same"], arrays["exchange:other"])
+        return TemplateLibrary(store, slots, counts, header["sha256"], tuple(store.skipped))
     except (ValueError, TypeError, KeyError) as error:
         raise contradiction(path, LIBRARY, error) from error
-
-
-def _geometries(store: CrystalStore) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    arrays = store.arrays
-    for index, (first, n) in enumerate(zip(arrays["first_atom"], store.n_atoms, strict=True)):
-        atoms = slice(int(first), int(first) + int(n))
-        yield (
-            arrays["lattice"][index],
-            arrays["frac_coords"][atoms],
-            arrays["atomic_numbers"][atoms].astype(np.int64),
-        )
-
-
-def _write_library(store: CrystalStore, out: Path) -> None:
-    library = library_of(store)
-    arrays = {
-        **store.arrays,
-        **_pack(library.slots),
-        "exchange:same": library.exchange.same.astype("<i4"),
-        "exchange:other": library.exchange.other.astype("<i4"),
-    }
-    about = {
-        name: store.header[name]
-        for name in ("sources", "crystals", "n_skipped", "skipped", "extra")
-    }
-    write_mapped(out, LIBRARY, arrays, about)
 
 
 def _pack(slots: Sequence[Surroundings]) -> dict[str, np.ndarray]:

@@ -3,10 +3,8 @@
 import functools
 from pathlib import Path
 
-from crystorus.data.preparing import prepare_all
-from crystorus.data.reading import structure_arrays
-from crystorus.data.sources import Record
-from crystorus.data.store import store_of
+from crystal_fidelity.structures import Crystal, from_pymatgen
+from crystorus.data.store import store_of, usable
 from crystorus.templates.library import TemplateLibrary, library_of
 
 NAME = "AFLOW prototypes"
@@ -21,8 +19,8 @@ def aflow_prototypes() -> TemplateLibrary:
     """
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
-    records = [
-        Record(entry["tags"]["aflow"], structure_arrays(entry["snl"].structure))
+    entries = [
+        usable(from_pymatgen(entry["snl"].structure, entry["tags"]["aflow"]))
         for entry in AFLOW_PROTOTYPE_LIBRARY
     ]
-    return library_of(store_of(prepare_all(records), Path(NAME)))
+    return library_of(store_of([e for e in entries if isinstance(e, Crystal)], Path(NAME)))

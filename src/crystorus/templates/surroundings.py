@@ -4,15 +4,17 @@ Two crystals of one prototype have nearly the same surroundings whatever element
 computing them once per crystal makes the comparison of thousands a matter of milliseconds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 NEIGHBOURS = 6
 """Distances kept per pair of elements."""
-REACH = 2.6
+CUTOFF = 2.6
 """Distances are cut here, in units of (V/n)^⅓; a shell of 70 atoms of a close packing."""
 _COINCIDENT = 1e-6
+_BLOCK = 4_000_000  # distances held at a time, 32 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,17 @@ def surroundings(
         frac_coords: x, [n, 3].
         atomic_numbers: z, [n].
     """
-    return surroundings_in(distances_between(lattice, frac_coords), atomic_numbers)
+    elements, counts = _slots(atomic_numbers)
+    n = len(atomic_numbers)
+    rows = max(1, _BLOCK // (n * len(_images(lattice, n))))
+    blocks = [range(start, min(start + rows, n)) for start in range(0, n, rows)]
+    nearest = [
+        nearest_distances(
+            distances_between(lattice, frac_coords, atoms=block), atomic_numbers, elements
+        )
+        for block in blocks
+    ]
+    return _averaged(np.concatenate(nearest, axis=1), atomic_numbers, elements, counts)
 
 
 def surroundings_in(distances: np.ndarray, atomic_numbers: np.ndarray) -> Surroundings:
@@ -54,25 +66,35 @@ def surroundings_in(distances: np.ndarray, atomic_numbers: np.ndarray) -> Surrou
         distances: As `distances_between` gives them, [n, n, images].
         atomic_numbers: z, [n].
     """
+    elements, counts = _slots(atomic_numbers)
+    nearest = nearest_distances(distances, atomic_numbers, elements)
+    return _averaged(nearest, atomic_numbers, elements, counts)
+
+
+def _slots(atomic_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     elements, counts = np.unique(atomic_numbers, return_counts=True)
     order = np.lexsort((elements, counts))
-    elements, counts = elements[order], counts[order]
+    return elements[order], counts[order]
+
+
+def _averaged(
+    nearest: np.ndarray, atomic_numbers: np.ndarray, elements: np.ndarray, counts: np.ndarray
+) -> Surroundings:
     mean_over = (atomic_numbers == elements[:, None]) / counts[:, None]
-    nearest = nearest_distances(distances, atomic_numbers, elements)
     return Surroundings(elements, counts, np.einsum("an,bnk->abk", mean_over, nearest))
 
 
 def nearest_distances(
     distances: np.ndarray, atomic_numbers: np.ndarray, elements: np.ndarray
 ) -> np.ndarray:
-    """Return the nearest distances from every atom to each element, [m, n, NEIGHBOURS].
+    """Return the nearest distances from every atom to each element, [m, atoms, NEIGHBOURS].
 
     Args:
-        distances: As `distances_between` gives them, [n, n, images].
+        distances: As `distances_between` gives them, [atoms, n, images].
         atomic_numbers: z, [n].
         elements: The m elements, in the order wanted.
     """
-    n = len(atomic_numbers)
+    n = len(distances)
     result = np.empty((len(elements), n, NEIGHBOURS))
     for b, element in enumerate(elements):
         nearest = distances[:, atomic_numbers == element].reshape(n, -1)
@@ -80,7 +102,7 @@ def nearest_distances(
             lacking = NEIGHBOURS - nearest.shape[1]
             nearest = np.pad(nearest, ((0, 0), (0, lacking)), constant_values=np.inf)
         nearest = np.sort(np.partition(nearest, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS], axis=1)
-        result[b] = np.minimum(nearest, REACH)
+        result[b] = np.minimum(nearest, CUTOFF)
     return result
 
 
@@ -98,22 +120,36 @@ def differences(distances: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.maximum(apart, 0) / rows.shape[1]))
 
 
-def distances_between(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
-    """Return the distances from every atom to all images within `REACH`, and to some beyond.
+def distances_between(
+    lattice: np.ndarray, frac_coords: np.ndarray, *, atoms: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return the distances from atoms to all images within `CUTOFF`, and to some beyond.
 
     Args:
         lattice: ρ in Å, columns are lattice vectors, [3, 3], reduced.
         frac_coords: x, [n, 3].
+        atoms: From which atoms; from all of them if not given.
 
     Returns:
-        [n, n, images], in units of (V/n)^⅓; infinite from an atom to itself.
+        [atoms, n, images], in units of (V/n)^⅓; infinite from an atom to itself.
     """
-    unit = (abs(np.linalg.det(lattice)) / len(frac_coords)) ** (1 / 3)
-    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=1)
-    shells = np.ceil(REACH * unit / heights + 0.5).astype(int)
-    axes = [np.arange(-shell, shell + 1) for shell in shells]
-    images = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ lattice.T
-    apart = frac_coords[None] - frac_coords[:, None]
+    n = len(frac_coords)
+    chosen = frac_coords if atoms is None else frac_coords[list(atoms)]
+    apart = frac_coords[None] - chosen[:, None]
     apart = (apart - np.round(apart)) @ lattice.T
-    distance = np.linalg.norm(apart[:, :, None] + images, axis=-1)
-    return np.where(distance < _COINCIDENT, np.inf, distance) / unit
+    distance = np.linalg.norm(apart[:, :, None] + _images(lattice, n), axis=-1)
+    return np.where(distance < _COINCIDENT, np.inf, distance) / _unit(lattice, n)
+
+
+def _unit(lattice: np.ndarray, n_atoms: int) -> float:
+    """Return (V/n)^⅓ in Å."""
+    return float((abs(np.linalg.det(lattice)) / n_atoms) ** (1 / 3))
+
+
+def _images(lattice: np.ndarray, n_atoms: int) -> np.ndarray:
+    """Return the lattice vectors in Å to every cell that holds atoms within `CUTOFF`."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=1)
+    # Half a cell more, because differences of coordinates are brought into [-1/2, 1/2].
+    shells = np.ceil(CUTOFF * _unit(lattice, n_atoms) / heights + 0.5).astype(int)
+    axes = [np.arange(-shell, shell + 1) for shell in shells]
+    return np.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ lattice.T)

@@ -1,8 +1,8 @@
 """How well one element stands in for another, counted over pairs of known crystals.
 
-Two crystals that differ in one element either share a prototype or do not. The share of those that
-do, shrunk towards what the elements' properties suggest where pairs are few, is the probability
-that a prototype survives the exchange.
+Two crystals that differ in one element either share a prototype or do not. The fraction of those
+that do, shrunk towards what the elements' properties suggest where pairs are few, is the
+probability that a prototype survives the substitution.
 """
 
 import functools
@@ -25,14 +25,14 @@ ENOUGH_PAIRS = 20_000
 _PRIOR_PAIRS = 34.0
 _LARGEST_BUCKET = 400
 _IDENTITY = 0.978
-# Share of pairs that keep their prototype against the distance of the exchanged elements in
+# Fraction of pairs that keep their prototype against the distance of the substituted elements in
 # standardised properties, read off 140 893 pairs of MP-20 train.
 _DISTANCES = np.array([0.0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 7.0, 10.0, 14.0])
-_SHARES = np.array([0.90, 0.86, 0.74, 0.66, 0.63, 0.55, 0.43, 0.33, 0.13, 0.05])
+_FRACTIONS = np.array([0.90, 0.86, 0.74, 0.66, 0.63, 0.55, 0.43, 0.33, 0.13, 0.05])
 
 
 @dataclass(frozen=True, eq=False)
-class ExchangeCounts:
+class SubstitutionCounts:
     """Pairs of crystals that differ in one element, by the two elements; symmetric, [119, 119].
 
     Attributes:
@@ -45,7 +45,7 @@ class ExchangeCounts:
 
     @functools.cached_property
     def cost(self) -> np.ndarray:
-        """-log of the probability that a prototype survives the exchange, [119, 119]."""
+        """-log of the probability that a prototype survives the substitution, [119, 119]."""
         prior = _PRIOR_PAIRS * prior_survival()
         survival = (self.same + prior) / (self.same + self.other + _PRIOR_PAIRS)
         np.fill_diagonal(survival, _IDENTITY)
@@ -57,21 +57,21 @@ class ExchangeCounts:
         return int(self.same.sum() + self.other.sum()) // 2
 
 
-def mp20_counts() -> ExchangeCounts:
+def mp20_counts() -> SubstitutionCounts:
     """Return the counts over the training split of MP-20, which ship with the package."""
     with resources.as_file(resources.files("crystorus.templates") / "exchange.npz") as path:
         tables = np.load(path)
-        return ExchangeCounts(tables["same"], tables["other"])
+        return SubstitutionCounts(tables["same"], tables["other"])
 
 
 def prior_survival() -> np.ndarray:
     """Return the survival probability that elemental properties alone suggest, [119, 119]."""
     descriptors = element_descriptors().numpy()
     distance = np.linalg.norm(descriptors[:, None] - descriptors[None], axis=-1)
-    return np.interp(distance, _DISTANCES, _SHARES)
+    return np.interp(distance, _DISTANCES, _FRACTIONS)
 
 
-def count_exchanges(crystals: Iterable[Surroundings]) -> ExchangeCounts:
+def count_substitutions(crystals: Iterable[Surroundings]) -> SubstitutionCounts:
     """Count, over all pairs that differ in the element of one slot, which share a prototype."""
     buckets: dict[tuple[tuple[int, int], ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
     for crystal in crystals:
@@ -87,7 +87,7 @@ def count_exchanges(crystals: Iterable[Surroundings]) -> ExchangeCounts:
         # A bucket beyond this size (an element's own allotropes) says little more, squared.
         for group in _pieces(members):
             _count(group, same, other)
-    return ExchangeCounts(same, other)
+    return SubstitutionCounts(same, other)
 
 
 def _pieces(members: list[tuple[int, np.ndarray]]) -> Iterable[list[tuple[int, np.ndarray]]]:
@@ -101,8 +101,8 @@ def _count(members: list[tuple[int, np.ndarray]], same: np.ndarray, other: np.nd
     elements = np.array([element for element, _ in members])
     distances = np.stack([d for _, d in members])
     alike = difference(distances[:, None], distances[None]) < SAME_PROTOTYPE
-    exchanged = elements[:, None] != elements[None]
-    first = np.broadcast_to(elements[:, None], exchanged.shape)
-    second = np.broadcast_to(elements[None], exchanged.shape)
-    for table, chosen in ((same, exchanged & alike), (other, exchanged & ~alike)):
+    differ = elements[:, None] != elements[None]
+    first = np.broadcast_to(elements[:, None], differ.shape)
+    second = np.broadcast_to(elements[None], differ.shape)
+    for table, chosen in ((same, differ & alike), (other, differ & ~alike)):
         np.add.at(table, (first[chosen], second[chosen]), 1)
