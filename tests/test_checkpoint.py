@@ -15,15 +15,22 @@ from tiny import TINY
 from crystorus.checkpoint import (
     CARD,
     FORMAT,
+    FORMER_SCORER_CARD,
+    FORMER_SCORER_WEIGHTS,
+    SCORER_CARD,
+    SCORER_WEIGHTS,
     WEIGHTS,
     CheckpointError,
     load_checkpoint,
+    read_scorer_card,
     save_checkpoint,
+    save_scorer,
 )
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_model
 from crystorus.data.files import file_digest
 from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.networks.scorer import Scorer
 
 
 @pytest.fixture
@@ -189,3 +196,30 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(model, saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+def test_a_scorer_is_read_by_its_present_and_its_former_name(saved):
+    network = load_checkpoint(saved).denoiser.network
+    save_scorer(Scorer(network, level=2), saved, {"note": "present"})
+    loaded = load_checkpoint(saved).scorer
+    assert loaded.level == 2
+    assert loaded.digest == file_digest(saved / SCORER_WEIGHTS)
+    (saved / SCORER_WEIGHTS).rename(saved / FORMER_SCORER_WEIGHTS)
+    (saved / SCORER_CARD).rename(saved / FORMER_SCORER_CARD)
+    assert load_checkpoint(saved).scorer.digest == loaded.digest
+    save_scorer(Scorer(network, level=3), saved, {"note": "new"})
+    assert read_scorer_card(saved)["card"] == {"note": "new"}
+    assert sorted(p.name for p in saved.iterdir()) == sorted(
+        [CARD, WEIGHTS, SCORER_CARD, SCORER_WEIGHTS]
+    )
+
+
+def test_a_checkpoint_of_an_older_version_is_read(saved):
+    """Former names of the sampler's settings, as cards had them."""
+    card = json.loads((saved / CARD).read_text())
+    sampling = card["config"]["sampling"]
+    for old, new in (("first", "first_fraction"), ("settle", "final_refinement_steps")):
+        sampling[old] = sampling.pop(new)
+    sampling["settle"] = 4
+    edit_card(saved, config=card["config"])
+    assert load_checkpoint(saved).config.sampling.final_refinement_steps == 4

@@ -1,11 +1,20 @@
 """Settings: Table 1 is the default of `paper`, and a mistake is named with its remedy."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from crystorus.config import ConfigError, config_from_dict, config_to_dict, load_config
+from crystorus.config import (
+    ConfigError,
+    SamplerConfig,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    sampler_from_dict,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -72,3 +81,57 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not readable TOML"):
         load_config(tmp_path / "bytes.toml")
+
+
+FORMER = {"first": 0.8, "last": 0.2, "stretch": 1.5, "settle": 3}
+PRESENT = SamplerConfig(
+    first_fraction=0.8, last_fraction=0.2, over_relaxation=1.5, final_refinement_steps=3
+)
+
+
+def test_former_names_are_read_from_cards_files_and_overrides(tmp_path):
+    assert config_from_dict({"sampling": FORMER}).sampling == PRESENT
+    assert sampler_from_dict(FORMER) == PRESENT
+    (tmp_path / "old.toml").write_text("[sampling]\nfirst = 0.8\nlast = 0.9\nstretch = 1.5\n")
+    words = ["sampling.last=0.2", "sampling.settle=3"]
+    assert load_config(tmp_path / "old.toml", words).sampling == PRESENT
+    both = {"stretch": 1.5, "over_relaxation": 1.5}
+    with pytest.raises(ConfigError, match="are one setting: remove stretch"):
+        config_from_dict({"sampling": both})
+
+
+def test_steps_of_the_papers_network_are_no_setting(tmp_path):
+    """Old cards have them; they were never read, so a file in which they differ is refused."""
+    old = {"preset": "paper", "network": {"steps": 100}, "diffusion": {"steps": 20}}
+    assert config_from_dict(old).diffusion.steps == 20
+    (tmp_path / "p.toml").write_text('preset = "paper"\n[network]\nsteps = 100\n')
+    assert load_config(tmp_path / "p.toml").diffusion.steps == 100
+    (tmp_path / "p.toml").write_text('preset = "paper"\n[network]\nsteps = 50\n')
+    with pytest.raises(ConfigError, match=r"network.steps = 50 but diffusion.steps = 100.*remove"):
+        load_config(tmp_path / "p.toml")
+    with pytest.raises(ConfigError, match=r"unknown setting network\.steps"):
+        config_from_dict({"network": {"steps": 100}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"first_fraction": 0.0}, "first_fraction = 0.0.*above 0 to 1"),
+        ({"first_fraction": 1.1}, "first_fraction = 1.1.*above 0 to 1"),
+        ({"last_fraction": 1.0}, "last_fraction = 1.0.*below 1"),
+        ({"over_relaxation": float("inf")}, "over_relaxation = inf.*from 0 up"),
+        ({"temperature": -1.0}, "temperature = -1.0.*from 0 up"),
+        ({"anti_annealing": float("nan")}, "anti_annealing = nan.*finite"),
+        ({"final_refinement_steps": -1}, "final_refinement_steps = -1.*0 or more"),
+    ],
+)
+def test_impossible_samplers_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        SamplerConfig(**settings)
+    with pytest.raises(ConfigError, match=r"sampling\." + words):
+        config_from_dict({"sampling": settings})
+
+
+def test_settings_are_read_without_torch():
+    code = "import sys, crystorus.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,6 +17,7 @@ from crystorus.geometry.lattice_sums import (
     integer_boxes,
     lattice_sums,
     quadrupole,
+    readable_cells,
 )
 
 CONFIG = LatticeSumConfig()
@@ -185,3 +186,50 @@ def test_sums_are_smooth_where_a_neighbour_crosses_the_cutoff():
         values.append(dense_sums(crystal).scalar[0, :, : CONFIG.radial[0]])
     second = (values[0] - 2 * values[1] + values[2]).abs().max()
     assert second < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_crystals_are_read_as_they_are(name):
+    crystal = all_prototypes()[name]
+    assert readable_cells(crystal.lattice, crystal.n_atoms) is crystal.lattice
+
+
+RUNAWAY = {
+    "blown up": torch.diag(torch.tensor([1e4, 1e4, 1e4])),
+    "collapsed": torch.diag(torch.tensor([1e-4, 1e-4, 1e-4])),
+    "needle": torch.diag(torch.tensor([1e-3, 1e-3, 1e6])),
+    "sheet": torch.diag(torch.tensor([1e5, 1e5, 1e-6])),
+    "flat": torch.diag(torch.tensor([4.0, 4.0, 0.0])),
+    "overflow": torch.diag(torch.tensor([1e38, 1e38, 1e38])),
+    "not a number": torch.full((3, 3), math.nan),
+}
+
+
+@pytest.mark.parametrize("name", list(RUNAWAY))
+def test_cells_that_ran_away_cost_no_more_than_others_and_leave_them_alone(name):
+    """A few thousand images and waves, where the cells as they are have millions."""
+    good = all_prototypes()["rutile"].to(dtype=torch.float32)
+    bad = good.with_geometry(RUNAWAY[name][None], good.frac_coords)
+    both = dense_sums(type(good).concat([good, bad]))
+    assert torch.isfinite(both.joined).all()
+    torch.testing.assert_close(both.joined[:1], dense_sums(good).joined)
+
+
+def test_cells_at_the_limits_turn_with_the_crystal():
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator).double())[0]
+    cell = torch.diag(torch.tensor([1e-3, 4.0, 1e4])).double()[None]
+    n_atoms = torch.tensor([8])
+    read = readable_cells(cell, n_atoms)
+    assert not torch.allclose(read, cell)
+    torch.testing.assert_close(readable_cells(rotation @ cell, n_atoms), rotation @ read)
+    volume = float(torch.linalg.det(read))
+    assert volume * (1 + 1e-9) >= 0.3 * 8
+
+
+@pytest.mark.parametrize("images", [1, 10**4])
+def test_images_taken_a_few_at_a_time_give_the_same_sums(images, monkeypatch):
+    crystal = all_prototypes()["spinel"]
+    whole = dense_sums(crystal)
+    monkeypatch.setattr(lattice_sums_module, "IMAGES_AT_A_TIME", images)
+    torch.testing.assert_close(dense_sums(crystal).joined, whole.joined)

@@ -295,3 +295,32 @@ def test_larger_crystals_than_in_training_are_shown_as_the_largest(training):
     net.max_atoms = 6
     net(crystal, t)
     assert torch.equal(free, seen[-1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pairs", [1, 100])
+def test_rows_of_pairs_taken_a_few_at_a_time_give_the_same(denoiser, pairs, monkeypatch):
+    crystals = Crystals.concat([noisy(CRYSTALS["spinel"]), noisy(CRYSTALS["rutile"])])
+    t = torch.tensor([600, 30])
+    whole = denoiser(crystals, t)
+    monkeypatch.setattr(fieldnet, "PAIRS_AT_A_TIME", pairs)
+    parts = denoiser(crystals, t)
+    torch.testing.assert_close(parts.displacement, whole.displacement)
+    torch.testing.assert_close(parts.strain, whole.strain)
+
+
+def test_values_with_and_without_gradients_are_equal(denoiser):
+    """Without gradients the pair state is written over."""
+    crystal = noisy(CRYSTALS["perovskite"])
+    kept = denoiser(crystal, T)
+    with torch.no_grad():
+        free = denoiser(crystal, T)
+    torch.testing.assert_close(free.displacement, kept.displacement.detach())
+    torch.testing.assert_close(free.strain, kept.strain.detach())
+
+
+def test_bf16_is_a_rounding_of_fp32():
+    denoiser, crystal = build().float(), noisy(CRYSTALS["rutile"]).to(dtype=torch.float32)
+    exact, rounded = denoiser(crystal, T).strain, denoiser(crystal, T, "bf16").strain
+    size = exact.abs().max()
+    assert 1e-6 * size < (exact - rounded).abs().max() < 0.1 * size

@@ -158,7 +158,7 @@ class LogLatticeProcess:
         Returns:
             ρ_s in Å.
 
-        Source: [Song21b], deterministic sampling.
+        Source: [Song21b], deterministic sampling
         """
         high, low = self.level(t, lattice), self.level(s, lattice)
         x_t, x_0 = self.encode(lattice), self.encode(prediction.lattice)

@@ -188,7 +188,7 @@ class StrainProcess:
         Returns:
             ρ_s in Å.
 
-        Source: [Song21], probability-flow ODE.
+        Source: [Song21], probability-flow ODE
         """
         strain = predicted_strain(prediction, lattice)
         ratio = self.level(s, lattice) / self.level(t, lattice)

@@ -53,7 +53,7 @@ def geometric_levels(lowest: float, highest: float, steps: int) -> Float[Tensor,
     Raises:
         ValueError: If the levels do not grow or there is no step.
 
-    Source: [Song21], variance-exploding noise.
+    Source: [Song21], variance-exploding noise
     """
     if not 0 < lowest < highest or steps < 1:
         raise ValueError(

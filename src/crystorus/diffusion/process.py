@@ -117,13 +117,16 @@ class Diffusion:
     ) -> Crystals:
         """Draw M_T of given compositions: lines 1 and 2 of Algorithm 2.
 
-        Positions are uniform on the torus, to which the noised ones tend (Lemma 1 of
-        [Klipfel24]); the cell's prior is that of its process.
+        Positions are uniform on the torus, to which the noised ones tend: Fourier coefficient n of
+        a wrapped normal is exp(-2π²σ²|n|²), which for all n ≠ 0 goes to 0 as σ grows. The cell's
+        prior is that of its process.
 
         Args:
             atomic_numbers: z, the elements.
             n_atoms: Number of atoms of each crystal.
             noise: Source of the random numbers.
+
+        Source: [Klipfel24] Appendix D
         """
         frac_coords = noise.uniform_atoms()
         empty = frac_coords.new_zeros(len(n_atoms), 3, 3)

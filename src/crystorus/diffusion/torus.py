@@ -31,7 +31,8 @@ def image_mean(
     Returns:
         The mean, fractional.
 
-    Source: [Jing22], score of the wrapped normal; [Jiao23] uses it for crystals.
+    Source: [Klipfel24] Appendix C
+    Source: [Jing22], score of the wrapped normal; [Jiao23], the same for crystals
     """
     nearest = wrap_displacement(displacement)
     shifts = torch.arange(-_IMAGES, _IMAGES + 1, device=nearest.device, dtype=nearest.dtype)
@@ -169,6 +170,7 @@ class TorusProcess:
 
         Source: [Klipfel24] Eq. 18
         Source: [Klipfel24] Eq. 19
+        Source: [Klipfel24] Appendix E
         Deviation: the weight of Eq. 19, 1/2σ_t², becomes that of the target, which is bounded
             where the noise is uniform.
         """
@@ -275,7 +277,7 @@ class TorusProcess:
         Returns:
             x_s, fractional in [0, 1).
 
-        Source: [Song21], probability-flow ODE; [Karras22] writes it in σ.
+        Source: [Song21], probability-flow ODE; [Karras22], the same in σ
         """
         high, low = self.level(t, noisy), self.level(s, noisy)
         pull = (drift * (1 - low / high)).clamp(max=1.0)

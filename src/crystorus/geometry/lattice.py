@@ -82,7 +82,7 @@ class _SymmetricFunction(torch.autograd.Function):
     while the derivative of `eigh`, with 1/(λ_i - λ_j) in it, has no limit. The map H ↦ df is its
     own transpose, so the same formula takes gradients back.
 
-    Source: [Higham08], theorem 3.11 (Daleckii and Krein).
+    Source: [Higham08], theorem 3.11 (Daleckii and Krein)
     """
 
     @staticmethod
