@@ -34,7 +34,7 @@ from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
-from crystorus.data.io import crystals_to_atoms
+from crystorus.data.convert import crystals_to_atoms
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.sampling import Start
 from crystorus.geometry import Crystals
@@ -48,7 +48,7 @@ from crystorus.sample.guiding import (
 from crystorus.sample.plan import make_requests
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.prototypes import aflow_prototypes
-from crystorus.templates.retrieval import Candidate, find_templates, substitute
+from crystorus.templates.retrieval import Template, find_templates, substitute
 from crystorus.templates.surroundings import difference, surroundings
 
 ATOMS = ((1, 5), (6, 10), (11, 15), (16, 20))
@@ -89,7 +89,7 @@ def walk(
     return [crystal for crystal in done if crystal is not None]
 
 
-def prototype_known(wanted: Crystals, found: list[Candidate]) -> bool:
+def prototype_known(wanted: Crystals, found: list[Template]) -> bool:
     """Tell whether a candidate has the surroundings of the truth."""
     truth = surroundings(
         wanted.lattice[0].double().numpy(),
@@ -101,7 +101,7 @@ def prototype_known(wanted: Crystals, found: list[Candidate]) -> bool:
 
 
 def splits(
-    library: TemplateLibrary, wanted: list[Crystals], found: list[list[Candidate]]
+    library: TemplateLibrary, wanted: list[Crystals], found: list[list[Template]]
 ) -> dict[str, np.ndarray]:
     """Return the groups of compositions that figures are split by."""
     atoms = np.array([int(c.n_atoms[0]) for c in wanted])
@@ -111,7 +111,7 @@ def splits(
     cost = np.array([f[0].cost if f else np.inf for f in found])
     for low, high in pairwise(COSTS):
         groups[f"cost {low:g} to {high:g}"] = (cost >= low) & (cost < high)
-    share = np.array([f[0].share if f else 0.0 for f in found])
+    share = np.array([f[0].prototype_fraction if f else 0.0 for f in found])
     groups |= {"share of votes above 0.9": share > 0.9, "share of votes below 0.5": share < 0.5}
     known = np.array([prototype_known(w, f) for w, f in zip(wanted, found, strict=True)])
     return groups | {"prototype among candidates": known, "prototype not among them": ~known}
@@ -151,7 +151,7 @@ def by_potential(
     model: CrystalModel,
     library: TemplateLibrary,
     wanted: list[Crystals],
-    found: list[list[Candidate]],
+    found: list[list[Template]],
     walked: list[Crystals],
     a: argparse.Namespace,
     sampler: SamplerConfig,
@@ -163,9 +163,9 @@ def by_potential(
     """
     places = [n for n, f in enumerate(found) if f]
     asked = {
-        n: [c for c in found[n][:ASKED] if c.share >= 0.01]
+        n: [c for c in found[n][:ASKED] if c.prototype_fraction >= 0.01]
         for n in places
-        if found[n][0].share < DIVIDED
+        if found[n][0].prototype_fraction < DIVIDED
     }
     asked = {n: some for n, some in asked.items() if len(some) > 1}
     starts = [
@@ -180,7 +180,7 @@ def by_potential(
     chosen, first = dict(zip(places, walked, strict=True)), 0
     for n, some in asked.items():
         energy = np.nan_to_num(energies[first : first + len(some)], nan=np.inf)
-        worth = np.log([c.share for c in some]) - energy / ENERGY_SCALE
+        worth = np.log([c.prototype_fraction for c in some]) - energy / ENERGY_SCALE
         chosen[n] = made[first + int(worth.argmax())]
         first += len(some)
     crystals = list(chosen.values())
@@ -225,7 +225,7 @@ def split_figures(match: MatchResult, places: list[int], groups: dict[str, np.nd
 
 def retrieve(
     library: TemplateLibrary, wanted: list[Crystals], limit: int
-) -> tuple[list[list[Candidate]], float]:
+) -> tuple[list[list[Template]], float]:
     """Return the candidates of every composition and the CPU milliseconds of a look-up."""
     began = time.process_time()
     found = [
@@ -341,7 +341,7 @@ def best_of(
     model: CrystalModel,
     library: TemplateLibrary,
     wanted: list[Crystals],
-    found: list[list[Candidate]],
+    found: list[list[Template]],
     a: argparse.Namespace,
     sampler: SamplerConfig,
 ) -> dict:

@@ -185,7 +185,7 @@ def flip(data: bytes, where: int) -> bytes:
         (lambda b: b[:30], "cut short or altered"),
         (lambda b: b[:7], "not a crystal store"),
         (lambda b: b"", "not a crystal store"),
-        (lambda b: b"CRYSTOR9" + b[8:], "not a crystal store"),
+        (lambda b: b"CRYSTOR9" + b[8:], "cut short or altered"),
         (lambda b: b"\x80\x04pickle" + b, "not a crystal store"),
         (lambda b: b[:16] + b"x" * 40 + b[56:], "cut short or altered"),
         (lambda b: flip(b, len(b) - 100), "does not match its digest"),

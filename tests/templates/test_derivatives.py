@@ -12,13 +12,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from templates.conftest import with_elements
 
 from crystorus.data.compositions import Composition, parse_formula
-<<<<<<< HEAD
-from crystorus.data.io import crystals_to_atoms, crystals_to_structures
-from crystorus.diffusion.cell_prior import CellStatistics
-=======
 from crystorus.data.convert import crystals_to_atoms, crystals_to_structures
-from crystorus.diffusion.strain_process import CellStatistics
->>>>>>> 9057604 (wip2)
+from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry import Crystals
 from crystorus.templates.derivatives import (
     MAX_COST,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from crystorus.checkpoint import load_checkpoint, read_card
 from crystorus.config import config_to_dict, load_config
 from crystorus.crystal_model import build_model
-from crystorus.data.batching import plan_batches
+from crystorus.data.batches import plan_batches
 from crystorus.data.store import open_store
 from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.diffusion.losses import training_losses

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import moyopy
 import numpy as np
 
+from crystal_fidelity.errors import ReadingError
+
 MAX_ATOMIC_NUMBER = 118
 MIN_VOLUME_PER_ATOM = 0.5  # Å³; solid hydrogen at a megabar still has more than 1
 MAX_COORDINATE = 1e4
 _SHELL = np.array(list(itertools.product((-1, 0, 1), repeat=3)), dtype=float)
-
-
-class ReadingError(ValueError):
-    """A structure or a file that cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)

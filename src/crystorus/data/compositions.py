@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, pairwise
 
-from crystorus.data.arrays import ReadingError
+from crystorus.errors import RequestError
 
 MAX_ATOMIC_NUMBER = 118
 MAX_COUNT = 1_000_000
@@ -46,7 +46,7 @@ _CHARGE = re.compile(r"\^?\d*[-+\u2212\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 
-class FormulaError(ReadingError):
+class FormulaError(RequestError):
     """A formula or a chemical system that cannot be read, or is too large."""
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -421,7 +421,7 @@ def contradiction(path: Path, kind: FileKind, error: Exception) -> ReadingError:
     return ReadingError(f"{path} contradicts its header ({error}): {kind.remedy}")
 
 
-def _digest(stream: IO[bytes]) -> tuple[str, str, int]:
+def _digest(stream: io.BufferedIOBase) -> tuple[str, str, int]:
     """Return the digest that a file records, the one it has, and where the first is written.
 
     The header is inside the digest: altered shapes, offsets or sources are found.
@@ -434,7 +434,8 @@ def _digest(stream: IO[bytes]) -> tuple[str, str, int]:
     recorded = header[place : place + len(_BLANK)].decode("ascii", "replace")
     header[place : place + len(_BLANK)] = _BLANK.encode()
     digest = hashlib.sha256(start + header)
-    hashlib.file_digest(stream, lambda: digest)
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
     return recorded, digest.hexdigest(), len(start) + place
 
 

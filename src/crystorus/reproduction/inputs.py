@@ -11,8 +11,7 @@ import torch
 
 from crystorus.data.files import file_digest, write_whole
 from crystorus.data.io import crystals_from_structures
-from crystorus.data.mapped import is_kind
-from crystorus.data.store import STORE, CrystalStore, build_store, digest_of, open_store
+from crystorus.data.store import STORE, CrystalStore, build_store, digest_of, is_kind, open_store
 from crystorus.data.writing import write_extxyz
 from crystorus.geometry import Crystals
 from crystorus.reproduction.errors import PaperError

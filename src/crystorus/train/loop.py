@@ -32,7 +32,7 @@ from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystorus.checkpoint import load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
-from crystorus.data.batching import BatchLoader, BatchSampler, CrystalDataset
+from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset
 from crystorus.data.store import open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise, training_losses
