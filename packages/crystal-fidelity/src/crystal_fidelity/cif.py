@@ -4,6 +4,7 @@ Sites of a P1 cell are taken as they are, also where they overlap: a generated c
 become a smaller valid crystal by being read. `docs/reading.md` lists the dialects.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from crystal_fidelity.cells import least_distance
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.operations import (
+    METRIC_TOLERANCE,
     Operations,
     expand,
-    fits,
     fitting_settings,
     hall_number,
     hall_operations,
+    misfit,
     parse_operations,
     settings,
 )
@@ -322,10 +324,10 @@ def _symmetry(
     if listed is None:
         groups, warnings = _named_groups(tags, lattice)
         groups = groups or [("P 1", hall_operations("P 1"))]
-        symbol = groups[0][0].partition(" :")[0]
-        doubt = f"the origin of {symbol} is not given: add :1 or :2 to the symbol; it is read as"
+        names = " and ".join(name for name, _ in groups)
+        doubt = f"its space group may be {names}: add the extension to the symbol; it is read as"
         return groups, doubt, warnings
-    if not fits(listed, lattice):
+    if misfit(listed, lattice) > METRIC_TOLERANCE:
         raise ReadingError("the cell has not the symmetry of its operations: correct one of them")
     try:
         named, _ = _named_groups(tags, lattice)
@@ -419,7 +421,7 @@ def _checked_hall(
             f"its Hall symbol {hall!r} is of space group {kind}, its other names are of "
             f"{min(others)}: they contradict"
         )
-    if not fits(operations, lattice):
+    if misfit(operations, lattice) > METRIC_TOLERANCE:
         raise ReadingError(
             f"the cell has not the symmetry of its Hall symbol {hall!r}: correct one of them"
         )
@@ -530,13 +532,19 @@ def _formula_fault(numbers: NDArray[np.int64], formula: _Formula | None) -> str:
     )
 
 
-def _z_fault(tags: Tags, numbers: NDArray[np.int64], formula: _Formula | None) -> float:
-    """Return 0 if the cell holds Z formula units, 1 if it holds one, 2 otherwise."""
-    text = _one(tags, "_cell_formula_units_z")
-    units = _as_number(text) if text else np.nan
+def _z_fault(tags: Tags, numbers: NDArray[np.int64], formula: _Formula | None) -> int:
+    """Return 0 if the cell holds Z formulas, 1 if nothing is known, 2 if it holds another number.
+
+    Some programs write the formula of the whole cell: that counts as 0 where Z is not given.
+    """
     if formula is None:
+        return 1
+    units = _as_number(_one(tags, "_cell_formula_units_z") or "?")
+    counts = list(formula.counts.values())
+    if abs(units * sum(counts) - len(numbers)) < 0.02 * len(numbers):
         return 0
-    total = sum(formula.counts.values())
-    if not np.isnan(units) and abs(units * total - len(numbers)) < 0.02 * len(numbers):
-        return 0
-    return 1 if abs(total - len(numbers)) < 0.5 or np.isnan(units) else 2
+    whole = abs(sum(counts) - len(numbers)) < 0.5
+    if np.isnan(units):
+        reducible = all(n == int(n) for n in counts) and math.gcd(*map(int, counts)) > 1
+        return 0 if whole and reducible else 1
+    return 1 if whole else 2

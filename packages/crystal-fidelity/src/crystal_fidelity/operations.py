@@ -250,21 +250,30 @@ def _has_code(row: Setting, code: str) -> bool:
     )
 
 
-def fits(operations: Operations, lattice: NDArray[np.float64]) -> bool:
-    """Tell whether operations keep the lengths and angles of a cell (rows, Å)."""
+def misfit(operations: Operations, lattice: NDArray[np.float64]) -> float:
+    """Return how much operations change the lengths and angles of a cell.
+
+    Args:
+        operations: The group.
+        lattice: (3, 3), Å, rows.
+
+    Returns:
+        The largest relative change of the metric tensor G = L Lᵀ under G -> Rᵀ G R; beyond
+        `METRIC_TOLERANCE`, the cell has not this symmetry.
+    """
     if len(operations) == 1:
-        return True
+        return 0.0
     metric = lattice @ lattice.T
     lengths = np.sqrt(np.diag(metric))
     rotations = operations.rotations
     change = rotations.transpose(0, 2, 1) @ metric @ rotations - metric
-    return bool((np.abs(change) <= METRIC_TOLERANCE * np.outer(lengths, lengths)).all())
+    return float((np.abs(change) / np.outer(lengths, lengths)).max())
 
 
 def fitting_settings(
     allowed: Sequence[Setting], lattice: NDArray[np.float64], *, named: bool
 ) -> list[Setting]:
-    """Return the settings that suit a cell; more than one differ by the choice of origin only.
+    """Return the settings that suit a cell: several if the name leaves the origin or axes open.
 
     Args:
         allowed: From `settings`.
@@ -274,21 +283,27 @@ def fitting_settings(
     Raises:
         ReadingError: None suits the cell, or the number alone does not tell which of several.
     """
-    suiting = [row for row in allowed if fits(hall_operations(row.hall), lattice)]
+    misfits = np.array([misfit(hall_operations(row.hall), lattice) for row in allowed])
+    # Axes differ by which angle is not 90°, perhaps by a degree only: the best are kept.
+    limit = min(max(2 * misfits.min(), 1e-4), METRIC_TOLERANCE)
+    suiting = [row for row, value in zip(allowed, misfits, strict=True) if value <= limit]
     if not suiting:
         raise ReadingError(
             f"the cell has not the symmetry of its space group {allowed[0]} "
             f"(number {allowed[0].number}): correct the cell or the symbol"
         )
+    if named:
+        return suiting
     standard = gemmi.find_spacegroup_by_number(allowed[0].number).hm
     symbols = list(dict.fromkeys(row.symbol for row in suiting))
-    if not named and standard not in symbols and len(symbols) > 1:
+    if standard not in symbols and len(symbols) > 1:
         raise ReadingError(
             f"space group number {allowed[0].number} may be {', '.join(symbols)} in this cell: "
             "give the symbol"
         )
-    chosen = standard if standard in symbols and not named else symbols[0]
-    return [row for row in suiting if row.symbol == chosen]
+    return [
+        row for row in suiting if row.symbol == (standard if standard in symbols else symbols[0])
+    ]
 
 
 def expand(

@@ -86,11 +86,13 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
             read += 1
             if isinstance(entry, Crystal) and entry.warning:
                 doubtful.append(f"{entry.name}: {entry.warning}")
-    except (EOFError, gzip.BadGzipFile, zlib.error, sqlite3.Error, csv.Error, OSError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
         raise ReadingError(
             f"{path} is torn or not what its name says, {read} structures into it ({error}): a "
             "part of a set would give another number, so get the whole file"
         ) from error
+    except OSError as error:
+        raise ReadingError(f"{path} cannot be read ({error.strerror or error})") from error
     if read == 0:
         raise ReadingError(f"{path} is empty, it holds no structure: give {FORMATS}")
     if doubtful:
@@ -180,6 +182,11 @@ def _open_text(path: Path) -> IO[str]:
     return io.TextIOWrapper(raw, encoding, errors="crystal_fidelity.latin1", newline="")
 
 
+def _lines_of(text: str) -> list[str]:
+    """Split at line ends only, not at U+2028 and other characters that `splitlines` knows."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _numbers(info: Mapping[str, str]) -> dict[str, float]:
     found = {}
     for key, text in info.items():
@@ -228,13 +235,13 @@ def _parse_file(job: tuple[Path, str]) -> list[Entry]:
     except (OSError, EOFError, zlib.error, ReadingError) as error:
         return [ReadFailure(name, f"it cannot be opened ({error})")]
     if _kind(path) == "cif":
-        return parse_cif_blocks(text, name)
+        return parse_cif_blocks("\n".join(_lines_of(text)), name)
     return [_parse_poscar(text, name)]
 
 
 def _parse_poscar(text: str, name: str) -> Entry:
     try:
-        return _poscar(text.splitlines() if "\n" not in text else text.split("\n"), name)
+        return _poscar(_lines_of(text), name)
     except ReadingError as error:
         return ReadFailure(name, str(error))
 
@@ -447,7 +454,7 @@ def _parse_frame(raw: Raw) -> Entry:
     if text.startswith("!"):
         return ReadFailure(name, text[1:])
     try:
-        return _frame(text.split("\n"), name)
+        return _frame(_lines_of(text), name)
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:160]
         return ReadFailure(name, f"it is not a frame of extended XYZ ({reason})")
