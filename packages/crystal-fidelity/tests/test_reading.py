@@ -1,15 +1,20 @@
 import csv
 import gzip
+import sqlite3
+import warnings
+from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from prototypes import everything, format_cif, moved, perovskite, rock_salt, rutile, wurtzite
 from pymatgen.core import Lattice, Structure
 
+from crystal_fidelity import reading
 from crystal_fidelity.cif import parse_cif
-from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.errors import ReadingError, ReadingWarning
 from crystal_fidelity.reading import iter_structures, read_structures
 from crystal_fidelity.structures import (
     Crystal,
@@ -164,27 +169,6 @@ def test_symmetric_cif_expands_as_pymatgen_expands_it(group, lattice, species, c
     assert np.all(matrix.min(axis=0) < 1e-3)
 
 
-def test_space_group_name_without_operations_is_expanded():
-    text = (
-        "data_x\n_symmetry_space_group_name_H-M 'F m -3 m'\n_cell_length_a 5.64\n"
-        "_cell_length_b 5.64\n_cell_length_c 5.64\n_cell_angle_alpha 90\n_cell_angle_beta 90\n"
-        "_cell_angle_gamma 90\nloop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n"
-        "_atom_site_fract_z\nNa1 0 0 0\nCl1 0.5 0.5 0.5\n"
-    )
-    assert len(parse_cif(text)) == 8
-
-
-def test_overlapping_sites_survive_reading():
-    crystal = rock_salt()
-    doubled = Crystal(
-        crystal.lattice,
-        np.vstack([crystal.frac_coords, crystal.frac_coords[:1] + 1e-6]),
-        np.append(crystal.atomic_numbers, 11),
-        "collision",
-    )
-    assert len(parse_cif(format_cif(doubled))) == 3
-
-
 def test_coordinates_near_thirds_are_snapped_as_in_pymatgen():
     crystal = Crystal(np.eye(3) * 4, np.array([[0.33333, 0.66667, 0.3330]]), np.array([29]))
     text = format_cif(crystal)
@@ -194,30 +178,6 @@ def test_coordinates_near_thirds_are_snapped_as_in_pymatgen():
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
     assert ours[0, 0] == 1 / 3
     assert ours[0, 2] == pytest.approx(0.3330, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("_cell_length_a 5", "_cell_length_a ?"), "_cell_length_a is missing"),
-        (("_cell_angle_alpha 90", "_cell_angle_alpha 179"), "no cell has lengths"),
-        (("Na Na0", "Zz Zz0"), "'Zz' names no element"),
-        (("0.25 0.5 0.75", "0.25 . 0.75"), "not a finite number"),
-    ],
-)
-def test_broken_cif_says_what_is_broken(change, message):
-    text = (
-        "data_x\n_cell_length_a 5\n_cell_length_b 5\n_cell_length_c 5\n_cell_angle_alpha 90\n"
-        "_cell_angle_beta 80\n_cell_angle_gamma 90\nloop_\n_atom_site_type_symbol\n"
-        "_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n"
-        "Na Na0 0.25 0.5 0.75\n"
-    )
-    assert isinstance(parse_cif(text), Crystal)
-    assert change[0] in text
-    failure = parse_cif(text.replace(*change), "bad one")
-    assert isinstance(failure, ReadFailure)
-    assert failure.name == "bad one"
-    assert message in failure.reason
 
 
 def test_partial_occupancy_is_refused_in_cif_and_in_pymatgen():
@@ -287,3 +247,252 @@ def test_formula_ignores_the_number_of_cells():
         np.tile(crystal.atomic_numbers, 2),
     )
     assert double.formula == crystal.formula
+
+
+# What files of each format look like in the wild
+
+CIF = format_cif(rock_salt())
+
+
+def structures(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReadingWarning)
+        return read_structures(path)
+
+
+def frame(
+    lines="Na 0 0 0\nCl 2 2 2", comment="", pbc="T T T", count=None, cell="4 0 0 0 4 0 0 0 4"
+):
+    count = len(lines.split("\n")) if count is None else count
+    head = f'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="{pbc}" {comment}'
+    return f"{count}\n{head}\n{lines}\n"
+
+
+def test_a_folder_reads_cif_and_poscar_keeps_names_apart_and_names_the_rest(tmp_path):
+    files = {"a.cif": CIF, "a.1.cif": CIF, "a.2.mcif": CIF, "b.CIF": CIF, "b.vasp": POSCAR,
+             "POSCAR_1": POSCAR, "junk.cif": "no", "notes.txt": "hello", ".h.cif": "x"}  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "c.cif.gz").write_bytes(gzip.compress(CIF.encode()))
+    (tmp_path / "cut.cif.gz").write_bytes(gzip.compress(CIF.encode())[:60])
+    with pytest.warns(ReadingWarning, match=r"1 other files are not read: notes\.txt"):
+        found = {e.name: isinstance(e, Crystal) for e in read_structures(tmp_path)}
+    assert found == {"a": True, "a.1": True, "a.2": True, "b.CIF": True, "b.vasp": True,
+                     "POSCAR_1": True, "junk": False, "c": True, "cut": False}  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReadingError, match=r"empty has no \.cif files"):
+        read_structures(tmp_path / "empty")
+
+
+POSCAR = "CsCl\n1.0\n4 0 0\n0 5 0\n0 0 6\nCs Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "density_"),
+    [({}, 2.330), ({"Direct": "Kartesisch", "0.5 0.5 0.5": "2 2.5 3"}, 2.330),
+     ({"CsCl\n1.0": "\ufeffCsCl\n1.0"}, 2.330), ({"\n": "\r\n"}, 2.330), ({"\n": "\r"}, 2.330),
+     ({"1.0\n": "-120\n"}, 2.330),
+     ({"1.0": "2.0", "4 0 0": "2 0 0", "0 5 0": "0 2.5 0", "0 0 6": "0 0 3"}, 2.330),
+     ({"1.0": "-960", "Direct": "cart", "0.5 0.5 0.5": "2 2.5 3"}, 2.330 / 8),
+     ({"1.0": "2 2.5 3", "4 0 0": "2 0 0", "0 5 0": "0 2 0", "0 0 6": "0 0 2",
+       "Direct": "C", "0.5 0.5 0.5": "1 1 1"}, 2.330),
+     ({"Cs Cl\n1 1": "Cs_sv Cl_h\n1 1"}, 2.330), ({"Cs Cl\n1 1": "Cs_sv/8c1d Cl/\n1 1"}, 2.330),
+     ({"Cs Cl\n1 1": "Cs Br Cl\n1 0 1"}, 2.330),
+     ({"Direct\n0 0 0\n0.5 0.5 0.5": "Selective\nDirect\n0 0 0 T T F\n0.5 0.5 0.5 F F F"}, 2.330),
+     ({"4 0 0\n0 5 0": "0 5 0\n4 0 0"}, 2.330),
+     ({"CsCl\n1.0": "Cs Cl\n1.0", "Cs Cl\n1 1": "1 1"}, 2.330),
+     ({"Cs Cl\n1 1": "1 1", "0 0 0\n0.5 0.5 0.5": "0 0 0 Cs\n0.5 0.5 0.5 Cl"}, 2.330),
+     ({"0.5 0.5 0.5\n": "0.5 0.5 0.5\n\n0 0 0\n0 0 0\n"}, 2.330),
+     ({"Cs Cl\n1 1": "D Cl\n1 1"}, 0.505)],
+)  # fmt: skip
+def test_dialects_of_poscar(tmp_path, changes, density_):
+    text = POSCAR
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "POSCAR").write_bytes(text.encode())
+    (crystal,) = read_structures(tmp_path / "POSCAR")
+    assert isinstance(crystal, Crystal), crystal
+    assert density(crystal) == pytest.approx(density_, abs=2e-3)
+    if "cart" not in text and "D Cl" not in text:
+        apart = (crystal.frac_coords[1] - crystal.frac_coords[0]) @ crystal.lattice
+        assert np.linalg.norm(apart) == pytest.approx(np.sqrt(4 + 6.25 + 9))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [("Cs Cl\n1 1", "1 1", "names no elements (a POSCAR of VASP 4)"),
+     ("Cs Cl\n1 1", "Cs1 Cl2\n1 1", "'Cs1' names no element"),
+     ("Cs Cl\n1 1", "Cs Cl\n1", "not a POSCAR"), ("0 5 0", "0 5", "are not 3 numbers"),
+     ("0 5 0", "4 0 0", "singular"), ("0.5 0.5 0.5\n", "", "fewer than the 2 atoms"),
+     ("Cs Cl\n1 1", "Cs Cl\n1 999999999", "fewer than"), ("1.0", "0", "neither one nor three"),
+     ("0.5 0.5 0.5", "0.5 0.5 half", "are no numbers"), (POSCAR, "x", "fewer than 8 lines")],
+)  # fmt: skip
+def test_unusable_poscars_say_why(tmp_path, old, new, words):
+    assert old in POSCAR
+    (tmp_path / "x.vasp").write_text(POSCAR.replace(old, new))
+    (failure,) = read_structures(tmp_path / "x.vasp")
+    assert isinstance(failure, ReadFailure)
+    assert (failure.name, words in failure.reason) == ("x", True), failure
+
+
+def test_frames_after_a_broken_one_are_found_again(tmp_path):
+    path = tmp_path / "f.xyz"
+    good = frame()
+    parts = [good, frame("Na 0 0 0", count=3), good,
+             frame("Na 0 0 0\nCl 1 1 1\nO 2 2 2", count=2),
+             good, "\n\n", good.replace("Na", "D"), good.replace("Lattice", "Lettuce"),
+             frame(pbc="T T F"), frame("Na zero 0 0"), frame("Na 0 0"),
+             frame("Qq 0 0 0")]  # fmt: skip
+    path.write_text("".join(parts))
+    found = structures(path)
+    assert [isinstance(e, Crystal) for e in found] == [
+        True, False, True, True, False, True, True, False, False, False, False, False,
+    ]  # fmt: skip
+    words = ["1 of 3 atoms", "not a number of atoms", "no cell", "periodic along 2 of 3",
+             "could not convert", "3 of 4 columns", "'Qq' names no element"]  # fmt: skip
+    for failure, expected in zip(
+        (e for e in found if isinstance(e, ReadFailure)), words, strict=True
+    ):
+        assert expected in failure.reason
+    assert found[6].atomic_numbers.tolist() == [1, 17]
+
+
+def test_extxyz_keys_columns_and_the_total_energy(tmp_path):
+    path = tmp_path / "f.extxyz"
+    text = frame(comment='name="a\u2028b" energy=-7.5 tag=x level=1e400 free_energy=nan')
+    plain = "1\nLattice='4 0 0 0 4 0 0 0 4' Properties=pos:R:3:Z:I:1:forces:R:3\n1 2 3 26 0 0 0\n"
+    path.write_text(text + plain, encoding="utf-8")
+    first, second = read_structures(path)
+    assert first.name == "a\u2028b"
+    assert first.properties == {"energy": -7.5}  # of the cell, as ASE writes it
+    assert first.info["tag"] == "x"
+    assert second.atomic_numbers.tolist() == [26]
+    np.testing.assert_allclose(second.frac_coords, [[0.25, 0.5, 0.75]])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(frame().replace("pos:R:3", "pos:R:999999999"), "more than 1000 columns"),
+     (frame(comment="deep='_JSON " + "[" * 100000 + "'"), "not a frame"),
+     (frame().replace("species:S:1:", ""), "name no species")],
+)  # fmt: skip
+def test_frames_made_to_exhaust_memory_are_failures(tmp_path, text, words):
+    (tmp_path / "f.xyz").write_text(text + frame())
+    bad, good = read_structures(tmp_path / "f.xyz")
+    assert isinstance(bad, ReadFailure)
+    assert words in bad.reason
+    assert isinstance(good, Crystal)
+
+
+def test_a_gzip_file_that_expands_a_thousandfold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "FREE_SIZE", 1 << 20)
+    path = tmp_path / "bomb.csv.gz"
+    path.write_bytes(gzip.compress(b"cif,id\n" + b" " * (1 << 24)))
+    with pytest.raises(ReadingError, match="more than 100 times its size"):
+        read_structures(path)
+
+
+LONG = "#" + 200_000 * "x"
+
+
+def quoted(text=CIF):
+    return '"' + text.replace('"', '""') + '"'
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "numbers"),
+    [(f"cif,material_id\n{quoted()},a\n".encode("utf-8-sig"), ["a"], {}),
+     (f"ID,CIF,e\na,{quoted()},1\n".encode(), ["a"], {"e": 1.0}),
+     (f"sep=;\nid;cif;e\na;{quoted()};-2,1\n".encode(), ["a"], {"e": -2.1}),
+     (f"id\tcif\te\na\t{quoted()}\t3\n".encode(), ["a"], {"e": 3.0}),
+     (f"material_id,cif,e\nMüller,{quoted()},inf\n".encode("latin-1"), ["Müller"], {}),
+     (f"material_id,cif\nMüller,{quoted()}\n".encode("utf-16"), ["Müller"], {}),
+     (f"material_id,cif\r\na,{quoted()}\r\n\r\n,{quoted()}\r\n".encode(), ["a", "row-3"], {}),
+     (f"material_id,cif\na,{quoted(CIF + LONG)}\nb,{quoted()}\n".encode(), ["a", "b"], {})],
+)  # fmt: skip
+def test_dialects_of_csv(tmp_path, content, names, numbers):
+    (tmp_path / "t.csv").write_bytes(content)
+    found = read_structures(tmp_path / "t.csv")
+    assert [e.name for e in found] == names
+    assert all(isinstance(e, Crystal) for e in found), found
+    assert found[0].properties == numbers
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(f"cif,id,CIF\n{quoted()},a,{quoted()}\n", "has 2 columns cif: keep one"),
+     ("structure,id\nx,a\n", "no cif column but 'structure', 'id'"),
+     (f"id,cif\na,{quoted()[:-1]}", "torn or not what its name says"), ("", "is empty")],
+)  # fmt: skip
+def test_tables_that_cannot_be_used_say_why(tmp_path, content, words):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ReadingError, match=words):
+        read_structures(tmp_path / "t.csv")
+
+
+def test_short_and_empty_rows_keep_their_place(tmp_path):
+    (tmp_path / "t.csv").write_text(f"id,cif,e\na\nb,,1\nc,{quoted()},1\nd,{quoted()},1,2\n")
+    found = read_structures(tmp_path / "t.csv")
+    assert [isinstance(e, Crystal) for e in found] == [False, False, True, False]
+    assert "1 of 3 columns" in found[0].reason
+    assert "empty" in found[1].reason
+
+
+def test_a_damaged_row_does_not_end_a_database_and_pairs_come_with_it(tmp_path):
+    path = tmp_path / "set.db"
+    atoms = [to_atoms(c) for c in everything()[:4]]
+    atoms[1].calc = SinglePointCalculator(atoms[1], energy=-6.0)
+    with connect(path) as database:
+        for number, one in enumerate(atoms):
+            database.write(one, label=f"l{number}", gap=0.5 * number)
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE systems SET positions = x'0102' WHERE id = 1")
+        raw.execute("UPDATE systems SET key_value_pairs = '{' WHERE id = 3")
+        raw.execute("UPDATE systems SET pbc = 3 WHERE id = 4")
+    found = read_structures(path)
+    assert [isinstance(e, Crystal) for e in found] == [False, True, False, False]
+    assert found[1].properties == {"gap": 0.5, "energy": -6.0}
+    assert found[1].info["label"] == "l1"
+    assert "damaged" in found[0].reason
+    assert "periodic along 2" in found[3].reason
+
+
+def test_a_foreign_database_is_refused_and_not_written_into(tmp_path):
+    path = tmp_path / "mine.db"
+    with sqlite3.connect(path) as raw:
+        raw.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(ReadingError, match="not an ASE database"):
+        read_structures(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.db"]
+
+
+def test_doubtful_readings_are_warned_of_once(tmp_path):
+    text = CIF.replace("data_NaCl", "data_NaCl\n_chemical_formula_sum 'Na0.95 Cl'")
+    for name in "abcd":
+        (tmp_path / f"{name}.cif").write_text(text)
+    with pytest.warns(ReadingWarning, match=r"a: its atoms are .*and 1 more") as caught:
+        found = read_structures(tmp_path)
+    assert len(caught) == 1
+    assert all("Na0.95 Cl" in e.warning for e in found)
+
+
+CASES = Path(__file__).parents[3].parent / "shared" / "cases"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "atoms"),
+    [("01-*/bi-*.cif", {2}), ("01-*/corundum*.cif", {30}), ("02-*/*.cif", {8, None}),
+     ("03-*/*.cif", {6}), ("03-*/*.mcif", {6}), ("04-*/*.cif", {None}), ("05-*/*.cif", {6}),
+     ("06-*/*.cif", {8, None}), ("08-*/POSCAR*", {2, 3, None}), ("12-*/*.extxyz", {2, 5}),
+     ("23-*/*.cif", {8})],
+)  # fmt: skip
+def test_known_difficult_files(pattern, atoms):
+    files = sorted(CASES.glob(pattern))
+    if not files:
+        pytest.skip("needs ../shared/cases")
+    for path in files:
+        for entry in structures(path):
+            assert (len(entry) if isinstance(entry, Crystal) else None) in atoms, (path, entry)
