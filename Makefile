@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 FORMULA ?= LiFeO2
 
-.PHONY: crystals test slow lint format clean
+.PHONY: crystals dev test slow coverage lint format lowest clean
 
 crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
 
-test: $(BIN)/python
+dev: $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
+
+test: dev
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest packages/crystal-fidelity/tests
 
@@ -20,10 +22,14 @@ slow: test
 	$(BIN)/python -m pytest tests -m slow
 	$(BIN)/python -m pytest packages/crystal-fidelity/tests -m slow
 
-lint: $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
+coverage: dev
+	$(BIN)/python -m pytest tests --cov --cov-report=
+	$(BIN)/python -m pytest packages/crystal-fidelity/tests --cov --cov-append --cov-report=term:skip-covered
+
+lint: dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -31,8 +37,16 @@ format:
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The lowest versions that the two pyproject.toml declare, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip --disable-pip-version-check --quiet install \
+	  -c constraints-lowest.txt ./packages/crystal-fidelity .
+	$(VENV)-lowest/bin/python tools/import_everything.py
+	$(VENV)-lowest/bin/crystorus sample $(FORMULA) --quality fast --out out/lowest --overwrite
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
