@@ -11,7 +11,8 @@ def main() -> int:
     """Return the number of modules that failed."""
     failed = 0
     for package in ("crystal_fidelity", "crystorus"):
-        for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        where = importlib.import_module(package).__path__
+        for found in pkgutil.walk_packages(where, f"{package}."):
             if found.name.endswith("__main__"):
                 continue
             try:

@@ -13,7 +13,21 @@ from cyclopts import App, Parameter
 
 from crystal_fidelity.commandline import run
 
-_PLAIN = Parameter(negative=())
+
+def _version() -> str:
+    """Return the versions of this program, Python and torch, and which weights are shipped."""
+    import json
+    from importlib import resources
+
+    from crystal_fidelity.provenance import versions
+
+    found = versions(("crystorus", "torch"))
+    card = json.loads(resources.files("crystorus").joinpath("weights/mp20/card.json").read_text())
+    return (
+        f"crystorus {found.get('crystorus', '(not installed)')} (Python {found['python']}, "
+        f"torch {found.get('torch', 'missing')}, weights mp20 {card['sha256'][:12]})"
+    )
+
 
 app = App(
     name="crystorus",
@@ -22,9 +36,9 @@ app = App(
         "With --debug an error shows its traceback."
     ),
     help_flags=["--help", "-h"],
-    version=lambda: _version(),
+    version=_version,
     help_format="plaintext",  # the others import a Markdown parser, slower than all the rest
-    default_parameter=_PLAIN,
+    default_parameter=Parameter(negative=()),  # no --no-overwrite beside --overwrite
 )
 data = App(name="data", help="Fetch and prepare structures.")
 templates = App(name="templates", help="Known crystals to start from.")
@@ -57,21 +71,6 @@ def main(words: Sequence[str] | None = None) -> None:
     logging.getLogger("moyo").setLevel(logging.ERROR)
     given = sys.argv[1:] if words is None else words
     raise SystemExit(run(app, given, renamed=RENAMED, after_interrupt=AFTER_INTERRUPT))
-
-
-def _version() -> str:
-    """Return the versions of this program, Python and torch, and which weights are shipped."""
-    import json
-    from importlib import resources
-
-    from crystal_fidelity.provenance import versions
-
-    found = versions(("crystorus", "torch"))
-    card = json.loads(resources.files("crystorus").joinpath("weights/mp20/card.json").read_text())
-    return (
-        f"crystorus {found.get('crystorus', '(not installed)')} (Python {found['python']}, "
-        f"torch {found.get('torch', 'missing')}, weights mp20 {card['sha256'][:12]})"
-    )
 
 
 @app.command

@@ -15,8 +15,8 @@ import ase.io
 import pytest
 from alloys import EMT_PATH, l10, l12, rows_of, write_alloys
 from ase.build import bulk
-from guided import GuidedFake, write_library
 from commandline import CliRunner
+from guided import GuidedFake, write_library
 
 from crystorus import cli
 from crystorus.hull import relaxing, state

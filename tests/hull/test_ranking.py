@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commandline import CliRunner
 from pymatgen.analysis.phase_diagram import PhaseDiagram
 from pymatgen.core import Composition
 from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
-from commandline import CliRunner
 
 from crystorus import cli
 from crystorus.hull.errors import CampaignError

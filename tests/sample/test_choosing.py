@@ -7,8 +7,8 @@ import ase.io
 import pytest
 import torch
 from ase.neighborlist import neighbor_list
-from fake_model import FakeModel
 from commandline import CliRunner
+from fake_model import FakeModel
 
 import crystorus
 from crystorus import cli

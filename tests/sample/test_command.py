@@ -17,8 +17,8 @@ import ase.io
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from fake_model import FakeModel
 from commandline import CliRunner
+from fake_model import FakeModel
 
 from crystorus import cli
 from crystorus.checkpoint import load_checkpoint

@@ -10,8 +10,8 @@ import ase.io
 import moyopy
 import pytest
 import torch
-from prototypes import perovskite, rocksalt, zincblende
 from commandline import CliRunner
+from prototypes import perovskite, rocksalt, zincblende
 
 import crystorus
 from crystorus import cli

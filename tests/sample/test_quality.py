@@ -10,8 +10,8 @@ from pathlib import Path
 import ase.io
 import pytest
 import torch
-from fake_model import FakeModel
 from commandline import CliRunner
+from fake_model import FakeModel
 
 import crystorus
 from crystorus import cli

@@ -262,7 +262,7 @@ _BEGIN = b""
 
 def _begin_worker(parent: int, by_signal: bool, threads: int, begin: bytes) -> None:
     """Tie a worker to its parent, and limit its threads before anything heavy is imported."""
-    global _BEGIN
+    global _BEGIN  # noqa: PLW0603 - one per process, read by its jobs
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     if by_signal and sys.platform == "linux":
         pr_set_pdeathsig = 1
