@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crystorus.config import SamplerConfig
     from crystorus.geometry.crystals import Crystals
-    from crystorus.sample.api import GeneratedCrystals, generate, load
+    from crystorus.sample.api import generate, load, refine
+    from crystorus.sample.sampler import GeneratedCrystals
 
-__all__ = ["Crystals", "GeneratedCrystals", "SamplerConfig", "generate", "load"]
+__all__ = ["Crystals", "GeneratedCrystals", "SamplerConfig", "generate", "load", "refine"]
 
 _HOMES = {
     "Crystals": "crystorus.geometry.crystals",
-    "GeneratedCrystals": "crystorus.sample.api",
+    "GeneratedCrystals": "crystorus.sample.sampler",
     "SamplerConfig": "crystorus.config",
     "generate": "crystorus.sample.api",
     "load": "crystorus.sample.api",
+    "refine": "crystorus.sample.api",
 }
 
 

@@ -94,6 +94,8 @@ def info(checkpoint: Path | None = None) -> None:
         show_card("Its scorer, for --candidates", judge)
 
 
+app.command("crystorus.sample.command:sample", help="Make crystals of given compositions.")
+app.command("crystorus.sample.command:refine", help="Repair or perturb given structures.")
 app.command("crystorus.train.command:train", help="Train a model.")
 app.command(
     "crystorus.train.command:train_scorer",
@@ -123,8 +125,6 @@ def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None =
     parent.command(carry_out, name=name, help=help_text, help_flags=[], version_flags=[])
 
 
-_old(app, ("sample",), "Make crystals of given compositions.")
-_old(app, ("refine",), "Repair or perturb given structures.")
 _old(app, ("hull",), "Go from a chemical system to relaxed phases on a convex hull.")
 _old(app, ("relax",), "Screen and relax structures into an ASE database.")
 _old(app, ("rank",), "Rank relaxed structures on a convex hull; plots and report.")

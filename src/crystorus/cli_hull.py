@@ -188,7 +188,7 @@ def hull(
     from crystorus.hull import command, orders
     from crystorus.hull.enumeration import Space
     from crystorus.hull.sampling import Sampling
-    from crystorus.sample.wanted import parse_units
+    from crystorus.sample.options import parse_units
 
     space = Space(
         system,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crystorus import cli_hull, cli_paper, cli_sample
+from crystorus import cli_hull, cli_paper
 from crystorus.cli_choices import DatasetName
 
 app = typer.Typer(
@@ -75,14 +75,6 @@ def _options(
     ] = None,
 ) -> None:
     _STATE.debug = debug
-
-
-for _maker in (cli_sample.sample, cli_sample.refine):
-    app.command()(
-        _command("interrupted; finished crystals are kept, the same command goes on from them")(
-            _maker
-        )
-    )
 
 
 @app.command()

@@ -6,16 +6,16 @@ As a program, it is `crystorus` with this model in the place of the shipped chec
 import os
 import sys
 import time
-from types import SimpleNamespace
 
 import torch
 
-from crystorus.config import SamplerConfig
+from crystorus.config import Config, SamplerConfig
+from crystorus.crystal_model import CrystalModel, build_diffusion
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry.crystals import Crystals
 
 
-class FakeModel:
+class FakeModel(CrystalModel):
     """Random cells and positions; every way of failing can be asked for.
 
     Args:
@@ -25,13 +25,16 @@ class FakeModel:
     """
 
     def __init__(self, *, memory_atoms=10**9, step_s=0.0, failure=None, failing_batch=0):
-        self.config = SimpleNamespace(sampling=SamplerConfig(steps=3), preset="default")
-        self.diffusion = SimpleNamespace(steps=1000)
-        self.statistics = CellStatistics.neutral()
-        self.trained_elements = frozenset({3, 8, 26, 22, 38})
-        self.max_atoms = 20
-        self.digest = "0" * 64
-        self.scored_by, self.scorer_digest = "denoising_error", ""
+        config = Config(sampling=SamplerConfig(steps=3))
+        statistics = CellStatistics.neutral()
+        super().__init__(
+            config,
+            torch.nn.Linear(1, 1),
+            build_diffusion(config, statistics),
+            statistics,
+            trained_elements=frozenset({3, 8, 26, 22, 38}),
+            digest="0" * 64,
+        )
         self.memory_atoms, self.step_s = memory_atoms, step_s
         self.failure, self.failing_batch = failure, failing_batch
         self.batches = []
@@ -54,10 +57,10 @@ class FakeModel:
         return crystals
 
     def scorer_error(self, crystals, *, seeds, precision="fp32"):
-        """Prefer long first lattice vectors, or whatever `judge` says."""
-        return self.judge(crystals)
+        """Prefer long first lattice vectors, or whatever `score` says."""
+        return self.score(crystals)
 
-    def judge(self, crystals):
+    def score(self, crystals):
         return -torch.linalg.norm(crystals.lattice[:, :, 0], dim=1)
 
     def _maybe_fail(self, n_atoms):
@@ -76,10 +79,9 @@ class FakeModel:
 
 
 if __name__ == "__main__":
-    from crystorus import cli
-    from crystorus.sample import command
+    from crystorus import checkpoint, cli
 
     slow = float(os.environ.get("FAKE_STEP_S", "0"))
-    command.load_checkpoint = lambda path, device="cpu": FakeModel(step_s=slow)
+    checkpoint.load_checkpoint = lambda path, device="cpu": FakeModel(step_s=slow)
     sys.argv[0] = "crystorus"
     cli.main()

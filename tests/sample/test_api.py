@@ -1,3 +1,7 @@
+import inspect
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +10,9 @@ from fake_model import FakeModel
 import crystorus
 from crystorus.checkpoint import SHIPPED
 from crystorus.config import SamplerConfig
+from crystorus.errors import RequestError
 from crystorus.sample.api import generate
-from crystorus.sample.errors import RequestError
+from crystorus.sample.sampler import FAST
 
 
 def test_crystals_come_in_the_order_asked_for_with_exact_compositions():
@@ -69,6 +74,46 @@ def test_the_public_names_are_there_and_no_others():
     assert crystorus.SamplerConfig is SamplerConfig
     with pytest.raises(AttributeError, match="sampel"):
         crystorus.sampel
+
+
+def test_settings_are_those_of_the_command_line_and_a_misspelt_one_is_answered():
+    assert "candidates: " in str(inspect.signature(generate))
+    assert "overwrite" not in inspect.signature(generate).parameters
+    with pytest.raises(RequestError, match=r"no setting 'candidate': did you mean candidates\?"):
+        generate("LiO", model=FakeModel(), candidate=2)
+    with pytest.raises(RequestError, match="overwrite is an option of the command line"):
+        generate("LiO", model=FakeModel(), overwrite=True)
+    with pytest.raises(RequestError, match="1 to 1000"):
+        generate("LiO", model=FakeModel(), candidates=0)
+    with pytest.raises(RequestError, match="workers load a checkpoint"):
+        generate("LiO", model=FakeModel(), workers=2)
+
+
+def test_a_system_gives_all_its_compositions():
+    made = generate(system="Li-O", max_atoms=3, model=FakeModel())
+    assert len(made) == 9  # C(3 + 2, 2) - 1
+
+
+def test_a_quality_or_a_sampler_is_taken():
+    made = generate("LiO", model=FakeModel(), quality="fast", keep_trajectory=True)
+    assert len(made.trajectory) == FAST.steps
+    with pytest.raises(RequestError, match="both sampler and quality"):
+        generate("LiO", model=FakeModel(), quality="fast", sampler=SamplerConfig())
+    named = generate("LiO", model=FakeModel(), sampler="ode", steps=5, keep_trajectory=True)
+    assert len(named.trajectory) == 5
+
+
+def test_confidence_is_told_where_a_scorer_was_asked():
+    made = generate("LiO", n=2, model=FakeModel(), candidates=2)
+    assert all(math.isnan(value) for value in made.confidence), "there is no scorer"
+    scored = replace(made, scored_by="confidence", scorer_error=(0.0, math.log(2)))
+    assert scored.confidence == pytest.approx((1.0, 0.5))
+    assert scored[1].confidence == pytest.approx((0.5,))
+
+
+def test_larger_cells_than_any_in_training_are_made_on_demand():
+    with pytest.warns(UserWarning, match=r"at most 20: results for such cells are unreliable"):
+        assert len(generate("LiFeO2", z=6, model=FakeModel(), large=True)) == 1
 
 
 shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason=f"no checkpoint in {SHIPPED}")

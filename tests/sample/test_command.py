@@ -20,9 +20,12 @@ from ase.build import bulk
 from commandline import CliRunner
 from fake_model import FakeModel
 
-from crystorus import cli
+from crystorus import checkpoint, cli
 from crystorus.checkpoint import load_checkpoint
-from crystorus.sample import command, disk
+from crystorus.config import SamplerConfig
+from crystorus.sample.api import generate
+from crystorus.sample.choosing import FINAL_REFINEMENT_STEPS
+from crystorus.sample.sampler import FAST
 
 SITES = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0, 0.3), (0, 0.5, 0.7)]
 FAKE = Path(__file__).parent / "fake_model.py"
@@ -31,7 +34,7 @@ FAKE = Path(__file__).parent / "fake_model.py"
 @pytest.fixture
 def crystorus(monkeypatch):
     """The command line with the fake model in it; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(command, "load_checkpoint", lambda path, device="cpu": FakeModel())
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device="cpu": FakeModel())
 
     def call(*arguments):
         result = CliRunner().invoke(cli.app, [str(a) for a in arguments], prog_name="crystorus")
@@ -117,11 +120,11 @@ def test_an_element_never_seen_is_a_warning_and_work_goes_on(crystorus, tmp_path
         (["Li2O)"], ["Li2O)", "character 5", "')'"]),
         ([""], ["empty", "LiFeO2"]),
         (["LiFeO2", "--z", "6"], ["24 atoms", "at most 20", "--z"]),
-        (["LiFeO2", "--z", "1,0"], ["'0'", "from 1 up"]),
-        (["LiFeO2", "--z", "two"], ["'two'", "1,2,4"]),
         (["LiFeO2", "--n", "0"], ["0 crystals", "1 or more"]),
-        (["LiFeO2", "--seed", "-1"], ["seed is -1", "from 0 up"]),
-        (["LiFeO2", "--steps", "0"], ["0 steps", "1 to 1000"]),
+        (["LiFeO2", "--steps", "0"], ["0 steps", "1 or more"]),
+        (["LiO", "--candidates", "0"], ["0 candidates", "1 to 1000"]),
+        (["LiO", "--workers", "0"], ["--workers is 0"]),
+        (["LiO", "--quality", "fast", "--steps", "5"], ["--quality fast is a sampler with its"]),
         (["LiFeO2", "--steps", "2000"], ["2000 steps", "1 to 1000"]),
         (["LiFeO2", "--anti-annealing", "nan"], ["nan", "finite"]),
         (["LiFeO2", "--symprec", "0"], ["--symprec is 0", "0.1"]),
@@ -197,7 +200,7 @@ class Hostile:
 
 
 def test_a_checkpoint_that_is_a_pickle_is_refused_and_never_run(crystorus, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load_checkpoint)
     folder, trace = tmp_path / "checkpoint", tmp_path / "executed"
     folder.mkdir()
     (folder / "weights.safetensors").write_bytes(pickle.dumps(Hostile(trace)))
@@ -213,7 +216,7 @@ def test_a_checkpoint_that_is_a_pickle_is_refused_and_never_run(crystorus, tmp_p
 
 @pytest.mark.parametrize("verb", [["sample", "LiFeO2", "--checkpoint"], ["info"]])
 def test_a_checkpoint_that_is_not_there_is_named(crystorus, tmp_path, monkeypatch, verb):
-    monkeypatch.setattr(command, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load_checkpoint)
     monkeypatch.chdir(tmp_path)
     refused(crystorus, ["nowhere", "card.json"], *verb, tmp_path / "nowhere")
 
@@ -279,7 +282,7 @@ def test_a_full_disk_is_one_sentence(crystorus, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     refused(crystorus, ["no space left", "make room"], "sample", "LiFeO2", "--out", tmp_path)
 
 
@@ -287,7 +290,7 @@ def test_a_bug_is_one_sentence_that_asks_for_a_report(crystorus, tmp_path, monke
     def broken(path, device="cpu"):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(command, "load_checkpoint", broken)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", broken)
     words = ["ZeroDivisionError", "--debug", "report"]
     refused(crystorus, words, "sample", "LiFeO2", "--out", tmp_path)
     with pytest.raises(ZeroDivisionError):
@@ -324,11 +327,84 @@ def wait_for(condition, child):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("typed", ["1,0", "two"])
+def test_units_that_are_none_are_refused(crystorus, tmp_path, typed):
+    words = ["--z", typed.split(",")[-1], "from 1 up"]
+    refused(crystorus, words, "sample", "LiFeO2", "--z", typed, "--out", tmp_path, code=2)
+
+
+def test_larger_cells_than_any_in_training_are_made_on_demand(crystorus, tmp_path):
+    arguments = ("sample", "LiFeO2", "--z", 6, "--out", tmp_path / "out")
+    refused(crystorus, ["24 atoms", "--large"], *arguments)
+    code, _, stderr = crystorus(*arguments, "--large")
+    assert code == 0
+    assert "trained on at most 20: results for such cells are unreliable" in stderr
+    assert len(ase.io.read(tmp_path / "out/crystals.extxyz")) == 24
+
+
+def test_the_folder_is_named_after_the_formulas(crystorus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert crystorus("sample", "LiFeO2")[0] == 0
+    assert crystorus("sample", "SrTiO3")[0] == 0
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["LiFeO2", "SrTiO3"]
+
+
+def test_hardly_physical_distances_are_a_warning(crystorus, tmp_path, monkeypatch):
+    class Close(FakeModel):
+        def _crystal(self, numbers, seed):
+            crystal = super()._crystal(numbers, seed)
+            return crystal.with_geometry(0.5 * crystal.lattice, crystal.frac_coords)
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device="cpu": Close())
+    _, _, stderr = crystorus("sample", "LiFeO2", "--n", 3, "--out", tmp_path)
+    assert "3 crystals have atoms nearer than 0.6 of the sum of their covalent radii" in stderr
+    assert all(float(row["min_distance_ratio"]) < 0.6 for row in rows_of(tmp_path))
+
+
+def settings_of(folder):
+    return json.loads((folder / "run.json").read_text())["settings"]
+
+
+def test_a_quality_is_recorded_and_the_default_is_what_silence_gives(crystorus, tmp_path):
+    for name, more in (("plain", ()), ("default", ("--quality", "default")),
+                       ("fast", ("--quality", "fast"))):  # fmt: skip
+        assert crystorus("sample", "LiO", "--out", tmp_path / name, *more)[0] == 0
+    assert settings_of(tmp_path / "default")["options"] == {"quality": "default"}
+    assert settings_of(tmp_path / "default") | {"options": {}} == settings_of(tmp_path / "plain")
+    assert SamplerConfig(**settings_of(tmp_path / "fast")["sampler"]) == FAST
+    again = crystorus("sample", "LiO", "--out", tmp_path / "default")
+    assert "already holds all" in again[2]
+
+
+def test_candidates_are_chosen_and_recorded(crystorus, tmp_path):
+    plain, chosen = tmp_path / "plain", tmp_path / "chosen"
+    assert crystorus("sample", "LiO", "FeO2", "--n", 3, "--out", plain)[0] == 0
+    choice = ("--candidates", 6, "--keep-trajectory", "--out", chosen)
+    assert crystorus("sample", "LiO", "FeO2", "--n", 3, *choice)[0] == 0
+    assert [settings_of(folder)["candidates"] for folder in (plain, chosen)] == [1, 6]
+    before = ase.io.read(plain / "crystals.extxyz", ":")
+    after = ase.io.read(chosen / "crystals.extxyz", ":")
+    longer = [new.cell.lengths()[0] >= old.cell.lengths()[0] for old, new in zip(before, after)]
+    assert all(longer)
+    told = [float(row["denoising_error"]) for row in rows_of(chosen)]
+    assert told == pytest.approx([-atoms.cell.lengths()[0] for atoms in after], abs=1e-3)
+    assert told == [atoms.info["denoising_error"] for atoms in after]
+    assert {row["denoising_error"] for row in rows_of(plain)} == {""}
+    steps = sorted((chosen / "trajectories").glob("*.extxyz"))
+    assert [len(ase.io.read(one, ":")) for one in steps] == [3 + FINAL_REFINEMENT_STEPS] * 6
+    for one, made in zip(steps, after, strict=True):
+        assert ase.io.read(one, -1).cell.lengths() == pytest.approx(made.cell.lengths(), abs=1e-6)
+    python = generate(["LiO", "FeO2"], n=3, model=FakeModel(), candidates=6).to_ase()
+    for one, other in zip(python, after, strict=True):
+        assert one.cell.cellpar() == pytest.approx(other.cell.cellpar(), abs=1e-6)
+
+
 def test_on_a_terminal_there_is_a_bar_on_stderr_and_a_table_on_stdout(tmp_path):
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    command_line = [sys.executable, FAKE, "sample", "LiFeO2", "--n", "3", "--out", tmp_path]
+    command_line = [sys.executable, FAKE, "sample", "LiFeO2", "--n", "9", "--out", tmp_path]
+    command_line += ["--batch-atoms", "4"]
     with subprocess.Popen(command_line, stdout=follower, stderr=follower, env=environment) as child:
         os.close(follower)
         shown = b""

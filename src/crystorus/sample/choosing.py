@@ -5,19 +5,22 @@ tells finished crystals apart better than sampling finds them (docs/choosing.md)
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crystal_fidelity.validity import MIN_DISTANCE, MIN_VOLUME, closest_contacts
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
-from crystorus.data.io import least_distance
+from crystorus.data.convert import split
 from crystorus.diffusion.sampling import refinement_start
+from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
-from crystorus.sample.errors import RequestError
 from crystorus.sample.requests import Request
 
 FINAL_REFINEMENT_STEPS = 8
@@ -156,7 +159,17 @@ def _scorer_error(
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
     """Return which crystals are valid (`crystal_fidelity.validity`); one not finite is not."""
-    return (least_distance(crystals) >= 0.5) & (crystals.volume >= 0.1)
+    several = split(crystals)
+    usable = [
+        n
+        for n, one in enumerate(several)
+        if np.isfinite(one.lattice).all()
+        and np.isfinite(one.frac_coords).all()
+        and MIN_VOLUME <= one.volume < math.inf
+    ]
+    valid = torch.zeros(len(crystals), dtype=torch.bool)
+    valid[usable] = torch.from_numpy(closest_contacts([several[n] for n in usable]) >= MIN_DISTANCE)
+    return valid
 
 
 def _where(better: Bool[Tensor, " crystals"], made: Crystals, kept: Crystals) -> Crystals:

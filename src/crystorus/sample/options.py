@@ -5,14 +5,14 @@ these fields. Nothing heavy is imported, so that a wrong value is answered at on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from crystorus.sample.errors import RequestError
+from crystorus.errors import RequestError
 
 SamplerName = Literal["bridge", "ode", "paper"]
 Quality = Literal["fast", "default", "best"]
@@ -27,12 +27,17 @@ _WHAT, _HOW = Group("What", sort_key=1), Group("Sampling", sort_key=2)
 _START, _FILES = Group("Start", sort_key=3), Group("Files", sort_key=4)
 
 
-def parse_units(text: str) -> tuple[int, ...]:
-    """Read comma-separated numbers of formula units, as in "1,2,4".
+def parse_units(units: int | str | Iterable[int]) -> tuple[int, ...]:
+    """Read numbers of formula units.
+
+    Args:
+        units: One, several, or text such as "1,2,4".
 
     Raises:
-        RequestError: If they are no whole numbers from 1 up.
+        RequestError: If they are no whole numbers from 1 up, or there is none.
     """
+    several = [units] if isinstance(units, int | str) else units
+    text = ",".join(map(str, several))
     parts = [part.strip() for part in text.split(",")]
     wrong = [part for part in parts if not (part.isdecimal() and int(part) > 0)]
     if wrong:
@@ -107,7 +112,7 @@ class SampleOptions(RunOptions):
     z: Annotated[
         tuple[int, ...],
         Parameter(
-            converter=lambda _, tokens: ",".join(token.value for token in tokens),
+            converter=lambda _, tokens: parse_units(",".join(token.value for token in tokens)),
             n_tokens=1,
             consume_multiple=False,
             show_default=lambda z: ",".join(map(str, z)),
@@ -155,11 +160,7 @@ class SampleOptions(RunOptions):
             RequestError: With the option, its value or limit, and the remedy.
         """
         super().__post_init__()
-        if isinstance(self.z, str):
-            object.__setattr__(self, "z", parse_units(self.z))
-        elif not isinstance(self.z, tuple):
-            several = self.z if isinstance(self.z, Sequence) else (self.z,)
-            object.__setattr__(self, "z", parse_units(",".join(map(str, several))))
+        parse_units(self.z)
         if not 1 <= self.candidates <= MAX_CANDIDATES:
             raise RequestError(
                 f"{self.candidates} candidates per crystal were asked for: give 1 to "

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crystal_fidelity.reading import read_structures
-from crystal_fidelity.structures import Crystal
 from crystorus.data.compositions import (
     Composition,
     count_system,
@@ -19,10 +17,11 @@ from crystorus.data.compositions import (
     expand,
     symbol_of,
 )
-from crystorus.sample.errors import RequestError
+from crystorus.errors import RequestError
 from crystorus.sample.options import SampleOptions
 
 if TYPE_CHECKING:
+    from crystal_fidelity.structures import Crystal
     from crystorus.geometry.crystals import Crystals
     from crystorus.sample.start import StartingStructure
 
@@ -137,7 +136,8 @@ def choose_compositions(formulas: Sequence[str], options: SampleOptions) -> list
     if options.max_atoms is not None and options.system is None:
         raise RequestError(f"--max-atoms {options.max_atoms} goes with --system only: leave it out")
     if options.like is not None:
-        return [composition_of(crystal) for crystal in usable_structures(options.like)]
+        like = usable_structures(options.like)
+        return [Composition.of(crystal.atomic_numbers.tolist()) for crystal in like]
     if options.system is not None:
         if options.max_atoms is None:
             raise RequestError(f"--system {options.system} needs --max-atoms, as in --max-atoms 20")
@@ -161,13 +161,16 @@ def system_compositions(system: str, max_atoms: int) -> list[Composition]:
     return list(enumerate_system(system, max_atoms))
 
 
-def usable_structures(path: Path) -> list[Crystal]:
+def usable_structures(path: Path) -> "list[Crystal]":
     """Return every structure of a file or folder, in its order.
 
     Raises:
         RequestError: If one of them cannot be read, or there is none.
         ReadingError: If the file as a whole cannot be read.
     """
+    from crystal_fidelity.reading import read_structures
+    from crystal_fidelity.structures import Crystal
+
     crystals = []
     for entry in read_structures(path):
         if not isinstance(entry, Crystal):
@@ -176,11 +179,6 @@ def usable_structures(path: Path) -> list[Crystal]:
     if not crystals:
         raise RequestError(f"{path} holds no structures: give at least one")
     return crystals
-
-
-def composition_of(crystal: Crystal) -> Composition:
-    """Count the atoms of a structure's cell."""
-    return Composition.of(crystal.atomic_numbers.tolist())
 
 
 def default_folder(formulas: Sequence[str], options: SampleOptions) -> Path:

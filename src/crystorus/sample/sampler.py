@@ -17,10 +17,10 @@ import torch
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.config import Preset, SamplerConfig
 from crystorus.crystal_model import CrystalModel, ScoredBy
+from crystorus.errors import GenerationError, RequestError
 from crystorus.geometry.crystals import Crystals
 from crystorus.networks.precision import has_fast_bf16
 from crystorus.sample.choosing import OnStep, check_choice, choose_crystals
-from crystorus.sample.errors import GenerationError, RequestError
 from crystorus.sample.options import Quality, RefineOptions, SampleOptions
 from crystorus.sample.requests import Request
 from crystorus.sample.start import Origin, give_templates, origin_of, start_of
@@ -223,19 +223,19 @@ def plan_sampling(
     own = model.config.sampling
     if options.quality is not None:
         own = sampler_at(options.quality, own, model.config.preset, model.diffusion.steps)
+    named = options.sampler or (sampler or TEMPLATE_SAMPLER).name
+    if options.start_from != "noise" and not options.noised and named != TEMPLATE_SAMPLER.name:
+        raise RequestError(
+            f"the sampler {named} adds noise, which breaks the symmetry of templates: add noised "
+            f"if that is wanted, or take the sampler {TEMPLATE_SAMPLER.name}"
+        )
     from_noise = _with_options(sampler or own, options, model)
     from_templates = TEMPLATE_SAMPLER
     if options.start_from != "noise":
-        if options.noised:
-            from_templates = from_noise
-        else:
-            from_templates = _with_options(sampler or TEMPLATE_SAMPLER, options, model)
-            if from_templates.name != TEMPLATE_SAMPLER.name:
-                raise RequestError(
-                    f"the sampler {from_templates.name} adds noise, which breaks the symmetry of "
-                    "templates: add noised if that is wanted, or take the sampler "
-                    f"{TEMPLATE_SAMPLER.name}"
-                )
+        deterministic = sampler or TEMPLATE_SAMPLER
+        from_templates = (
+            from_noise if options.noised else _with_options(deterministic, options, model)
+        )
     if options.needs_library:
         from crystorus.templates.library import open_library
         from crystorus.templates.prototypes import aflow_prototypes
@@ -387,38 +387,39 @@ def _make_batches(
         on_step: Called after every step.
         beside: Processes that share the memory.
     """
-    limit = _pairs_that_fit(model, beside)
+    pairs, padded_atoms = _pairs_that_fit(model, beside), math.inf
     waiting = list(batches)
     while waiting:
         batch = waiting.pop(0)
         largest = max(request.n_atoms for request in batch)
-        if len(batch) * largest**2 > limit:
-            if len(batch) == 1:
-                raise GenerationError(
-                    f"{batch[0].composition.formula} has {largest} atoms in the cell, for which "
-                    f"memory does not suffice: what is free takes {int(math.sqrt(limit))} at most. "
-                    "Ask for smaller cells, free memory, or choose another --device"
-                )
-            waiting[:0] = [batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]]
-            continue
-        try:
-            made = _make_batch(model, batch, plan, on_step)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            made = None
+        if largest**2 > pairs:
+            raise GenerationError(
+                f"a cell has {largest} atoms, for which memory does not suffice: what is free "
+                f"takes {int(math.sqrt(pairs))} at most. Ask for smaller cells, free memory, or "
+                "choose another --device"
+            )
+        made = None
+        size = len(batch) * largest
+        if len(batch) == 1 or (size * largest <= pairs and size <= padded_atoms):
+            try:
+                made = _make_batch(model, batch, plan, on_step)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
         if made is not None:
             yield made
             continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         if len(batch) == 1:
             raise GenerationError(
                 f"memory ran out on a single crystal of {largest} atoms: free memory, or choose "
                 "another --device"
             )
-        limit = len(batch) * largest**2 / 2  # halves are tried next, and nothing larger later on
-        waiting.insert(0, batch)
+        if size <= padded_atoms and size * largest <= pairs:  # it was tried
+            padded_atoms = size // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        middle = (len(batch) + 1) // 2
+        waiting[:0] = [batch[:middle], batch[middle:]]
 
 
 def _make_batch(

@@ -140,7 +140,7 @@ def start_of(batch: Sequence[Request], levels: int) -> Start | None:
 def phase_of(crystal: Crystals, phases: Sequence[tuple[str, Crystals]]) -> str | None:
     """Return the name of the first of several phases that a crystal is, None if it is none.
 
-    By StructureMatcher with its default tolerances (ltol 0.2, stol 0.3, angle 5°).
+    By `crystal_fidelity.matching.SAME_PHASE`: ltol 0.2, stol 0.3, angle 5°.
 
     Args:
         crystal: A batch of one.
@@ -148,12 +148,12 @@ def phase_of(crystal: Crystals, phases: Sequence[tuple[str, Crystals]]) -> str |
     """
     if not phases:
         return None
-    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from crystal_fidelity.matching import SAME_PHASE
 
     found, *known = crystals_to_structures(
         Crystals.concat([crystal.to("cpu"), *(phase for _, phase in phases)])
     )
-    matcher = StructureMatcher()
+    matcher = SAME_PHASE.matcher()
     names = (name for (name, _), one in zip(phases, known, strict=True) if matcher.fit(found, one))
     return next(names, None)
 

@@ -19,16 +19,16 @@ from crystorus.checkpoint import save_checkpoint
 from crystorus.config import SamplerConfig, load_config
 from crystorus.crystal_model import build_model
 from crystorus.data.compositions import Composition
-from crystorus.data.io import crystals_to_atoms
+from crystorus.data.convert import crystals_to_atoms, crystals_to_structures
 from crystorus.data.spacegroups import symmetry
 from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.errors import RequestError
 from crystorus.geometry import Crystals
-from crystorus.sample.errors import RequestError
-from crystorus.sample.guiding import GUIDED_SAMPLER, origin_of, start_of, still_holds
-from crystorus.sample.plan import Known, Phase, make_requests
-from crystorus.sample.run import Job, _Maker
-from crystorus.sample.texts import finish_crystal
-from crystorus.sample.walks import Walked
+from crystorus.sample.options import SampleOptions
+from crystorus.sample.output import OutputFolder, describe, run_settings
+from crystorus.sample.requests import make_requests
+from crystorus.sample.sampler import TEMPLATE_SAMPLER, GeneratedCrystals, SamplingPlan
+from crystorus.sample.start import StartingStructure, origin_of, phase_of, start_of
 from crystorus.templates.library import build_library, open_library
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
@@ -74,8 +74,8 @@ def test_samples_take_a_prototype_each_and_noise_when_they_run_out(files, tmp_pa
     assert "no further template fits LiO, SrTiO3, Fe3O4" in result.output
     kinds = [row["origin"] for row in rows_of(tmp_path)]
     assert kinds[3] == "known"
-    assert kinds[2] == "new"
-    assert [row["exchange"] for row in rows_of(tmp_path)][2:] == [""] * 7
+    assert kinds[2] == "not in library"
+    assert [row["substitution"] for row in rows_of(tmp_path)][2:] == [""] * 7
 
 
 def test_both_alternates(files, tmp_path):
@@ -86,7 +86,7 @@ def test_both_alternates(files, tmp_path):
     assert {starts[0], starts[2]} == {"salt", "blende"}
 
 
-def test_a_walk_without_noise_keeps_the_space_group_and_noise_breaks_it(files, tmp_path):
+def test_sampling_without_noise_keeps_the_space_group_and_noise_breaks_it(files, tmp_path):
     library = files / "known.templates"
     arguments = ("SrTiO3", "--library", library, "--symprec", 0.01, "--level", 0.5)
     assert sampled(files, tmp_path / "a", *arguments).exit_code == 0
@@ -104,7 +104,7 @@ def test_level_zero_is_substitution_alone(files, tmp_path):
 
 
 def symmetry_number(frame):
-    from crystorus.data.io import crystals_from_atoms
+    from crystorus.data.convert import crystals_from_atoms
 
     return symmetry(crystals_from_atoms(frame), 0.01).number
 
@@ -114,7 +114,8 @@ def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path)
     assert sampled(files, plain, "LiO", "--steps", 3).exit_code == 0
     assert sampled(files, named, "LiO", "--steps", 3, "--start", "noise").exit_code == 0
     assert (plain / "crystals.extxyz").read_bytes() == (named / "crystals.extxyz").read_bytes()
-    assert "started_at_known" not in json.loads((plain / "run.json").read_text())["settings"]
+    record = json.loads((plain / "run.json").read_text())
+    assert record["settings"]["template_sampler"] is None
     other = sampled(files, plain, "LiO", "--steps", 3, "--library", files / "known.templates")
     assert other.exit_code == 1
     assert "holds another run" in other.output
@@ -125,7 +126,7 @@ def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path)
     [
         (("--level", 0.5), "--level says nothing about --start noise"),
         (("--start", "noise", "--library", "x.templates"), "--library says nothing"),
-        (("--start", "templates", "--level", 1.5), "--level is 1.5: give a share"),
+        (("--start", "templates", "--level", 1.5), "--level is 1.5: give a fraction"),
         (("--library", "none.templates"), "does not exist"),
         (("--library", "."), "is a folder"),
         (("--start", "templates", "--level", 0, "--noised"), "--level 0 is substitution alone"),
@@ -146,14 +147,17 @@ def test_a_known_phase_is_named_whatever_it_was_made_of(files):
     other = Crystals(salt.lattice * 0.7, salt.frac_coords, torch.tensor([3, 9]), salt.n_atoms)
     composition = Composition.of([11, 17])
     (request,) = make_requests([composition])
-    phases = (Phase("salt", salt.to(dtype=torch.float32)),)
-    known = Known("LiF", with_numbers(other, [11, 17]), 0.0)
+    phases = (("salt", salt.to(dtype=torch.float32)),)
+    known = StartingStructure("LiF", with_numbers(other, [11, 17]), 0.0)
     made = known.crystal
-    assert origin_of(replace(request, known=known, phases=phases), made) == ("known", "salt")
-    assert origin_of(replace(request, known=known), made) == ("substituted", "")
-    assert origin_of(replace(request, phases=phases), made) == ("known", "salt")
+    assert origin_of(replace(request, start=known, known_phases=phases), made) == ("known", "salt")
+    assert origin_of(replace(request, start=known), made) == ("substituted", "")
+    assert origin_of(replace(request, known_phases=phases), made) == ("known", "salt")
     sphalerite = with_numbers(blende, [11, 17])
-    assert origin_of(replace(request, phases=phases), sphalerite) == ("new", "")
+    assert origin_of(replace(request, known_phases=phases), sphalerite) == ("not in library", "")
+    assert origin_of(request, sphalerite) == ("not compared", "")
+    given = replace(known, same_composition=True)
+    assert origin_of(replace(request, start=given), sphalerite) == ("changed", "")
 
 
 def with_numbers(crystal, numbers):
@@ -183,33 +187,42 @@ def test_new_only_passes_over_known_phases_and_writes_none(files, tmp_path):
     known = [row for row in rows_of(tmp_path / "b") if row["origin"] == "known"]
     frames = ase.io.read(tmp_path / "b/crystals.extxyz", ":")
     assert len(frames) == 2 - len(known)
-    assert all(row["cif"] == "" for row in known)
+    assert all(row["cif_file"] == "" for row in known)
+
+
+def made_of(*pairs, trajectory=False):
+    requests, crystals = zip(*pairs, strict=True)
+    together = Crystals.concat(crystals)
+    steps = (together,) if trajectory else ()
+    return GeneratedCrystals(together, requests, steps, (math.nan,) * len(requests))
 
 
 def test_a_known_phase_made_anyway_keeps_its_row_and_has_no_files():
     salt = rocksalt().to(dtype=torch.float32)
     (request,) = make_requests([Composition.of([11, 17])])
-    request = replace(request, phases=(Phase("salt", salt),))
-    left_out = finish_crystal(request, salt, symprec=0.1, total=1, new_only=True)
+    request = replace(request, known_phases=(("salt", salt),))
+    left_out = describe(made_of((request, salt)), symprec=0.1, total=1, new_only=True)
     assert (left_out.frame, left_out.files) == ("", {})
     assert (left_out.row["origin"], left_out.row["known_as"]) == ("known", "salt")
-    assert finish_crystal(request, salt, symprec=0.1, total=1).files
+    assert describe(made_of((request, salt)), symprec=0.1, total=1).files
     blende = with_numbers(zincblende(), [11, 17])
-    assert finish_crystal(request, blende, symprec=0.1, total=1, new_only=True).files
+    assert describe(made_of((request, blende)), symprec=0.1, total=1, new_only=True).files
 
 
-def test_a_known_phase_is_left_out_of_the_films_of_a_batch(files):
-    """One crystal of a batch is known, the other is not: one film, that of the other."""
+def test_a_known_phase_is_left_out_of_the_trajectories_of_a_batch(files, tmp_path):
+    """One crystal of a batch is known, the other is not: one trajectory, that of the other."""
     salt, blende = (with_numbers(c, [11, 17]) for c in (rocksalt(), zincblende()))
     requests = make_requests([Composition.of([11, 17])], n=2)
-    requests = tuple(replace(r, phases=(Phase("salt", salt),)) for r in requests)
-    for new_only, films in ((True, ["00001-NaCl.extxyz"]),
+    requests = tuple(replace(r, known_phases=(("salt", salt),)) for r in requests)
+    plan = SamplingPlan(TEMPLATE_SAMPLER, keep_trajectory=True)
+    settings = run_settings(requests, plan, crystorus.load(files / "model"), SampleOptions())
+    for new_only, names in ((True, ["00001-NaCl.extxyz"]),
                             (False, ["00000-NaCl.extxyz", "00001-NaCl.extxyz"])):  # fmt: skip
-        job = Job(requests, GUIDED_SAMPLER, keep_trajectory=True, new_only=new_only)
-        maker = _Maker(crystorus.load(files / "model"), job, total=2)
-        walked = Walked(Crystals.concat([salt, blende]), (math.nan, math.nan))
-        made = maker.finish(requests, walked)
-        assert [name for name, _ in made.trajectories] == films
+        with OutputFolder(tmp_path / str(new_only), settings, total=2) as folder:
+            made = made_of(*zip(requests, (salt, blende), strict=True), trajectory=True)
+            folder.commit(made, symprec=0.1, new_only=new_only)
+        there = sorted((tmp_path / str(new_only) / "trajectories").iterdir())
+        assert [path.name for path in there] == names
 
 
 def test_the_symmetry_of_a_crystal_is_looked_for_once(monkeypatch):
@@ -217,7 +230,8 @@ def test_the_symmetry_of_a_crystal_is_looked_for_once(monkeypatch):
     search = moyopy.MoyoDataset
     monkeypatch.setattr(moyopy, "MoyoDataset", lambda *a, **k: looked.append(1) or search(*a, **k))
     (request,) = make_requests([Composition.of([11, 17])])
-    made = finish_crystal(request, with_numbers(rocksalt(), [11, 17]), symprec=0.1, total=1)
+    salt = with_numbers(rocksalt(), [11, 17])
+    made = describe(made_of((request, salt)), symprec=0.1, total=1)
     assert made.row["space_group"] == "Fm-3m"
     assert "'F m -3 m'" in made.files["cif-symmetrised/00000-NaCl.cif"]
     assert len(looked) == 1
@@ -231,7 +245,7 @@ def test_candidates_are_refused_where_nothing_starts_at_noise(files):
     mixed = crystorus.generate(
         "NaCl", n=2, model=model, library=library, start="both", sampler=sampler, candidates=2
     )
-    assert [r.known is None for r in mixed.requests] == [False, True]
+    assert [r.start is None for r in mixed.requests] == [False, True]
 
 
 def test_python_has_the_options_of_the_command_line(files):
@@ -239,10 +253,10 @@ def test_python_has_the_options_of_the_command_line(files):
     made = crystorus.generate("NaCl", n=2, model=model, library=library, level=0)
     assert {kind for kind, _ in made.origins()} == {"known", "substituted"}
     new = crystorus.generate("NaCl", n=1, model=model, library=library, level=0, new_only=True)
-    assert [r.known.name for r in new.requests] == ["blende"]
+    assert [r.start.name for r in new.requests] == ["blende"]
     assert len(made.new()) == 1
     alternating = crystorus.generate("NaCl", n=2, model=model, library=library, start="both")
-    assert [r.known is None for r in alternating.requests] == [False, True]
+    assert [r.start is None for r in alternating.requests] == [False, True]
     with pytest.raises(RequestError, match="substitution alone"):
         crystorus.generate("NaCl", model=model, library=library, level=0, noised=True)
     with pytest.raises(RequestError, match="adds noise"):
@@ -258,13 +272,13 @@ def test_python_takes_a_library_too(files):
         library=files / "known.templates",
         keep_trajectory=True,
     )
-    names = [None if r.known is None else r.known.name for r in made.requests]
+    names = [None if r.start is None else r.start.name for r in made.requests]
     assert set(names[:2]) == {"salt", "blende"}
     assert names[2:] == [None, None]
-    films = made.trajectory_to_ase()
+    steps_of = made.trajectory_to_ase()
     steps = model.config.sampling.steps
-    assert [len(film) for film in films] == [steps] * 4
-    assert films[0][GUIDED_SAMPLER.steps - 1] == films[0][steps - 1] != films[0][0]
+    assert [len(one) for one in steps_of] == [steps] * 4
+    assert steps_of[0][TEMPLATE_SAMPLER.steps - 1] == steps_of[0][steps - 1] != steps_of[0][0]
 
 
 def test_refining_holds_what_it_is_told_to(files, tmp_path):
@@ -324,18 +338,43 @@ def test_a_changed_request_is_another_run(files, tmp_path):
 
 
 def test_the_smallest_level_is_a_step():
-    known = Known("salt", rocksalt().to(dtype=torch.float32), 1e-6)
+    known = StartingStructure("salt", rocksalt().to(dtype=torch.float32), 1e-6)
     request = make_requests([Composition.of([11, 17])])[0]
-    start = start_of([replace(request, known=known)], 1000)
+    start = start_of([replace(request, start=known)], 1000)
     assert start is not None
     assert start.level.tolist() == [1]
 
 
 def test_whether_a_structure_still_is_what_it_was():
     salt = rocksalt().to(dtype=torch.float32)
-    known = Known("salt", salt, 0.2)
-    assert still_holds(salt, known)
+    assert phase_of(salt, [("salt", salt)]) == "salt"
     blende = Crystals(
         salt.lattice, zincblende().frac_coords.float(), salt.atomic_numbers, salt.n_atoms
     )
-    assert not still_holds(blende, known)
+    assert phase_of(blende, [("salt", salt)]) is None
+    assert phase_of(blende, [("salt", salt), ("blende", blende)]) == "blende"
+
+
+def test_structures_from_python_are_refined(files):
+    model = crystorus.load(files / "model")
+    atoms, structure = crystals_to_atoms(rocksalt())[0], crystals_to_structures(zincblende())[0]
+    atoms.rattle(0.05, seed=1)
+    made = crystorus.refine([atoms, structure], model=model, hold="0", hold_cell=True, level=0.3)
+    assert [one.get_chemical_formula() for one in made.to_ase()] == ["ClNa", "SZn"]
+    assert made.to_ase()[0].cell.cellpar() == pytest.approx(atoms.cell.cellpar(), abs=1e-4)
+    again = crystorus.refine(made, model=model, level=0.1)
+    assert len(again) == 2
+    with pytest.raises(RequestError, match="did you mean hold_cell"):
+        crystorus.refine(atoms, model=model, hold_cel=True)
+
+
+def test_large_structures_are_refined_on_demand(files, tmp_path):
+    frame = crystals_to_atoms(rocksalt())[0].repeat((3, 2, 2))
+    ase.io.write(tmp_path / "large.cif", frame)
+    common = ("refine", tmp_path / "large.cif", "--checkpoint", files / "model", "--out", tmp_path)
+    result = run(*common)
+    assert result.exit_code == 1
+    assert "24 atoms" in result.output
+    assert "say --large" in result.output
+    assert "--z" not in result.output
+    assert run(*common, "--large").exit_code == 0

@@ -1,42 +1,65 @@
 import csv
 import errno
+import io
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import ase.data
 import ase.io
 import pytest
 import torch
 from fake_model import FakeModel
+from prototypes import rocksalt
 
 from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
-from crystorus.sample import disk
-from crystorus.sample.errors import GenerationError, OutputError
-from crystorus.sample.folder import RunFolder
-from crystorus.sample.plan import make_requests
-from crystorus.sample.run import Job, run_settings, sample_to_folder
+from crystorus.data.convert import crystals_to_atoms, split
+from crystorus.errors import FileError, GenerationError, OutputError
+from crystorus.geometry import Crystals
+from crystorus.sample.options import SampleOptions
+from crystorus.sample.output import (
+    OutputFolder,
+    _table,
+    describe,
+    file_stem,
+    min_distance_ratio,
+    run_settings,
+)
+from crystorus.sample.requests import make_requests
+from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make
 
 LIFEO2 = Composition.of((3, 26, 8, 8))
 SRTIO3 = Composition.of((38, 38, 22, 22) + (8,) * 6)
 OXYGEN = Composition.of((8, 8))
 
 
-def job_of(n=4, seed=0, **changes):
+def run(
+    path, model=None, *, n=4, seed=0, symprec=0.1, keep_trajectory=False, batch_atoms=16, **how
+):
+    """Make crystals into a folder; returns (rows, made now, kept from before)."""
+    model = model or FakeModel()
     requests = make_requests([SRTIO3, OXYGEN, LIFEO2], n=n, seed=seed)
-    return Job(requests, SamplerConfig(steps=2), **changes)
-
-
-def run(path, model=None, job=None, seed=0, batch_atoms=16, **how):
-    job = job or job_of(seed=seed)
-    settings = run_settings(job, seed=seed, checkpoint="0" * 64)
-    with RunFolder(path, settings, versions={"crystorus": "1"}, **how) as opened:
-        return sample_to_folder(model or FakeModel(), job, opened, batch_atoms=batch_atoms)
+    options = SampleOptions(n=n, seed=seed, symprec=symprec, keep_trajectory=keep_trajectory)
+    plan = SamplingPlan(
+        SamplerConfig(steps=2), keep_trajectory=keep_trajectory, batch_atoms=batch_atoms
+    )
+    settings = run_settings(requests, plan, model, options)
+    with OutputFolder(path, settings, total=len(requests), **how) as folder:
+        kept = len(requests) if folder.run.complete else len(folder.done)
+        if not folder.run.complete:
+            left = [request for request in requests if request.index not in folder.done]
+            for part in make(model, left, plan):
+                folder.commit(part, symprec=symprec)
+            folder.finish()
+        return folder.rows(), len(requests) - kept, kept
 
 
 def contents(path):
@@ -48,20 +71,20 @@ def contents(path):
 
 
 def test_one_index_names_the_same_crystal_in_every_file(tmp_path):
-    summary = run(tmp_path / "out")
+    _, made, _ = run(tmp_path / "out")
     frames = ase.io.read(tmp_path / "out/crystals.extxyz", ":")
     rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
-    assert summary.made == len(frames) == len(rows) == 12
+    assert made == len(frames) == len(rows) == 12
     for index, (frame, row) in enumerate(zip(frames, rows, strict=True)):
         assert frame.info["index"] == int(row["index"]) == index
-        cif = ase.io.read(tmp_path / "out" / row["cif"])
-        assert row["cif"].startswith(f"cif/{index:05d}-")
+        cif = ase.io.read(tmp_path / "out" / row["cif_file"])
+        assert row["cif_file"].startswith(f"cif/{index:05d}-")
         assert sorted(cif.numbers) == sorted(frame.numbers)
         assert cif.get_volume() == pytest.approx(frame.get_volume(), rel=1e-6)
         assert float(row["volume"]) == pytest.approx(frame.get_volume(), abs=1e-3)
         nearest = [d for d in frame.get_all_distances(mic=True).flat if d > 0]
         assert float(row["least_distance"]) <= min(nearest) + 1e-3
-        symmetrised = ase.io.read(tmp_path / "out" / row["cif_symmetrised"])
+        symmetrised = ase.io.read(tmp_path / "out" / row["cif_symmetrised_file"])
         assert row["valid"] in ("True", "False")
         assert int(row["seed"]) == frame.info["seed"]
         assert symmetrised.symbols.formula.reduce()[0] == frame.symbols.formula.reduce()[0]
@@ -88,7 +111,7 @@ def test_a_model_that_changes_a_composition_is_stopped_before_anything_is_writte
 
 
 def test_the_symmetrised_file_names_its_tolerance(tmp_path):
-    run(tmp_path / "out", job=job_of(symprec=0.25))
+    run(tmp_path / "out", symprec=0.25)
     for file in (tmp_path / "out/cif-symmetrised").iterdir():
         assert "0.25 Å" in file.read_text()
 
@@ -116,8 +139,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path, broken_
     made = sum(model.batches)
     assert len(list(csv.DictReader((tmp_path / "out/table.csv").open()))) == made
     assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "interrupted"
-    summary = run(tmp_path / "out")
-    assert (summary.kept, summary.made) == (made, 12 - made)
+    assert run(tmp_path / "out")[1:] == (12 - made, made)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -125,9 +147,9 @@ def test_a_finished_run_is_not_made_again(tmp_path):
     run(tmp_path / "out")
     before = contents(tmp_path / "out")
     model = FakeModel()
-    summary = run(tmp_path / "out", model)
-    assert (summary.made, summary.kept, model.batches) == (0, 12, [])
-    assert len(summary.rows) == 12
+    rows, *counts = run(tmp_path / "out", model)
+    assert (counts, model.batches) == ([0, 12], [])
+    assert len(rows) == 12
     assert contents(tmp_path / "out") == before
 
 
@@ -135,8 +157,8 @@ def test_a_finished_run_is_not_made_again(tmp_path):
     ("change", "words"),
     [
         ({"seed": 1}, "its seed is 0, yours is 1"),
-        ({"job": job_of(n=5)}, "its crystals is 12, yours is 15"),
-        ({"job": job_of(symprec=0.01)}, "symprec_angstrom is 0.1, yours is 0.01"),
+        ({"n": 5}, "its crystals is 12, yours is 15"),
+        ({"symprec": 0.01}, "symprec_angstrom is 0.1, yours is 0.01"),
     ],
 )
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, change, words):
@@ -152,8 +174,8 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, change, wor
 def test_overwrite_replaces_another_run_and_nothing_else(tmp_path):
     run(tmp_path / "out", seed=1)
     (tmp_path / "out/notes.txt").write_text("mine")
-    run(tmp_path / "out", job=job_of(n=1), overwrite=True)
-    run(tmp_path / "fresh", job=job_of(n=1))
+    run(tmp_path / "out", n=1, overwrite=True)
+    run(tmp_path / "fresh", n=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"notes.txt": b"mine"}
 
 
@@ -166,15 +188,20 @@ def test_files_of_unknown_origin_are_refused(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(OutputError, match=r"out.*choose another --out"):
+    with pytest.raises(FileError, match=r"out.*choose another --out"):
         run(tmp_path / "out")
 
 
 def test_two_runs_cannot_write_one_folder_at_once(tmp_path):
-    settings = run_settings(job_of(), seed=0, checkpoint="0" * 64)
-    with RunFolder(tmp_path, settings), pytest.raises(OutputError, match="by another run"):
-        RunFolder(tmp_path, settings)
-    RunFolder(tmp_path, settings).__exit__(None, None, None)
+    requests = make_requests([OXYGEN])
+    plan = SamplingPlan(SamplerConfig(steps=2))
+    settings = run_settings(requests, plan, FakeModel(), SampleOptions())
+    with (
+        OutputFolder(tmp_path, settings, total=1),
+        pytest.raises(OutputError, match="by another run"),
+    ):
+        OutputFolder(tmp_path, settings, total=1)
+    OutputFolder(tmp_path, settings, total=1).__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("survives", [0, 3, 8, 20])
@@ -189,10 +216,10 @@ def test_a_full_disk_is_one_message_and_loses_nothing_finished(tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(disk.os, "fsync", fsync)
-        with pytest.raises(OutputError, match=r"no space left.*make room.*kept"):
+        full.setattr(os, "fsync", fsync)
+        with pytest.raises(FileError, match=r"no space left.*make room.*kept"):
             run(tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not list((tmp_path / "out").rglob(".*.part"))
     run(tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -205,15 +232,17 @@ def test_a_crystal_that_is_not_finite_keeps_its_line_and_has_no_files(tmp_path):
                 crystal.lattice[:] = float("nan")
             return crystal
 
-    summary = run(tmp_path / "out", Broken())
-    lost = [row for row in summary.rows if row["formula"] == "O"]
-    assert [(row["valid"], row["cif"], row["volume"]) for row in lost] == [("False", "", "")] * 4
+    rows, *_ = run(tmp_path / "out", Broken())
+    lost = [row for row in rows if row["formula"] == "O"]
+    assert [(row["valid"], row["cif_file"], row["volume"]) for row in lost] == [
+        ("False", "", "")
+    ] * 4
     assert len(ase.io.read(tmp_path / "out/crystals.extxyz", ":")) == 8
-    assert [row["index"] for row in summary.rows] == [str(i) for i in range(12)]
+    assert [row["index"] for row in rows] == [str(i) for i in range(12)]
 
 
 def test_every_step_is_kept_when_asked_for(tmp_path):
-    run(tmp_path / "out", FakeModel(memory_atoms=12), job=job_of(keep_trajectory=True))
+    run(tmp_path / "out", FakeModel(memory_atoms=12), keep_trajectory=True)
     files = sorted((tmp_path / "out/trajectories").iterdir())
     last = ase.io.read(tmp_path / "out/crystals.extxyz", ":")
     assert [int(file.name.split("-")[0]) for file in files] == list(range(12))
@@ -226,23 +255,76 @@ def test_every_step_is_kept_when_asked_for(tmp_path):
 
 def test_names_sort_like_their_indices_beyond_a_hundred_thousand():
     request = make_requests([OXYGEN])[0]
-    from crystorus.sample.texts import file_stem
-
     assert file_stem(request, 12) == "00000-O"
     assert file_stem(request, 1_000_001) == "0000000-O"
 
 
+def test_a_folder_of_an_earlier_version_is_refused_with_a_remedy(tmp_path):
+    run(tmp_path / "out")
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    del record["kind"], record["settings"]["layout"]
+    (tmp_path / "out/run.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError, match=r"another version.*other columns.*--overwrite"):
+        run(tmp_path / "out")
+    assert run(tmp_path / "out", overwrite=True)[1] == 12
+
+
+def described(crystal, composition, name="noise"):
+    (request,) = make_requests([composition])
+    made = GeneratedCrystals(crystal, (request,), (), (math.nan,))
+    return describe(made, total=1, symprec=0.1)
+
+
+def test_distances_are_compared_with_covalent_radii():
+    salt = rocksalt()
+    radii = ase.data.covalent_radii[[11, 17]].sum()
+    (atoms,) = crystals_to_atoms(salt)
+    apart = atoms.get_distance(0, 1, mic=True)
+    assert min_distance_ratio(split(salt)[0]) == pytest.approx(apart / radii, rel=1e-3)
+    row = described(salt.to(dtype=torch.float32), Composition.of([11, 17])).row
+    assert float(row["min_distance_ratio"]) == pytest.approx(apart / radii, abs=1e-3)
+    assert (row["origin"], row["known_as"]) == ("not compared", "")
+
+
+def test_own_images_count_as_neighbours():
+    wire = Crystals(
+        torch.diag(torch.tensor([1.0, 9.0, 9.0]))[None],
+        torch.zeros(1, 3),
+        torch.tensor([26]),
+        torch.tensor([1]),
+    )
+    assert min_distance_ratio(split(wire)[0]) == pytest.approx(1 / (2 * 1.32), rel=1e-3)
+
+
+def test_the_table_holds_nothing_that_a_spreadsheet_would_carry_out(tmp_path):
+    names = ["=1+1", "+cmd", "-x", "@sum", "mp-1", "-0.5"]
+    rows = [
+        replace(described(rocksalt().to(dtype=torch.float32), Composition.of([11, 17])))
+        for _ in names
+    ]
+    rows = [replace(record, row=record.row | {"start": name}) for record, name in zip(rows, names)]
+    written = [row["start"] for row in csv.DictReader(io.StringIO(_table(rows, header=True)))]
+    assert written == ["'=1+1", "'+cmd", "'-x", "'@sum", "mp-1", "-0.5"]
+
+
+def test_the_table_is_no_table_of_structures(tmp_path):
+    """Both packages take a column `cif` for the text of structures; ours names files."""
+    run(tmp_path / "out", n=1)
+    header = (tmp_path / "out/table.csv").read_text().splitlines()[0].split(",")
+    assert "cif" not in header
+    assert {"cif_file", "cif_symmetrised_file"} <= set(header)
+
+
 FORKING = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from pathlib import Path
 from fake_model import FakeModel
-from test_folder import job_of, run
-job = job_of(n=20, keep_trajectory=True)
+from test_output import run
 for _ in sys.stdin:  # every line starts one run; importing torch once is enough
     pid = os.fork()
     if pid == 0:
-        run(Path(sys.argv[2]), FakeModel(step_s=0.002), job=job)
+        run(Path(sys.argv[2]), FakeModel(step_s=0.002), n=20, keep_trajectory=True)
         os._exit(0)
     print(pid, flush=True)
     print(os.waitpid(pid, 0)[1], flush=True)
@@ -252,7 +334,7 @@ for _ in sys.stdin:  # every line starts one run; importing torch once is enough
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "out"
-    run(path, job=job_of(n=20, keep_trajectory=True))
+    run(path, n=20, keep_trajectory=True)
     return contents(path)
 
 
@@ -284,7 +366,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tmp_path, uninterru
         starter.stdin.close()
     assert kills >= 3
     assert kept > 0
-    run(tmp_path / "out", job=job_of(n=20, keep_trajectory=True))
+    run(tmp_path / "out", n=20, keep_trajectory=True)
     assert contents(tmp_path / "out") == uninterrupted
 
 

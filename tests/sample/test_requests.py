@@ -1,17 +1,22 @@
-import random
+"""What is wanted: compositions, seeds and the folder's name, without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from crystorus.data.compositions import Composition
-from crystorus.sample.errors import RequestError
-from crystorus.sample.plan import (
+from crystorus.errors import RequestError
+from crystorus.sample.options import SampleOptions
+from crystorus.sample.requests import (
     check_requests,
+    choose_compositions,
     crystal_seed,
+    default_folder,
     make_requests,
-    padded_atoms,
-    plan_batches,
+    system_compositions,
 )
-from crystorus.sample.wanted import of_system
 
 LIFEO2 = Composition.of((3, 26, 8, 8))
 SRTIO3 = Composition.of((38, 22, 8, 8, 8))
@@ -31,6 +36,10 @@ def test_seeds_do_not_repeat():
     assert all(0 <= r.seed < 2**63 for r in requests)
 
 
+def test_seeds_are_those_of_earlier_versions():
+    assert crystal_seed(3, LIFEO2, 0) == 6170298494826610166
+
+
 def test_seeds_ignore_the_order_of_atoms_but_not_their_number():
     assert crystal_seed(0, LIFEO2, 0) == crystal_seed(0, Composition.of((8, 3, 8, 26)), 0)
     assert crystal_seed(0, LIFEO2, 0) != crystal_seed(0, Composition.of((3, 26, 8)), 0)
@@ -40,31 +49,6 @@ def test_a_repeated_composition_gets_new_samples():
     requests = make_requests([LIFEO2, O2, LIFEO2], seed=0)
     assert [r.sample for r in requests] == [0, 0, 1]
     assert requests[0].seed != requests[2].seed
-
-
-def test_batches_hold_every_request_once_within_the_limit():
-    shuffle = random.Random(0)
-    kinds = [Composition.of((8,) * n) for n in range(1, 21)]
-    requests = make_requests(shuffle.choices(kinds, k=500))
-    batches = plan_batches(requests, batch_atoms=64)
-    assert sorted(r.index for batch in batches for r in batch) == list(range(500))
-    assert max(map(padded_atoms, batches)) <= 64
-    padding = sum(map(padded_atoms, batches)) / sum(r.n_atoms for r in requests)
-    unsorted = [requests[i : i + 3] for i in range(0, 500, 3)]
-    assert padding < 1.1 < sum(map(padded_atoms, unsorted)) / sum(r.n_atoms for r in requests)
-
-
-def test_one_crystal_beyond_the_limit_is_a_batch_of_its_own():
-    batches = plan_batches(make_requests([LIFEO2, SRTIO3], n=2), batch_atoms=1)
-    assert [len(batch) for batch in batches] == [1, 1, 1, 1]
-
-
-def test_files_can_grow_in_order_because_sorting_is_local():
-    kinds = [Composition.of((8,) * n) for n in (20, 1)]
-    requests = make_requests(kinds * 1000)
-    batches = plan_batches(requests, batch_atoms=100)
-    first = {r.index for batch in batches[: len(batches) // 4] for r in batch}
-    assert set(range(300)) <= first
 
 
 @pytest.mark.parametrize(
@@ -80,8 +64,8 @@ def test_more_crystals_than_memory_holds_are_refused_before_they_are_listed():
         make_requests([LIFEO2], n=10**11)
     # C(30, 10) - 1, in closed form: listing them would take 30 GB
     with pytest.raises(RequestError, match=r"30045014 compositions.*1000000.*lower --max-atoms"):
-        of_system("Li-F-O-Fe-Na-K-Rb-Cs-Ca-Mg", 20)
-    assert len(of_system("Li-F-O", 20)) == 1770
+        system_compositions("Li-F-O-Fe-Na-K-Rb-Cs-Ca-Mg", 20)
+    assert len(system_compositions("Li-F-O", 20)) == 1770
 
 
 def test_too_many_atoms_are_refused_with_value_limit_and_remedy():
@@ -96,3 +80,40 @@ def test_an_element_never_seen_is_a_warning():
     assert len(warnings) == 1
     assert "Fe was never seen" in warnings[0]
     assert "LiFeO2" in warnings[0]
+
+
+def test_units_multiply_every_formula():
+    chosen = choose_compositions(["LiFeO2", "O2"], SampleOptions(z=(1, 2)))
+    assert [c.formula for c in chosen] == ["LiFeO2", "Li2Fe2O4", "O2", "O4"]
+
+
+@pytest.mark.parametrize(
+    ("formulas", "options", "folder"),
+    [
+        (["LiFeO2"], {}, "out/LiFeO2"),
+        (["Ca(OH)2", "LiFeO2"], {"z": (1, 2)}, "out/CaH2O2-LiFeO2"),
+        (["Li", "O2", "Fe", "Na", "K"], {}, "out/Li-O2-Fe-and-2-more"),
+        ([], {"system": "Li-Fe-O", "max_atoms": 4}, "out/Li-Fe-O"),
+        ([], {"like": Path("some/where/mine.csv.gz")}, "out/mine"),
+    ],
+)
+def test_the_folder_is_named_after_what_is_asked_for(formulas, options, folder):
+    assert default_folder(formulas, SampleOptions(**options)) == Path(folder)
+
+
+@pytest.mark.parametrize("typed", ["LiFeo2", "--steps=0", "--level=2 --start=templates"])
+def test_what_is_wrong_is_answered_before_anything_heavy_is_imported(typed):
+    code = (
+        "import sys\n"
+        "from crystorus.errors import RequestError, ReadingError\n"
+        "from crystorus import cli\n"
+        "try: cli.main(['sample', 'LiO', *sys.argv[1].split()])\n"
+        "except SystemExit as end: assert end.code == 1, end.code\n"
+        "heavy = {'torch', 'ase', 'pymatgen', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, typed], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error: " in done.stderr

@@ -1,0 +1,437 @@
+"""The output folder of `sample` and `refine`, which a kill at any instant leaves resumable.
+
+The truth is `.parts/`: one file per finished batch, complete or absent. Everything a user reads is
+written from it, and written again from it on a resume, so that an interrupted run ends in the same
+bytes as one that was never interrupted.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from crystal_fidelity.cells import least_distance, niggli_reduce
+from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.provenance import versions
+from crystal_fidelity.structures import Crystal, density
+from crystal_fidelity.symmetry import dataset, group_of
+from crystal_fidelity.validity import is_valid
+from crystorus.crystal_model import CrystalModel
+from crystorus.data.convert import split
+from crystorus.data.writers import cif_text, dataset_cif_text, extxyz_text
+from crystorus.errors import OutputError
+from crystorus.geometry.crystals import Crystals
+from crystorus.runs.folder import RunFolder, claim
+from crystorus.sample.options import RunOptions
+from crystorus.sample.requests import Request
+from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan
+from crystorus.sample.start import origin_of
+
+CRYSTALS, TABLE, PARTS = "crystals.extxyz", "table.csv", ".parts"
+CIF, SYMMETRISED, TRAJECTORIES = "cif", "cif-symmetrised", "trajectories"
+PROGRAMS = ("crystorus", "crystal-fidelity", "torch", "numpy", "ase", "gemmi", "moyopy")
+LAYOUT = 2
+"""Of the table's columns: 1 had `cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
+CLOSE = 0.6
+"""Least distance over the sum of covalent radii below which a crystal is hardly physical."""
+
+_FREE = frozenset({"out", "overwrite", "device", "batch_atoms", "workers", "scheduler", "large"})
+"""Options that say where and how fast crystals are made, not which."""
+_INFO = ("formula", "formula_units", "space_group", "symprec", "valid", "seed", "start", "origin")
+"""Columns that the frames of the extxyz file carry too."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished crystal as the text of its files.
+
+    Attributes:
+        index: Its number everywhere.
+        row: Its line of the table, by column.
+        frame: Its frame of the extxyz file, empty if it has no files.
+        files: Text of its own files, by path inside the folder.
+    """
+
+    index: int
+    row: dict[str, str]
+    frame: str
+    files: dict[str, str]
+
+
+def run_settings(
+    requests: Sequence[Request], plan: SamplingPlan, model: CrystalModel, options: RunOptions
+) -> dict[str, Any]:
+    """Describe a run by what decides its crystals, for its folder to recognise it again.
+
+    Args:
+        requests: All crystals of the run.
+        plan: How they are made.
+        model: With which checkpoint.
+        options: As the user gave them; recorded under "options" and not compared, since several
+            ways of asking give the same crystals.
+    """
+    formulas = list(dict.fromkeys(request.composition.formula for request in requests))
+    listing = [(r.index, r.composition.formula, r.seed, *_described(r)) for r in requests]
+    given = {
+        item.name: str(value) if isinstance(value, Path) else value
+        for item in fields(options)
+        if item.name not in _FREE and (value := getattr(options, item.name)) != item.default
+    }
+    from_structures = any(request.start is not None for request in requests)
+    settings: dict[str, Any] = {
+        "layout": LAYOUT,
+        "seed": options.seed,
+        "crystals": len(requests),
+        "formulas": formulas if len(formulas) <= 20 else f"{len(formulas)} of them",
+        "sampler": asdict(plan.sampler),
+        "template_sampler": asdict(plan.template_sampler) if from_structures else None,
+        "candidates": plan.candidates,
+        "keep_trajectory": plan.keep_trajectory,
+        "symprec_angstrom": options.symprec,
+        "new_only": getattr(options, "new_only", False),
+        "checkpoint_sha256": model.digest,
+        "scorer_sha256": model.scorer_digest if plan.candidates > 1 else None,
+        "requests_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+    }
+    return json.loads(json.dumps(settings | {"options": given}))
+
+
+def _described(request: Request) -> tuple[object, ...]:
+    """Return what decides a crystal's start, and what it is compared with; nothing for noise."""
+    phases = request.known_phases
+    compared = () if phases is None else ([name for name, _ in phases],)
+    start = request.start
+    if start is None:
+        return compared
+    digest = hashlib.sha256()
+    for part in (start.crystal.lattice, start.crystal.frac_coords, start.crystal.atomic_numbers):
+        digest.update(np.round(part.double().numpy(), 3).tobytes())
+    held = list(start.held_atoms)
+    about = (start.name, start.level, start.noised, held, start.held_cell, digest.hexdigest())
+    return (*about, *compared)
+
+
+class OutputFolder:
+    """The folder of one run; use it as a context manager, so that no second run writes there.
+
+    Attributes:
+        done: Finished crystals by index.
+        run: The claimed folder: whether the run was there, is complete, its first versions.
+    """
+
+    def __init__(
+        self, path: Path, settings: dict[str, Any], *, total: int, overwrite: bool = False
+    ) -> None:
+        """Open or create the folder for a run of these settings.
+
+        Args:
+            path: The folder.
+            settings: Of `run_settings`: a folder made with others is refused.
+            total: Crystals of the run.
+            overwrite: Replace another run's files instead of refusing them.
+
+        Raises:
+            OutputError: If the folder holds another run or is in use.
+            FileError: If it cannot be written.
+        """
+
+        def adapt(recorded: dict[str, Any]) -> dict[str, Any]:
+            if recorded.get("layout") != LAYOUT:
+                raise OutputError(
+                    f"{path} holds a run of another version of crystorus, whose table has other "
+                    "columns: finish it with that version, choose another --out, or --overwrite "
+                    "to replace it"
+                )
+            return recorded
+
+        self.path, self.total = path, total
+        self.done: dict[int, Record] = {}
+        self._written = 0
+        self.run: RunFolder = claim(
+            path,
+            "sample",
+            settings,
+            overwrite=overwrite,
+            versions=versions(PROGRAMS),
+            names=(CRYSTALS, TABLE, CIF, SYMMETRISED, TRAJECTORIES, PARTS),
+            may_change={f"options.{name}" for name in settings["options"]},
+            adapt=adapt,
+        )
+        try:
+            with disk_errors(path):
+                if self.run.complete:
+                    self._refuse_incomplete()
+                    shutil.rmtree(path / PARTS, ignore_errors=True)
+                else:
+                    (path / PARTS).mkdir(exist_ok=True)
+                    self._recall()
+        except BaseException:
+            self.run.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> "OutputFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not self.run.complete:
+                with disk_errors(self.path):
+                    self._show_all()
+        except Exception:
+            if kind is None:
+                raise
+        finally:
+            self.run.__exit__(kind, error, trace)
+
+    def commit(self, made: GeneratedCrystals, *, symprec: float, new_only: bool = False) -> None:
+        """Keep finished crystals for good, then show them in the files that users read.
+
+        Args:
+            made: The crystals, with the trajectories to be written.
+            symprec: Symmetry tolerance in Å.
+            new_only: Whether known phases are left out of the files.
+
+        Raises:
+            FileError: If the disk is full or refuses; crystals committed before stay.
+        """
+        records = [
+            describe(one, total=self.total, symprec=symprec, new_only=new_only) for one in made
+        ]
+        with disk_errors(self.path):
+            for record, one in zip(records, made if made.trajectory else (), strict=False):
+                if not (new_only and record.row["origin"] == "known"):
+                    (self.path / TRAJECTORIES).mkdir(exist_ok=True)
+                    name = f"{file_stem(one.requests[0], self.total)}.extxyz"
+                    write_atomic(self.path / TRAJECTORIES / name, trajectory_text(one))
+            text = json.dumps([asdict(record) for record in records])
+            write_atomic(self.path / PARTS / f"{records[0].index:09d}.json", text)
+            self.done.update({record.index: record for record in records})
+            self._show_files(records)
+            self._show_in_order()
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows of the table as it stands on disk."""
+        with disk_errors(self.path), (self.path / TABLE).open(newline="", encoding="utf-8") as text:
+            return list(csv.DictReader(text))
+
+    def finish(self) -> None:
+        """Mark the run complete and drop what only a resume needs."""
+        with disk_errors(self.path):
+            self._show_all()
+            if os.name == "posix":
+                os.sync()  # the crystals' own files too, before what could restore them goes
+            self.run.finish()
+            shutil.rmtree(self.path / PARTS)
+
+    def _recall(self) -> None:
+        for part in sorted((self.path / PARTS).iterdir()):
+            try:
+                if part.suffix != ".json":  # a batch that was being written at a kill
+                    raise ValueError
+                records = [Record(**values) for values in json.loads(part.read_text("utf-8"))]
+            except (ValueError, TypeError):  # or a disk that lost power: the batch is made again
+                part.unlink()
+                continue
+            self.done.update({record.index: record for record in records})
+        self._show_files(list(self.done.values()))
+        for name in (CRYSTALS, TABLE):
+            (self.path / name).unlink(missing_ok=True)
+        self._show_in_order()
+
+    def _show_files(self, records: Sequence[Record]) -> None:
+        for record in records:
+            for name, text in record.files.items():
+                target = self.path / name
+                target.parent.mkdir(exist_ok=True)
+                if not (target.exists() and target.read_bytes() == text.encode()):
+                    target.write_bytes(text.encode())
+
+    def _show_in_order(self) -> None:
+        """Append the crystals that now follow the last shown one without a gap."""
+        ready = []
+        while self._written in self.done:
+            ready.append(self.done[self._written])
+            self._written += 1
+        if ready:
+            frames = "".join(record.frame for record in ready)
+            lines = _table(ready, header=self._written == len(ready))
+            for name, text in ((CRYSTALS, frames), (TABLE, lines)):
+                with (self.path / name).open("ab") as stream:
+                    stream.write(text.encode())
+                    stream.flush()
+                    os.fsync(stream.fileno())
+
+    def _show_all(self) -> None:
+        """Rewrite the shared files with every finished crystal, gaps allowed."""
+        records = [self.done[index] for index in sorted(self.done)]
+        write_atomic(self.path / CRYSTALS, "".join(record.frame for record in records))
+        write_atomic(self.path / TABLE, _table(records, header=True) if records else "")
+
+    def _refuse_incomplete(self) -> None:
+        """Refuse a finished run of which a file was taken away since."""
+        names = [CRYSTALS, TABLE]
+        if (self.path / TABLE).is_file():
+            files = ("cif_file", "cif_symmetrised_file")
+            names += [row.get(c) or CRYSTALS for row in self.rows() for c in files]
+        missing = next((name for name in names if not (self.path / name).is_file()), None)
+        if missing:
+            raise OutputError(
+                f"{self.path} holds this run, finished, but {missing} is gone: put it back, choose "
+                "another --out, or --overwrite to make all crystals again"
+            )
+
+
+def _table(records: Sequence[Record], *, header: bool) -> str:
+    """Write lines of the table; text that a spreadsheet would take for a formula is quoted."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0].row), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for record in records:
+        writer.writerow({name: _harmless(value) for name, value in record.row.items()})
+    return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Put an apostrophe before text that begins like a spreadsheet formula and is no number."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def file_stem(request: Request, total: int) -> str:
+    """Return the name of a crystal's files: its index, padded, and its formula."""
+    width = max(5, len(str(total - 1)))
+    return f"{request.index:0{width}d}-{request.composition.reduced_formula}"
+
+
+def describe(
+    made: GeneratedCrystals, *, total: int, symprec: float, new_only: bool = False
+) -> Record:
+    """Describe one crystal in full: its CIF as made and symmetrised, extxyz frame and table row.
+
+    A crystal that is not finite keeps its line in the table, marked invalid, and has no files; a
+    known phase has none if only new ones are wanted.
+
+    Args:
+        made: One crystal.
+        total: Crystals of the run, for the width of the index in file names.
+        symprec: Symmetry tolerance in Å.
+        new_only: Whether known phases are left out.
+    """
+    (request,), crystal, start = made.requests, made.crystals, made.requests[0].start
+    error = made.scorer_error[0]
+    score = math.exp(-error) if made.scored_by == "confidence" else error
+    scored = f"{score:.4f}" if math.isfinite(error) else ""
+    row = {
+        "index": str(request.index),
+        "formula": request.composition.reduced_formula,
+        "formula_units": str(request.composition.formula_units),
+        "n_atoms": str(request.n_atoms),
+        "volume": "",
+        "density": "",
+        "space_group": "",
+        "space_group_number": "",
+        "symprec": "",
+        "least_distance": "",
+        "min_distance_ratio": "",
+        "valid": "False",
+        "confidence": scored if made.scored_by == "confidence" else "",
+        "denoising_error": scored if made.scored_by == "denoising_error" else "",
+        "sample": str(request.sample),
+        "seed": str(request.seed),
+        "start": "noise" if start is None else start.name,
+        "substitution": "" if start is None else start.substitution,
+        "level": "" if start is None else f"{start.level:g}",
+        "prototype_fraction": "" if start is None else f"{start.prototype_fraction:.3f}",
+        "origin": "",
+        "known_as": "",
+        "cif_file": "",
+        "cif_symmetrised_file": "",
+    }
+    volume = float(crystal.volume[0])
+    finite = crystal.lattice.isfinite().all() and crystal.frac_coords.isfinite().all()
+    if not (finite and 0 < volume < math.inf):
+        return Record(request.index, row, "", {})
+    (one,) = split(crystal)
+    data = dataset(one, symprec)
+    symbol, number = group_of(data)
+    origin, known_as = origin_of(request, crystal)
+    row |= {
+        "volume": f"{volume:.4f}",
+        "density": f"{density(one):.4f}",
+        "space_group": symbol,
+        "space_group_number": str(number),
+        "symprec": f"{symprec:g}",
+        "least_distance": f"{least_distance(one):.4f}",
+        "min_distance_ratio": f"{min_distance_ratio(one):.3f}",
+        "valid": str(is_valid(one)),
+        "origin": origin,
+        "known_as": known_as,
+    }
+    if new_only and origin == "known":
+        return Record(request.index, row, "", {})
+    name = file_stem(request, total)
+    files = {
+        f"{CIF}/{name}.cif": cif_text(crystal, name),
+        f"{SYMMETRISED}/{name}.cif": dataset_cif_text(crystal, data, name, symprec),
+    }
+    row["cif_file"], row["cif_symmetrised_file"] = files
+    info: dict[str, Any] = {"index": request.index} | {key: row[key] for key in _INFO}
+    info |= {"formula_units": int(row["formula_units"]), "seed": request.seed}
+    info |= {"symprec": symprec, "valid": row["valid"] == "True"}
+    if scored:
+        info[made.scored_by] = float(scored)
+    return Record(request.index, row, extxyz_text(crystal, [info]), files)
+
+
+def trajectory_text(made: GeneratedCrystals) -> str:
+    """Return the extxyz text with every step of one crystal."""
+    index = made.requests[0].index
+    infos = [{"index": index, "step": n + 1} for n in range(len(made.trajectory))]
+    return extxyz_text(Crystals.concat(made.trajectory), infos)
+
+
+def min_distance_ratio(crystal: Crystal) -> float:
+    """Return the least distance of two atoms over the sum of their covalent radii.
+
+    Own images count.
+
+    Raises:
+        ReadingError: If the cell cannot be reduced.
+
+    Source: radii of Cordero et al. 2008, doi:10.1039/b801115j, as gemmi has them.
+    """
+    reduced = niggli_reduce(crystal)
+    radii = np.array([gemmi.Element(int(z)).covalent_r for z in reduced.atomic_numbers])
+    apart = reduced.frac_coords[:, None] - reduced.frac_coords[None]
+    apart -= np.rint(apart)
+    squared = np.full(apart.shape[:2], np.inf)
+    # In a reduced cell the nearest image of a pair is at most one cell from the rounded one.
+    for shift in product((-1, 0, 1), repeat=3):
+        found = np.square((apart + shift) @ reduced.lattice).sum(-1)
+        if shift == (0, 0, 0):
+            np.fill_diagonal(found, np.inf)
+        np.minimum(squared, found, out=squared)
+    return float((np.sqrt(squared) / (radii[:, None] + radii[None])).min())

@@ -1,0 +1,115 @@
+"""Given structures as requests: repaired or perturbed by the model, with parts held fixed."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from crystal_fidelity.structures import Crystal
+from crystorus.data.compositions import Composition, symbol_of
+from crystorus.data.convert import join
+from crystorus.errors import RequestError
+from crystorus.geometry.crystals import Crystals
+from crystorus.geometry.lattice import reduce_lattice
+from crystorus.sample.options import RefineOptions
+from crystorus.sample.requests import Request, crystal_seed
+from crystorus.sample.start import StartingStructure
+
+MIN_VOLUME, MAX_VOLUME = 2.0, 300.0  # Å³ per atom; MP-20 has 5.8 to 202
+MIN_LENGTH = 1.5  # Å, of a lattice vector; MP-20 has 2.26 and more
+
+
+def refine_requests(structures: Sequence[Crystal], options: RefineOptions) -> tuple[Request, ...]:
+    """Return `options.n` requests per structure.
+
+    Args:
+        structures: With a name each.
+        options: How far back to go, and what is held.
+
+    Raises:
+        RequestError: If a cell is none that the network can look at, what is to be held is not in
+            it, nothing is left to move, or there is no structure.
+    """
+    requests: list[Request] = []
+    taken: Counter[Composition] = Counter()
+    for structure in structures:
+        start = starting_structure(structure, options)
+        composition = Composition.of(structure.atomic_numbers.tolist())
+        for _ in range(options.n):
+            sample = taken[composition]
+            seed = crystal_seed(options.seed, composition, sample)
+            requests.append(Request(len(requests), sample, seed, composition, start))
+            taken[composition] += 1
+    if not requests:
+        raise RequestError("no structures to refine: give at least one")
+    return tuple(requests)
+
+
+def starting_structure(structure: Crystal, options: RefineOptions) -> StartingStructure:
+    """Return a structure as a start, its atoms in the order of its composition.
+
+    Raises:
+        RequestError: If its cell is far from that of any crystal, what is to be held is not in it,
+            or nothing is left to move.
+    """
+    name, numbers = structure.name, structure.atomic_numbers.tolist()
+    crystal = join([structure], dtype=torch.float32)
+    per_atom = float(crystal.volume[0]) / len(numbers)
+    if not MIN_VOLUME <= per_atom <= MAX_VOLUME:
+        raise RequestError(
+            f"{name} has {per_atom:.3g} Å³ per atom, limits {MIN_VOLUME:g} to {MAX_VOLUME:g}: "
+            "correct its cell or take it out"
+        )
+    shortest = float(reduce_lattice(crystal.lattice)[0].norm(dim=1).min())
+    if shortest < MIN_LENGTH:
+        raise RequestError(
+            f"{name} repeats every {shortest:.3g} Å, limit {MIN_LENGTH:g}: correct its cell or "
+            "take it out"
+        )
+    places = Composition.of(numbers).order(numbers)
+    held = held_atoms(options.hold, numbers, name)
+    if options.hold_cell and len(held) == len(numbers):
+        raise RequestError(f"--hold {options.hold} --hold-cell: nothing of {name} is left to move")
+    return StartingStructure(
+        name,
+        Crystals(
+            crystal.lattice,
+            crystal.frac_coords[places],
+            crystal.atomic_numbers[places],
+            crystal.n_atoms,
+        ),
+        options.level,
+        options.noised,
+        held_atoms=tuple(new for new, old in enumerate(places) if old in held),
+        held_cell=options.hold_cell,
+        same_composition=True,
+    )
+
+
+def held_atoms(text: str | None, numbers: Sequence[int], name: str) -> set[int]:
+    """Read which atoms are to be held.
+
+    Args:
+        text: Symbols of elements and numbers of atoms, comma-separated; None holds nothing.
+        numbers: Atomic numbers of the structure, in the order of its file as read.
+        name: Of the structure.
+
+    Returns:
+        Numbers of atoms, from 0, in that order.
+
+    Raises:
+        RequestError: If the structure has no such element or atom.
+    """
+    held: set[int] = set()
+    symbols = [symbol_of(z) for z in numbers]
+    for part in [part.strip() for part in (text or "").split(",") if part.strip()]:
+        if part.isdecimal() and int(part) < len(numbers):
+            held.add(int(part))
+        elif part in symbols:
+            held.update(place for place, symbol in enumerate(symbols) if symbol == part)
+        else:
+            raise RequestError(
+                f"--hold {text}: {name} has no {part!r}; name one of its elements "
+                f"({', '.join(dict.fromkeys(symbols))}) or atoms 0 to {len(numbers) - 1}"
+            )
+    return held
