@@ -12,7 +12,7 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,15 @@ from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import match_rate
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.validity import structural_validity
+from crystal_fidelity.workers import Workers
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
+from crystorus.data.compositions import Composition
 from crystorus.data.store import open_store
 from crystorus.geometry import Crystals
-from crystorus.sample.choosing import choose_crystals
-from crystorus.sample.quality import sampler_at
-from crystorus.sample.workers import Crew, share_out
+from crystorus.sample.requests import Request
+from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make, sampler_at
 
 if __package__ in (None, ""):
     from nearest_template import substitute
@@ -48,64 +49,31 @@ def to_fidelity(crystals: Crystals) -> list[Crystal]:
     ]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A batch as a process is given it."""
-
-    atomic_numbers: Tensor
-    n_atoms: Tensor
-    seeds: list[int]
-    sampler: SamplerConfig
-    candidates: int = 1
-
-
-def sample_part(model: CrystalModel, part: Part) -> tuple[int, Crystals, Tensor, float]:
-    """Make one batch; returns first seed, crystals, their judging errors and the seconds taken."""
-    start = time.perf_counter()
-    numbers, sizes, walk = part.atomic_numbers, part.n_atoms, part.sampler
-    if part.candidates == 1:
-        made = model.sample(numbers, sizes, seeds=part.seeds, sampler=walk)
-        error = torch.full((len(sizes),), torch.nan)
-    else:
-        choice = choose_crystals(
-            model, numbers, sizes, seeds=part.seeds, sampler=walk, candidates=part.candidates
-        )
-        made, error = choice.crystals, choice.error
-    return part.seeds[0], made, error, time.perf_counter() - start
-
-
 def generate(
     model: CrystalModel,
     wanted: Crystals,
     sampler: SamplerConfig,
     seed: int,
-    batch: int,
-    crew: Crew,
+    batch_atoms: int,
+    workers: Workers,
+    checkpoint: Path = SHIPPED,
     candidates: int = 1,
 ) -> tuple[Crystals, Tensor, float]:
-    """Sample one crystal per composition, in batches of similar size, in the order given.
+    """Sample one crystal per composition, in the order given.
 
     Returns:
-        The crystals, by what they were chosen, and the seconds of work divided by the number of
-        processes.
+        The crystals, their scorer errors, and the seconds taken.
     """
-    order = torch.argsort(wanted.n_atoms, stable=True)
-    parts = []
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        one = wanted.select(chosen)
-        seeds = [seed * 1_000_003 + int(i) for i in chosen]
-        parts.append(Part(one.atomic_numbers, one.n_atoms, seeds, sampler, candidates))
-    if crew.processes > 1:
-        made = list(share_out(sample_part, parts[::-1], crew))  # the longest first
-    else:
-        made = [sample_part(model, part) for part in parts]
-    found = {first: (crystals, error) for first, crystals, error, _ in made}
-    crystals = Crystals.concat([found[part.seeds[0]][0] for part in parts])
-    errors = torch.cat([found[part.seeds[0]][1] for part in parts])
-    seconds = sum(took for *_, took in made) / crew.processes
-    back = torch.argsort(order)
-    return crystals.select(back), errors[back], seconds
+    requests = [
+        Request(n, 0, seed * 1_000_003 + n, Composition.of(one.atomic_numbers.tolist()))
+        for n, one in enumerate(wanted.split())
+    ]
+    plan = SamplingPlan(sampler, candidates=candidates, batch_atoms=batch_atoms)
+    began = time.perf_counter()
+    made = GeneratedCrystals.concat(
+        list(make(model, requests, plan, workers=workers, checkpoint=checkpoint))
+    )
+    return made.crystals, torch.tensor(made.scorer_error), time.perf_counter() - began
 
 
 def reliability(errors: Tensor, matched: np.ndarray) -> list[dict]:
@@ -174,7 +142,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--quality", default="default", help="fast, default or best, before these")
     parser.add_argument("--candidates", type=int, default=1, help="walks, the likeliest is kept")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch-atoms", type=int, default=1024)
     parser.add_argument("--processes", type=int, default=1, help="that sample")
     parser.add_argument("--workers", type=int, default=2, help="processes that compare")
     parser.add_argument("--baselines", action="store_true")
@@ -200,9 +168,9 @@ def main() -> None:
     store = open_store(a.data)
     chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
     wanted = store.select(chosen)
-    crew = Crew(a.processes, a.checkpoint)
+    workers = Workers(a.processes)
     crystals, errors, seconds = generate(
-        model, wanted, sampler, a.seed, a.batch, crew, a.candidates
+        model, wanted, sampler, a.seed, a.batch_atoms, workers, a.checkpoint, a.candidates
     )
     reference = to_fidelity(wanted)
     report = {

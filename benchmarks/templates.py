@@ -38,14 +38,10 @@ from crystorus.data.convert import crystals_to_atoms
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.sampling import Start
 from crystorus.geometry import Crystals
-from crystorus.sample.guiding import (
-    GUIDED_LEVEL,
-    GUIDED_SAMPLER,
-    Guidance,
-    give_templates,
-    phase_of,
-)
-from crystorus.sample.plan import make_requests
+from crystorus.sample.options import TEMPLATE_LEVEL, SampleOptions
+from crystorus.sample.requests import make_requests
+from crystorus.sample.sampler import TEMPLATE_SAMPLER
+from crystorus.sample.start import give_templates, phase_of
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.prototypes import aflow_prototypes
 from crystorus.templates.retrieval import Template, find_templates, substitute
@@ -134,13 +130,15 @@ def new_only(
     """Score the first candidate that is no known phase, for compositions in the library."""
     known = [crystal for crystal in wanted if in_library(library, crystal)]
     compositions = [Composition.of(c.atomic_numbers.tolist()) for c in known]
-    guidance = Guidance(level=a.level, noised=a.noised, new_only=True)
+    options = SampleOptions(start="templates", level=a.level, noised=a.noised, new_only=True)
     requests = [make_requests([c])[0] for c in compositions]
-    guided = [give_templates([r], library, model.statistics, guidance)[0] for r in requests]
-    places = [n for n, request in enumerate(guided) if request.known is not None]
-    starts = [guided[n].known.crystal for n in places]
+    guided = [give_templates([r], library, model.statistics, options)[0] for r in requests]
+    places = [n for n, request in enumerate(guided) if request.start is not None]
+    starts = [guided[n].start.crystal for n in places]
     made = walk(model, starts, a.level, sampler, noised=a.noised)
-    still_new = [phase_of(c, guided[n].phases) is None for n, c in zip(places, made, strict=True)]
+    still_new = [
+        phase_of(c, guided[n].known_phases) is None for n, c in zip(places, made, strict=True)
+    ]
     reference = to_fidelity(Crystals.concat([known[n] for n in places]))
     match = match_rate(to_fidelity(Crystals.concat(made)), reference, workers=a.workers)
     row = figures(made, reference, match, len(known))
@@ -244,10 +242,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--choice", type=int, default=2)
-    parser.add_argument("--level", type=float, default=GUIDED_LEVEL)
-    parser.add_argument("--steps", type=int, default=GUIDED_SAMPLER.steps)
-    parser.add_argument("--sampler", default=GUIDED_SAMPLER.name)
-    parser.add_argument("--anti-annealing", type=float, default=GUIDED_SAMPLER.anti_annealing)
+    parser.add_argument("--level", type=float, default=TEMPLATE_LEVEL)
+    parser.add_argument("--steps", type=int, default=TEMPLATE_SAMPLER.steps)
+    parser.add_argument("--sampler", default=TEMPLATE_SAMPLER.name)
+    parser.add_argument("--anti-annealing", type=float, default=TEMPLATE_SAMPLER.anti_annealing)
     parser.add_argument("--noised", action="store_true")
     parser.add_argument("--best-of", type=int, default=1)
     parser.add_argument("--new-only", action="store_true")
