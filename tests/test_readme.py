@@ -23,7 +23,7 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 
-sys.path.insert(0, str(ROOT / "tests/generation"))
+sys.path.insert(0, str(ROOT / "tests/sample"))
 
 
 @pytest.fixture

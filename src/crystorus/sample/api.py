@@ -55,8 +55,8 @@ def load(path: Path | str | None = None, *, device: str = "cpu") -> CrystalModel
 
 
 @functools.lru_cache(maxsize=1)
-def _shipped(device: str) -> CrystalModel:
-    return load(device=device)
+def _shipped() -> CrystalModel:
+    return load()
 
 
 def generate(
@@ -204,8 +204,8 @@ def _checked(
     if model is not None and (options.workers > 1 or options.scheduler):
         raise RequestError("workers load a checkpoint themselves: give its folder, not a model")
     if model is None:
-        at = options.checkpoint
-        model = _shipped(options.device) if at is None else load(at, device=options.device)
+        usual = options.checkpoint is None and options.device == "cpu"
+        model = _shipped() if usual else load(options.checkpoint, device=options.device)
     unseen = check_requests(
         requests,
         max_atoms=model.max_atoms,
