@@ -176,7 +176,7 @@ def cut_short():
         ("empty.csv", b"", ["empty.csv", "empty"]),
         ("rows.csv", b"formula\nLiFeO2\n", ["cif"]),
         ("cut.csv", b'material_id,cif\n1,"data_x\n_cell', ["cut"]),
-        ("cut.csv.gz", cut_short(), ["cut short"]),
+        ("cut.csv.gz", cut_short(), ["torn", "whole file"]),
         ("partial.cif", CIF.format(gamma=90, z=0, occupancy=0.5).encode(), ["0.5"]),
         ("flat.cif", CIF.format(gamma=0, z=0, occupancy=1).encode(), ["cell"]),
         ("nan.cif", CIF.format(gamma=90, z="nan", occupancy=1).encode(), ["nan"]),

@@ -107,7 +107,7 @@ def choose_crystals(
         """Sample every crystal once; returns the steps if they are wanted, then the crystals."""
         steps: list[Crystals] = []
 
-        def after(step: int, _: int, present: Crystals) -> None:
+        def after(_step: int, _steps: int, present: Crystals) -> None:
             nonlocal done
             done += 1
             on_step(done, total)
