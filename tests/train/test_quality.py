@@ -67,7 +67,7 @@ def test_a_tenth_of_a_cubic_angstrom_is_the_limit():
 
 
 class Exploding:
-    """A network that lets the cells of copper grow a hundredfold at every call, and notes the largest."""
+    """A network that lets the cells of copper grow a hundredfold; it notes the largest it sees."""
 
     def __init__(self):
         self.largest = 0.0

@@ -1,6 +1,7 @@
 """A run that is killed and goes on ends as the run that was never killed, bit for bit."""
 
 import functools
+import json
 
 import pytest
 import torch
@@ -131,3 +132,47 @@ def test_without_saves_inside_an_epoch_it_is_repeated(left_alone, stores, tmp_pa
     assert 0 < state["progress"]["step"] < 17
     assert run_in_a_child(settings, tmp_path / "run", resume=True) == 0
     assert same(outcome(tmp_path / "run"), expected)
+
+
+def as_version_0_1_0(folder):
+    """Write a run's record and state as version 0.1.0 did, with PyTorch Lightning."""
+    record = json.loads((folder / "run.json").read_text())
+    old = {"config": record["settings"], "data": record["facts"]["data"]}
+    (folder / "run.json").write_text(json.dumps(old))
+    path = folder / "state" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    progress, groups, moments, first = state["progress"], [], {}, 0
+    for part in state["optimizers"]:
+        (group,) = part["param_groups"]
+        numbers = [first + n for n in group["params"]]
+        groups.append(group | {"params": numbers})
+        moments |= {numbers[n]: moment for n, moment in part["state"].items()}
+        first += len(numbers)
+    names = ("cell", "torus", "gradient", "crystals", "steps")
+    tally = ("seconds", "wall_seconds", "cpu_seconds", "step_cpu_seconds", "crystals")
+    mean = {k: v for k, v in state["average"].items() if k != "n_averaged"}
+    old = {
+        "pytorch-lightning_version": "2.6.6",
+        "global_step": progress["step"],
+        "current_model_state": {f"denoiser.{k}": v for k, v in state["weights"].items()},
+        "state_dict": {k.replace("module.", "denoiser.", 1): v for k, v in mean.items()},
+        "averaging_state": {"n_averaged": state["average"]["n_averaged"]},
+        "optimizer_states": [{"state": moments, "param_groups": groups}],
+        "callbacks": {"Evaluation": {k: progress[k] for k in ("best", "figures")}},
+        "tally": {k: progress[k] for k in tally},
+        "window": dict(zip(names, progress["window"], strict=True)),
+    }
+    torch.save(old, path)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_run_of_version_0_1_0_goes_on_bit_for_bit(left_alone, tmp_path, monkeypatch, optimizer):
+    settings, expected = left_alone(optimizer)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 15)
+        assert run_in_a_child(settings, folder) == -9
+    as_version_0_1_0(folder)
+    assert "config" in json.loads((folder / "run.json").read_text())
+    assert run_in_a_child(settings, folder, resume=True) == 0
+    assert same(outcome(folder), expected)
