@@ -1,6 +1,5 @@
 """`crystorus train` and `crystorus train-scorer`; torch is loaded once their values are checked."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from cyclopts import Parameter
 from crystorus.train.options import ScorerOptions
 
 
-def train(config: Path, folder: Path, *overrides: str, resume: bool = False) -> None:
+def train(config: Path, folder: Path, /, *overrides: str, resume: bool = False) -> None:
     """Train a model.
 
     Args:
@@ -35,6 +34,7 @@ def train(config: Path, folder: Path, *overrides: str, resume: bool = False) -> 
 
 def train_scorer(
     data: Path,
+    /,
     options: Annotated[ScorerOptions, Parameter(name="*")] = ScorerOptions(),  # noqa: B008
 ) -> None:
     """Train a scorer, which chooses among the --candidates of `sample`.
@@ -48,8 +48,9 @@ def train_scorer(
     Raises:
         TrainingError: If there is nothing to learn from.
     """
+    from crystorus.terminal import echo
     from crystorus.train.scorer import train_scorer as run_training
 
     folder, report = run_training(data, options)
     seen = "" if report is None else f"; {report}"
-    sys.stdout.write(f"{folder}: a checkpoint with its scorer{seen}\n")
+    echo(f"{folder}: a checkpoint with its scorer{seen}")

@@ -40,7 +40,7 @@ from crystorus.diffusion.process import Denoiser, Diffusion
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.runs.folder import RunFolder, claim, read_record
-from crystorus.terminal import bar, say
+from crystorus.terminal import log, progress
 from crystorus.train.log import FIFTHS, METRICS, MetricsLog
 from crystorus.train.optimizers import averaged, build_optimizers, rate_factor
 from crystorus.train.options import check_settings
@@ -119,7 +119,7 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
             with StopSignal() as stop, disk_errors(folder):
                 training.run(stop)
         elif run is not None:
-            say("training", f"{folder} is finished: to go on, raise training.epochs or minutes")
+            log("training", f"{folder} is finished: to go on, raise training.epochs or minutes")
         if run is not None and not run.complete:
             run.finish()
 
@@ -283,12 +283,12 @@ class StopSignal:
             self.leave(number)
         self.number = number
 
-    @staticmethod
-    def leave(number: int) -> NoReturn:
-        """End as a signal asks to."""
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + number)
-        raise KeyboardInterrupt
+    def leave(self, number: int) -> NoReturn:
+        """End as a signal asks to, in the way of whoever handled it before."""
+        handler = self._before.get(number)
+        if callable(handler):  # raises KeyboardInterrupt, or what the command line makes of it
+            handler(number, None)
+        raise SystemExit(128 + number)
 
 
 class Training:
@@ -368,7 +368,7 @@ class Training:
             if self.processes.rank == 0:
                 self.log = MetricsLog(self.folder, last_step=p.step)
                 stack.callback(self.log.close)
-                update = stack.enter_context(bar("training", "crystals", done=p.crystals))
+                update = stack.enter_context(progress("training", "crystals", done=p.crystals))
             self._spend()
             while self.fraction() < 1:
                 epoch, done = divmod(p.step, len(self.batches))
@@ -521,20 +521,20 @@ class Training:
                 found = sample_quality(*model, references, device=self.device)
                 figures |= {f"sample/{name}": value for name, value in found.items()}
             self._write(epoch, figures)
-            self._say(epoch)
+            self._log_validation(epoch)
         better = figures["val/loss"] < p.best
         p.best = min(p.best, figures["val/loss"])
         if better:
             self.export(self.folder / BEST)
         self._spend()
 
-    def _say(self, epoch: int) -> None:
+    def _log_validation(self, epoch: int) -> None:
         p, left = self.progress, self.progress.seconds * (1 / self.fraction() - 1) / 60
         line = "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f})"
         if "sample/valid" in p.figures:
             line += ", valid {sample/valid:.1%}, match {sample/match_rate:.1%}"
         speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} minutes left"
-        say("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
+        log("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
 
     def validation_losses(self) -> dict[str, float]:
         """Return the losses at noise levels and noise that are the same every time."""

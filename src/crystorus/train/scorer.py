@@ -39,7 +39,7 @@ from crystorus.runs.folder import claim
 from crystorus.sample.choosing import candidate_seed
 from crystorus.sample.requests import crystal_seed
 from crystorus.sample.sampler import sampler_at
-from crystorus.terminal import bar, say
+from crystorus.terminal import log, progress
 from crystorus.train.options import ScorerOptions
 from crystorus.train.quality import rms_distance
 
@@ -145,7 +145,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
         config, bf16 = model.config, has_fast_bf16("cpu")
         sampler = sampler_at("fast", config.sampling, config.preset, model.diffusion.steps)
         chosen = np.random.default_rng(options.seed).permutation(len(store))[: options.compositions]
-        with bar("candidates", "compositions") as update:
+        with progress("candidates", "compositions") as update:
             groups = make_groups(
                 store,
                 chosen.tolist(),
@@ -159,10 +159,10 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
             learnt = [group for n, group in enumerate(groups) if n % HELD_OUT]
         found = None
         fitting = fit_scorer(model, learnt, epochs=options.epochs, seed=options.seed, bf16=bf16)
-        with bar("scorer", "passes", total=options.epochs) as update:
+        with progress("scorer", "passes", total=options.epochs) as update:
             for epoch, (scorer, loss) in enumerate(fitting, start=1):
                 found = report(scorer, held_out) if held_out else None
-                say("scorer", f"pass {epoch} of {options.epochs}, loss {loss:.3f}; {found}")
+                log("scorer", f"pass {epoch} of {options.epochs}, loss {loss:.3f}; {found}")
                 update(epoch, options.epochs)
         result = out / CHECKPOINT
         result.mkdir(exist_ok=True)
