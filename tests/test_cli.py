@@ -197,6 +197,8 @@ def test_python_can_run_the_package():
 
 WRONG = [
     ("train-scorer x --candidates 1", "--candidates is 1: give 2 to 100"),
+    ("data get mp-20 --split all", 'Invalid value "all" for --split. Choose from: "train"'),
+    ("data build a b --workers x", "Invalid value for --workers"),
 ]
 
 

@@ -89,9 +89,9 @@ def info(checkpoint: Path | None = None) -> None:
     card = read_card(folder)
     check_weights(folder, card)
     show_card(str(checkpoint or "The shipped checkpoint"), card)
-    judge = read_scorer_card(folder)
-    if judge is not None:
-        show_card("Its scorer, for --candidates", judge)
+    scorer = read_scorer_card(folder)
+    if scorer is not None:
+        show_card("Its scorer, for --candidates", scorer)
 
 
 app.command("crystorus.sample.command:sample", help="Make crystals of given compositions.")
@@ -100,6 +100,18 @@ app.command("crystorus.train.command:train", help="Train a model.")
 app.command(
     "crystorus.train.command:train_scorer",
     help="Train a scorer, which chooses among the --candidates of sample.",
+)
+data.command(
+    "crystorus.data.command:data_get", name="get", help="Download a data set and verify it."
+)
+data.command(
+    "crystorus.data.command:data_build",
+    name="build",
+    help="Read, reduce and validate structures into one file to train on.",
+)
+templates.command(
+    "crystorus.templates.command:build",
+    help="Make a library of known crystals for sample --start templates.",
 )
 
 
@@ -128,9 +140,6 @@ def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None =
 _old(app, ("hull",), "Go from a chemical system to relaxed phases on a convex hull.")
 _old(app, ("relax",), "Screen and relax structures into an ASE database.")
 _old(app, ("rank",), "Rank relaxed structures on a convex hull; plots and report.")
-_old(data, ("data", "get"), "Download a data set.")
-_old(data, ("data", "build"), "Read, reduce and validate structures into one file to train on.")
-_old(templates, ("templates", "build"), "Make a library of known crystals for --start templates.")
 _old(app, ("paper",), "Measure the paper's tables and figures again.")
 app.command(data)
 app.command(templates)

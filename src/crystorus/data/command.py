@@ -1,6 +1,5 @@
 """`crystorus data get` and `crystorus data build`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,14 +25,21 @@ def data_get(
         source: A file or folder on disk to take instead of the network's.
     """
     from crystorus.data.mp20 import get_mp20
-    from crystorus.terminal import download_progress
+    from crystorus.terminal import echo, progress
 
     get = {"mp-20": get_mp20}[name]
     folder = Path("data") / name if folder is None else folder
     splits = split or ["train", "val"]
-    with download_progress() as progress:
-        files = get(folder, splits=splits, base_url=url, source=source, progress=progress)
-    sys.stdout.writelines(f"{file}\n" for file in files)
+    with progress("download", "B") as update:
+        files = get(
+            folder,
+            splits=splits,
+            base_url=url,
+            source=source,
+            progress=lambda file, done, total: update(done, total, name=file),
+        )
+    for file in files:
+        echo(file)
 
 
 def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:
@@ -45,8 +51,9 @@ def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:
         workers: Processes that parse.
     """
     from crystorus.data.store import build_store
-    from crystorus.terminal import counter, show_store
+    from crystorus.terminal import echo, log_skipped, progress
 
-    with counter("reading") as progress:
-        built = build_store(source, store, n_workers=workers, progress=progress)
-    show_store(store, len(built), built.skipped)
+    with progress("reading", "structures") as update:
+        built = build_store(source, store, n_workers=workers, progress=update)
+    echo(f"{len(built)} structures in {store}, {len(built.skipped)} left out")
+    log_skipped(built.skipped)

@@ -12,8 +12,9 @@ def build(source: Path, library: Path, /, *, workers: int = 1) -> None:
         workers: Processes that parse.
     """
     from crystorus.templates.library import build_library
-    from crystorus.terminal import counter, show_store
+    from crystorus.terminal import echo, log_skipped, progress
 
-    with counter("reading") as progress:
-        built = build_library(source, library, n_workers=workers, progress=progress)
-    show_store(library, len(built), built.skipped)
+    with progress("reading", "structures") as update:
+        built = build_library(source, library, n_workers=workers, progress=update)
+    echo(f"{len(built)} structures in {library}, {len(built.skipped)} left out")
+    log_skipped(built.skipped)
