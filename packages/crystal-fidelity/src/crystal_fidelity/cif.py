@@ -6,9 +6,9 @@ become a smaller valid crystal by being read. `docs/reading.md` lists the dialec
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
 
@@ -104,7 +104,7 @@ def parse_cif(text: str, name: str = "") -> Entry:
         text: The CIF.
         name: Name of the crystal or of the failure.
     """
-    return _read_blocks(text, [name])[0]
+    return replace(parse_cif_blocks(text, name)[0], name=name)
 
 
 def parse_cif_blocks(text: str, name: str = "") -> list[Entry]:
@@ -114,11 +114,6 @@ def parse_cif_blocks(text: str, name: str = "") -> list[Entry]:
         text: The CIF.
         name: Name of a lone block; several are called "name-block".
     """
-    return _read_blocks(text, None, name)
-
-
-def _read_blocks(text: str, names: list[str] | None, name: str = "") -> list[Entry]:
-    name = names[0] if names else name
     try:
         document = gemmi.cif.read_string(text.removeprefix("\ufeff"))
     except (ValueError, RuntimeError) as error:
@@ -127,15 +122,11 @@ def _read_blocks(text: str, names: list[str] | None, name: str = "") -> list[Ent
     blocks = [(block.name, _tags(block)) for block in document]
     blocks = [(label, tags) for label, tags in blocks if _COORDINATES[0] in tags]
     if not blocks:
-        return [
-            ReadFailure(
-                name,
-                "it has no _atom_site_fract_x: a CIF needs atoms in fractional coordinates",
-            )
-        ]
-    if names is None:
-        names = [name] if len(blocks) == 1 else [f"{name}-{label}" for label, _ in blocks]
-    return [_read(tags, n) for (_, tags), n in zip(blocks, names, strict=False)]
+        reason = "it has no _atom_site_fract_x: a CIF needs atoms in fractional coordinates"
+        return [ReadFailure(name, reason)]
+    if len(blocks) == 1:
+        return [_read(blocks[0][1], name)]
+    return [_read(tags, f"{name}-{label}") for label, tags in blocks]
 
 
 def _read(tags: Tags, name: str) -> Entry:
@@ -165,7 +156,7 @@ def _tags(block: gemmi.cif.Block) -> dict[str, list[str]]:
     tags: dict[str, list[str]] = {}
     for item in block:
         if item.pair is not None:
-            tag, value = item.pair
+            tag, value = map(str, item.pair)  # type: ignore[call-overload]
             tags[tag.lower().replace(".", "_")] = [value]
         elif item.loop is not None:
             values, width = list(item.loop.values), item.loop.width()
@@ -213,7 +204,8 @@ def _sites(tags: Tags, formula: "_Formula | None") -> _Sites:
     texts = list(zip(*columns, strict=True))
     if "_atom_site_calc_flag" in tags:  # dummy sites hold no atom
         kept = [flag.lower() != "dum" for flag in tags["_atom_site_calc_flag"]]
-        types, labels, texts = (list(compress(c, kept)) for c in (types, labels, texts))
+        types, labels = list(compress(types, kept)), list(compress(labels, kept))
+        texts = list(compress(texts, kept))
         multiplicities = list(compress(multiplicities, kept))
         tags = {t: list(compress(v, kept)) if len(v) == n_sites else v for t, v in tags.items()}
     _refuse_disorder(tags, labels)
@@ -269,10 +261,10 @@ def _refuse_disorder(tags: Tags, labels: list[str]) -> None:
         raise ReadingError(
             f"its sites belong to {len(groups)} disorder groups: give an ordered structure"
         )
-    for i, value in enumerate(tags.get("_atom_site_attached_hydrogens", [])):
-        if _as_number(_text(value)) > 0:
+    for i, hydrogens in enumerate(tags.get("_atom_site_attached_hydrogens", [])):
+        if _as_number(_text(hydrogens)) > 0:
             raise ReadingError(
-                f"{_text(value)} hydrogen atoms attached to {labels[i]} have no position: give "
+                f"{_text(hydrogens)} hydrogen atoms attached to {labels[i]} have no position: give "
                 "theirs"
             )
 
@@ -497,7 +489,7 @@ def _formula(tags: Tags) -> _Formula | None:
 @lru_cache(maxsize=1024)
 def _parse_formula(text: str) -> dict[int, float] | None:
     """Return atoms by Z of "Na Cl", "C12 H22 O11" or "2(H2 O), Cl 1-", None if it is no such."""
-    counts: Counter[int] = Counter()
+    counts: defaultdict[int, float] = defaultdict(float)
     for part in text.split(","):
         outer = re.fullmatch(r"\s*(\d*\.?\d*)\s*\((.*)\)\s*|\s*(\d*\.?\d*)\s*([A-Z].*)", part)
         if outer is None:
