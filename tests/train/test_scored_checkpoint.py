@@ -21,11 +21,11 @@ from crystorus.networks.scorer import Scorer
 
 @pytest.fixture
 def scored(checkpoint, model):
-    """A checkpoint with a judge that was not trained but has an opinion."""
+    """A checkpoint with a scorer that was not trained but has an opinion."""
     torch.manual_seed(4)
-    judge = Scorer(model.denoiser.network, level=3)
-    torch.nn.init.normal_(judge.head[2].weight)
-    save_scorer(judge, checkpoint, {"note": "random"})
+    scorer = Scorer(model.denoiser.network, level=3)
+    torch.nn.init.normal_(scorer.head[2].weight)
+    save_scorer(scorer, checkpoint, {"note": "random"})
     return checkpoint
 
 

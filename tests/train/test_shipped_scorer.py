@@ -22,7 +22,7 @@ def test_the_real_crystal_is_preferred_to_what_has_become_of_it(model, make):
     assert one < other
 
 
-def test_it_judges_the_weights_that_ship(model):
+def test_it_scores_the_weights_that_ship(model):
     card = read_scorer_card(SHIPPED)
     assert card["card"]["checkpoint_sha256"] == read_card(SHIPPED)["sha256"] == model.digest
     assert card["card"]["validation"]["scorer"] == card["sha256"] == model.scorer_digest

@@ -49,7 +49,7 @@ class Processes:
                 f'{self.local_rank + 1} devices: set training.accelerator = "cpu" or "auto", or '
                 "lower training.devices"
             )
-        return torch.device(accelerator, self.local_rank if accelerator == "cuda" else None)
+        return torch.device(f"cuda:{self.local_rank}" if accelerator == "cuda" else accelerator)
 
     def sum(self, figures: Tensor) -> Tensor:
         """Add figures up over all processes."""
@@ -112,7 +112,7 @@ def joined(
     if started is None:
         store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
         torch.set_num_threads(max(threads // world, 1))
-        children = mp.start_processes(  # type: ignore[attr-defined]
+        children = mp.start_processes(
             _child,
             args=(store.port, world, settings.accelerator, max(threads // world, 1), work, args),
             nprocs=world - 1,
