@@ -11,7 +11,7 @@ from prototypes import (
     simple_cubic,
 )
 
-from crystal_fidelity import featurizers
+from crystal_fidelity import features as featurizers
 from crystal_fidelity.energies import (
     AseEnergies,
     References,
@@ -20,8 +20,7 @@ from crystal_fidelity.energies import (
     load_references,
     model_energy_emd,
 )
-from crystal_fidelity.featurizers import Featurizer, Identity
-from crystal_fidelity.screening import Limits, screen
+from crystal_fidelity.features import Featurizer, Identity, Limits, screen
 from crystal_fidelity.structures import Crystal, ReadFailure
 
 LIMITS = Limits(max_atomic_number=94)
@@ -30,7 +29,7 @@ LIMITS = Limits(max_atomic_number=94)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     pytest.importorskip("chgnet")
-    from crystal_fidelity.chgnet_model import ChgnetModel
+    from crystal_fidelity.features.chgnet import ChgnetModel
 
     return ChgnetModel(tmp_path_factory.mktemp("cache"))
 
@@ -99,7 +98,7 @@ def test_features_do_not_depend_on_motion_or_on_the_cell(model):
 
 
 def test_cache_returns_the_same_rows_without_the_network(model, tmp_path, monkeypatch):
-    from crystal_fidelity.chgnet_model import ChgnetModel
+    from crystal_fidelity.features.chgnet import ChgnetModel
 
     crystals = [rattled(rock_salt(), 0.05, i) for i in range(3)]
     first = ChgnetModel(tmp_path).features(crystals)

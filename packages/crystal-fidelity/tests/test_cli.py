@@ -5,9 +5,9 @@ import sys
 import ase.io
 import pytest
 from prototypes import everything, rattled, simple_cubic
-from typer.testing import CliRunner
 
-from crystal_fidelity.cli import app, main
+from crystal_fidelity.cli import app
+from crystal_fidelity.commandline import run as run_command
 from crystal_fidelity.structures import to_atoms
 
 
@@ -21,16 +21,24 @@ def files(tmp_path):
     return tmp_path
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+@pytest.fixture
+def run(capsys):
+    """The command line: exit status, standard output, standard error in one line."""
+
+    def call(*arguments):
+        status = run_command(app, [str(a) for a in arguments])
+        streams = capsys.readouterr()
+        return status, streams.out, " ".join(streams.err.split())
+
+    return call
 
 
-def test_compare_prints_a_table_and_writes_everything(files):
+def test_compare_prints_a_table_and_writes_everything(files, run):
     report = files / "out.json"
     arguments = (files / "made.extxyz", files / "real.extxyz", "--workers", 1, "--json", report)
-    result = run("compare", *arguments, "--metrics", "validity,density,match")
-    assert result.exit_code == 0
-    assert "density EMD" in result.stdout
+    status, out, _ = run("compare", *arguments, "--metrics", "validity,density,match")
+    assert status == 0
+    assert "density EMD" in out
     content = json.loads(report.read_text())
     scores = {s["name"]: s for s in content["scores"]}
     assert scores["validity"]["value"] == pytest.approx(5 / 6)
@@ -40,36 +48,63 @@ def test_compare_prints_a_table_and_writes_everything(files):
     assert all(s["protocol"] for s in content["scores"])
 
 
-def test_validity_names_the_invalid(files):
+def test_validity_names_the_invalid(files, run):
     report = files / "out.json"
-    result = run("validity", files / "made.extxyz", "--workers", 1, "--json", report)
-    assert result.exit_code == 0
+    status, _, error = run("validity", files / "made.extxyz", "--workers", 1, "--json", report)
+    assert status == 0
+    assert "invalid: frame 2: contact 0.480 Å" in error
     rows = json.loads(report.read_text())["structures"]
     assert [r["valid"] for r in rows] == [True, True, False, True, True, True]
     assert "0.480" in rows[2]["reason"]
 
 
-def test_match_writes_every_pair(files):
+def test_match_writes_every_pair(files, run):
     report = files / "out.json"
-    result = run(
-        "match", files / "made.extxyz", files / "real.extxyz", "--workers", 1, "--json", report
-    )
-    assert result.exit_code == 0
+    sides = files / "made.extxyz", files / "real.extxyz"
+    assert run("match", *sides, "--workers", 1, "--json", report)[0] == 0
     pairs = json.loads(report.read_text())["pairs"]
     assert [p["status"] for p in pairs].count("matched") == 5
     assert pairs[2]["status"] == "composition"
 
 
-def test_errors_are_one_sentence_with_a_remedy(files, capsys, monkeypatch):
-    made, real = str(files / "made.extxyz"), str(files / "real.extxyz")
-    monkeypatch.setattr(sys, "argv", ["x", "compare", made, real, "--metrics", "fidelity"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "choose from validity" in capsys.readouterr().err.replace("\n", " ")
-    monkeypatch.setattr(sys, "argv", ["x", "match", made, real, "--best-of", "4"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "are not 4 x 6" in capsys.readouterr().err.replace("\n", " ")
+def test_errors_are_one_sentence_with_a_remedy(files, run):
+    sides = files / "made.extxyz", files / "real.extxyz"
+    status, out, error = run("compare", *sides, "--metrics", "fidelity")
+    assert (status, out) == (2, "")
+    assert "choose from validity" in error
+    status, out, error = run("match", *sides, "--best-of", "4")
+    assert (status, out) == (1, "")
+    assert "are not 4 x 6" in error
+    assert run("compare", *sides, "--protocol", "x")[0] == 2
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    program = (
+        "import sys, crystal_fidelity.cli as c\n"
+        "c.app(['--help'], result_action='return_value')\n"
+        "c.app(['compare', '--help'], result_action='return_value')\n"
+        "print([m for m in ('scipy', 'pymatgen', 'ase', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    for word in ("compare", "validity", "match", "features", "frechet", "weights", "study"):
+        assert f" {word} " in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def test_options_reach_the_record(files, run):
+    report = files / "out.json"
+    sides = files / "made.extxyz", files / "real.extxyz"
+    words = "--metrics density,validity --known x.csv --protocol cdvae --timeout 9 --seed 4"
+    (files / "x.csv").touch()
+    words = words.replace("x.csv", str(files / "x.csv")).split()
+    assert run("compare", *sides, *words, "--workers", 1, "--json", report)[0] == 0
+    settings = json.loads(report.read_text())["settings"]
+    assert settings["metrics"] == ["validity", "density"]
+    assert settings["known"] == str(files / "x.csv")
+    assert (settings["match_protocol"], settings["timeout_s"]) == ("cdvae", 9.0)
+    assert (settings["seed"], settings["workers"]) == (4, 1)
 
 
 def test_progress_goes_to_standard_error_only(files):
@@ -85,14 +120,13 @@ def test_progress_goes_to_standard_error_only(files):
     assert "reading" not in done.stdout
 
 
-def test_distributions_as_numbers_are_the_densities_themselves(files):
+def test_distributions_as_numbers_are_the_densities_themselves(files, run):
     from crystal_fidelity.distances import densities
     from crystal_fidelity.reading import read_structures
 
     found = files / "out.json"
     sets = files / "made.extxyz", files / "real.extxyz"
-    result = run("study", "distributions", *sets, "--energy", "none", "--json", found)
-    assert result.exit_code == 0
+    assert run("study", "distributions", *sets, "--energy", "none", "--json", found)[0] == 0
     (density,) = json.loads(found.read_text())["distributions"]
     assert (density["name"], density["unit"]) == ("density", "g/cm³")
     for path in sets:
@@ -100,10 +134,11 @@ def test_distributions_as_numbers_are_the_densities_themselves(files):
 
 
 @pytest.mark.parametrize("words", [[], ["--json", "out.json"]])
-def test_distributions_need_somewhere_to_go_and_sets_of_different_names(files, words):
+def test_distributions_need_somewhere_to_go_and_sets_of_different_names(files, words, run):
     made = files / "made.extxyz"
-    with pytest.raises(ValueError, match=r"nothing to write|the same file name"):
-        run("study", "distributions", made, made, "--energy", "none", *words)
+    status, _, error = run("study", "distributions", made, made, "--energy", "none", *words)
+    assert status == 1
+    assert "nothing to write" in error or "the same file name" in error
 
 
 def test_the_module_runs_as_a_program(files):

@@ -5,7 +5,6 @@ import pytest
 from prototypes import diamond, everything, moved, perovskite, rutile, simple_cubic
 from scipy.spatial.distance import cdist
 
-from crystal_fidelity.compare import Settings
 from crystal_fidelity.coverage import (
     COMPOSITION_WIDTH,
     STRUCTURE_WIDTH,
@@ -17,8 +16,9 @@ from crystal_fidelity.coverage import (
     nearest,
     scale_of,
 )
+from crystal_fidelity.options import Settings
 from crystal_fidelity.reading import read_structures
-from crystal_fidelity.table import formula_text
+from crystal_fidelity.report import formula_text
 
 
 def reference(left, right):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from crystal_fidelity.featurizers import FeatureSet, Identity, save_features
+from crystal_fidelity.features import FeatureSet, Identity, save_features
 from crystal_fidelity.files import (
     FileError,
     atomic_path,
@@ -17,8 +17,7 @@ from crystal_fidelity.files import (
     remove_asides,
     write_atomic,
 )
-from crystal_fidelity.html import write_plots
-from crystal_fidelity.report import write_json
+from crystal_fidelity.report import write_json, write_plots
 
 
 def test_a_writer_killed_half_way_leaves_what_was_there(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from crystal_fidelity.featurizers import FeatureSet, Identity, load_features, save_features
+from crystal_fidelity.features import FeatureSet, Identity, load_features, save_features
 from crystal_fidelity.frechet import (
     frechet,
     frechet_distance,

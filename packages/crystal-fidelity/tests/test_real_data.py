@@ -13,10 +13,8 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crystal_fidelity.composition import is_charge_balanced
 from crystal_fidelity.distances import density_emd, energy_emd
-from crystal_fidelity.matching import match_rate, match_rate_best_of
-from crystal_fidelity.metre import metre
+from crystal_fidelity.matching import match_rate, match_rate_best_of, metre, novel, unique
 from crystal_fidelity.reading import read_structures
-from crystal_fidelity.sets import novel, unique
 from crystal_fidelity.structures import Crystal, element_symbol, to_pymatgen
 from crystal_fidelity.symmetry import space_groups
 from crystal_fidelity.validity import structural_validity
@@ -173,7 +171,7 @@ def test_frechet_and_kernel_distance_are_their_definitions(crystals, tmp_path):
     pytest.importorskip("chgnet")
     import scipy.linalg
 
-    from crystal_fidelity.chgnet_model import ChgnetModel
+    from crystal_fidelity.features.chgnet import ChgnetModel
     from crystal_fidelity.frechet import frechet, kernel
 
     model = ChgnetModel(tmp_path)

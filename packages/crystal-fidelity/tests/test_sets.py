@@ -15,9 +15,7 @@ from prototypes import (
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystal_fidelity.matching import MatcherSettings, match_rate
-from crystal_fidelity.metre import metre
-from crystal_fidelity.sets import novel, sun, unique
+from crystal_fidelity.matching import MatcherSettings, match_rate, metre, novel, sun, unique
 from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
 from crystal_fidelity.symmetry import space_group_distance, space_groups, total_variation
 

@@ -1,126 +1,471 @@
-"""Command line: files in, a table on screen, JSON on request, progress on standard error."""
+"""Command line: files in, a table on screen, JSON and HTML on request, progress on standard error.
 
-import os
+What computes is imported inside the commands, so that help and wrong words are answered at once.
+"""
+
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from cyclopts import App, Parameter
 
 from crystal_fidelity import __version__
-from crystal_fidelity.cli_studies import study_app
-from crystal_fidelity.compare import (
-    DEFAULT_METRICS,
-    METRICS,
-    Comparison,
-    Settings,
-    feature_scores,
-    parse_metrics,
-)
-from crystal_fidelity.compare import compare as compare_sets
-from crystal_fidelity.featurizers import load_features, save_features
-from crystal_fidelity.files import file_digest
-from crystal_fidelity.matching import MatchProtocol
-from crystal_fidelity.models import DISTANCE_NAMES, FeaturizerName, make_featurizer
-from crystal_fidelity.reading import read_structures
-from crystal_fidelity.report import failure_lines, print_scores, write_json
-from crystal_fidelity.serving import serve as serve_commands
-from crystal_fidelity.structures import Entry, ReadFailure
-from crystal_fidelity.table import FIELDS, structure_rows
-from crystal_fidelity.validity import structural_validity
+from crystal_fidelity.commandline import log, run
+from crystal_fidelity.errors import FidelityError
+from crystal_fidelity.options import FeaturizerName, MatchSettings, Settings
+from crystal_fidelity.workers import cores
 
-app = typer.Typer(
+if TYPE_CHECKING:
+    from crystal_fidelity.structures import Entry
+
+app = App(
+    name="crystal-fidelity",
     help="How faithful generated crystals are to a reference set.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    version=__version__,
 )
+weights_app = App(name="weights", help="Published ALIGNN weights.")
+study_app = App(name="study", help="How the metrics behave: Figs 3 to 6 of the paper.")
+app.command(weights_app)
+app.command(study_app)
+INCOMPLETE = 3
+"""Exit status where a metric could not be computed."""
+CORES = min(2, cores())
+MAX_NAMED = 10
 
-weights_app = typer.Typer(help="Published ALIGNN weights.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
-app.add_typer(study_app, name="study")
-
-Generated = Annotated[Path, typer.Argument(help="extxyz, CIF, folder of CIF, CSV(.gz) or ASE db")]
-Reference = Annotated[Path, typer.Argument(help="the same formats")]
-Json = Annotated[Path | None, typer.Option("--json", help="write everything here")]
-Workers = Annotated[int, typer.Option(help="processes for reading and matching")]
-BestOf = Annotated[int, typer.Option(help="consecutive generated candidates per reference")]
-Timeout = Annotated[
-    float | None, typer.Option(help="seconds per pair; longer ones are reported undecided")
-]
-Seed = Annotated[int, typer.Option(help="of random splits and baselines")]
-FeaturizerOption = Annotated[FeaturizerName, typer.Option(help="network of the Fréchet distance")]
-Weights = Annotated[
-    Path | None, typer.Option(help="weights of the featurizer, where it needs some")
-]
-Cache = Annotated[Path | None, typer.Option(help="folder of cached network outputs")]
-CORES = min(2, os.cpu_count() or 1)
+Flat = Parameter(name="*")
+Workers = Annotated[int, Parameter(help="Processes for reading and matching.")]
+Json = Annotated[Path | None, Parameter(help="Write all numbers here.")]
+Html = Annotated[Path | None, Parameter(help="Write a page that loads nothing here.")]
+Seed = Annotated[int, Parameter(help="Of random splits, noise and subsets.")]
+Network = Annotated[FeaturizerName, Parameter(help="Network of the Fréchet distance.")]
+Weights = Annotated[Path | None, Parameter(help="Weights of the featurizer, where it needs some.")]
+Cache = Annotated[Path | None, Parameter(help="Folder of cached network outputs.")]
 
 
 @contextmanager
-def _stages() -> Iterator["Stages"]:
-    console = Console(stderr=True)
+def _expected() -> Iterator[None]:
+    """Turn what the metrics raise because of their input into what `run` prints as it is."""
+    try:
+        yield
+    except (ValueError, KeyError, ImportError, OSError) as error:
+        if isinstance(error, FidelityError) or getattr(error, "errno", None) is not None:
+            raise
+        raise FidelityError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+
+
+@app.command
+@_expected()
+def compare(
+    generated: Path,
+    reference: Path,
+    /,
+    *,
+    options: Annotated[Settings, Flat] = Settings(),
+    workers: Workers = CORES,
+    json: Json = None,
+    html: Html = None,
+) -> int:
+    """Score GENERATED against REFERENCE; exit status 3 if a metric could not be computed.
+
+    Args:
+        generated: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
+        reference: The same formats.
+    """
+    from crystal_fidelity.compare import compare as compare_sets
+    from crystal_fidelity.report import FIELDS, print_scores, structure_rows, write_json
+    from crystal_fidelity.report import write_report as write_html
+
+    _check_writable(json, html)
+    settings = replace(options, workers=workers)
+    with _stages() as stage:
+        sides = _read({"generated": generated, "reference": reference}, workers, stage)
+        left, right = (entries for _, entries in sides.values())
+        result = compare_sets(left, right, settings, stage)
+    print_scores(result.scores, title=f"{generated} against {reference}")
+    if html:
+        facts = {side: _fact(path, entries) for side, (path, entries) in sides.items()}
+        write_html(html, f"{generated.name} against {reference.name}", left, result, facts)
+    if json:
+        record = _provenance(sides) | {
+            "settings": asdict(settings),
+            "scores": [score.as_dict() for score in result.scores],
+            "not_computed": result.not_computed,
+            "structures": [
+                dict(zip(FIELDS, row, strict=True)) for row in structure_rows(left, result)
+            ],
+        }
+        write_json(json, record)
+    for metric, reason in result.not_computed.items():
+        log("error", f"not computed: {metric}: {reason}")
+    return INCOMPLETE if result.not_computed else 0
+
+
+@app.command
+@_expected()
+def validity(generated: Path, /, *, workers: Workers = CORES, json: Json = None) -> None:
+    """Say which structures of GENERATED have no collision, self-images included.
+
+    Args:
+        generated: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
+    """
+    from crystal_fidelity.report import print_scores, write_json
+    from crystal_fidelity.validity import structural_validity
+
+    _check_writable(json)
+    with _stages() as stage:
+        sides = _read({"generated": generated}, workers, stage)
+        entries = sides["generated"][1]
+        stage("validity")
+        result = structural_validity(entries)
+    print_scores(result.scores(), title=str(generated))
+    invalid = [(e.name, r) for e, r in zip(entries, result.reasons, strict=True) if r]
+    _name_some("invalid", invalid)
+    if json:
+        rows = zip(entries, result.reasons, result.min_distance, strict=True)
+        record = _provenance(sides) | {
+            "scores": [score.as_dict() for score in result.scores()],
+            "structures": [
+                {"name": e.name, "valid": not r, "reason": r, "min_distance_angstrom": float(d)}
+                for e, r, d in rows
+            ],
+        }
+        write_json(json, record)
+
+
+@app.command
+@_expected()
+def match(
+    generated: Path,
+    reference: Path,
+    /,
+    *,
+    options: Annotated[MatchSettings, Flat] = MatchSettings(),
+    workers: Workers = CORES,
+    json: Json = None,
+) -> None:
+    """Match the i-th of GENERATED with the i-th of REFERENCE by StructureMatcher.
+
+    Args:
+        generated: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
+        reference: The same formats.
+    """
+    from crystal_fidelity.compare import compare as compare_sets
+    from crystal_fidelity.report import print_scores, write_json
+
+    _check_writable(json)
+    settings = Settings(**asdict(replace(options, workers=workers)), metrics=("match",))
+    with _stages() as stage:
+        sides = _read({"generated": generated, "reference": reference}, workers, stage)
+        left, right = (entries for _, entries in sides.values())
+        result = compare_sets(left, right, settings, stage)
+    print_scores(result.scores, title=f"{generated} against {reference}")
+    if json and result.match:
+        pairs = zip(right, result.match.outcomes, result.match.chosen, strict=True)
+        record = _provenance(sides) | {
+            "scores": [score.as_dict() for score in result.scores],
+            "pairs": [{"reference": e.name, **asdict(o), "candidate": k} for e, o, k in pairs],
+        }
+        write_json(json, record)
+
+
+@app.command
+@_expected()
+def features(
+    structures: Path,
+    out: Path,
+    /,
+    *,
+    featurizer: Network = "chgnet",
+    weights: Weights = None,
+    cache: Cache = None,
+    workers: Workers = CORES,
+) -> None:
+    """Compute the features of STRUCTURES and write them with the network's identity to OUT.
+
+    Args:
+        structures: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
+        out: The .npz to write.
+    """
+    from crystal_fidelity.features import make_featurizer, save_features
+
+    if out.suffix != ".npz":
+        raise ValueError(f"{out}: features are written to .npz")
+    _check_writable(out)
+    with _stages() as stage:
+        ((_, entries),) = _read({"given": structures}, workers, stage).values()
+        network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stage)
+        found = network.features(entries)
+    save_features(out, found)
+    _echo(f"{len(found)} of {len(entries)} structures: {found.identity}")
+    _name_some("no features", found.failures)
+
+
+@app.command
+@_expected()
+def frechet(generated: Path, reference: Path, /, *, seed: Seed = 0, json: Json = None) -> None:
+    """Fréchet and kernel distance of two feature files, with floor and bias correction.
+
+    Args:
+        generated: Features (.npz) of the generated set.
+        reference: Features (.npz) of the reference set.
+    """
+    from crystal_fidelity.compare import feature_scores
+    from crystal_fidelity.features import DISTANCE_NAMES, load_features
+    from crystal_fidelity.report import print_scores, write_json
+
+    _check_writable(json)
+    left, right = load_features(generated), load_features(reference)
+    known = DISTANCE_NAMES.values()
+    name = next((n for n in known if n.split()[1] in left.identity.name), "Fréchet")
+    scores = feature_scores(left, right, name=name, seed=seed)
+    print_scores(scores, title=f"{generated} against {reference}")
+    if json:
+        write_json(json, {"scores": [score.as_dict() for score in scores]})
+
+
+@weights_app.command
+@_expected()
+def fetch(name: str, out: Path, /, *, sha256: str | None = None) -> None:
+    """Download published ALIGNN weights and keep them as safetensors with both digests.
+
+    Args:
+        name: mp_e_form_alignn (mp_e_form_alignnn is the same).
+        out: The .safetensors to write.
+        sha256: Digest that the download must have.
+    """
+    from crystal_fidelity.features.alignn import convert_weights, fetch_weights
+
+    archive = out.with_suffix(".zip")
+    with _stages() as stage:
+        stage(f"downloading {name}")
+        found = fetch_weights(name, archive, sha256=sha256)
+        digest = convert_weights(archive, out)
+    _echo(f"download SHA-256 {found}\ntensors  SHA-256 {digest}\n{out}")
+
+
+@weights_app.command
+@_expected()
+def convert(source: Path, out: Path, /) -> None:
+    """Turn a downloaded checkpoint into safetensors without executing what it holds.
+
+    Args:
+        source: Official .zip, or a checkpoint .pt.
+        out: The .safetensors to write.
+    """
+    from crystal_fidelity.features.alignn import convert_weights
+
+    _check_writable(out)
+    _echo(f"tensors SHA-256 {convert_weights(source, out)}\n{out}")
+
+
+@study_app.command
+@_expected()
+def noise(
+    reference: Path,
+    disturbed: list[Path] | None = None,
+    /,
+    *,
+    source: Path | None = None,
+    levels: str = "0,.01,.02,.05,.1,.2,.4,.7,1",
+    displacement: float = 4.0,
+    strain: float = 0.1,
+    limit: int = 0,
+    featurizer: Network = "chgnet",
+    weights: Weights = None,
+    cache: Cache = None,
+    seed: Seed = 0,
+    html: Html = None,
+    json: Json = None,
+) -> None:
+    """Distance of disturbed real crystals against the noise (Fig. 3).
+
+    At level 1 of the default, atoms are spread over the whole cell and the curve is flat.
+
+    Args:
+        reference: Undisturbed structures to compare with.
+        disturbed: Files of disturbed structures, the level last in each name.
+        source: Structures to disturb here, instead of files.
+        levels: Noise levels from 0 to 1, comma-separated.
+        displacement: Å per coordinate at level 1.
+        strain: Deviation of the cell's strain at level 1.
+        limit: Disturb at most this many; 0 is all.
+    """
+    from rich.table import Table
+
+    from crystal_fidelity.features import DISTANCE_NAMES, make_featurizer
+    from crystal_fidelity.reading import read_structures
+    from crystal_fidelity.report import digits, write_json, write_plots
+    from crystal_fidelity.studies import level_of, noise_curve, noise_plot, noised
+
+    _check_writable(html, json)
+    truth = read_structures(reference)
+    if disturbed:
+        sets = {level_of(path.stem): read_structures(path) for path in disturbed}
+    elif source is not None:
+        given = read_structures(source)[: limit or None]
+        sets = {
+            level: list(noised(given, level, seed, displacement=displacement, strain=strain))
+            for level in map(float, levels.split(","))
+        }
+    else:
+        raise ValueError("give files of disturbed structures, or --source FILE to disturb here")
+    with _stages() as stage:
+        network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stage)
+        points = noise_curve(sets, truth, network, stage)
+    name = DISTANCE_NAMES[featurizer]
+    table = Table("level", name, "± 1 s.e.", "kernel", "n", "without features")
+    for p in points:
+        numbers = f"{p.level:g}", digits(p.frechet), digits(p.error, 2), digits(p.kernel)
+        table.add_row(*numbers, str(p.n), str(p.failed))
+    _echo(table)
+    if html:
+        write_plots(html, f"{name} against noise", noise_plot(points, name, "noise level"))
+    if json:
+        content = {"identity": asdict(network.identity), "points": [asdict(p) for p in points]}
+        write_json(json, content)
+
+
+@study_app.command
+@_expected()
+def size(
+    generated: Path,
+    reference: Path,
+    /,
+    *,
+    sizes: str = "",
+    repeats: int = 5,
+    seed: Seed = 0,
+    html: Html = None,
+    json: Json = None,
+) -> None:
+    """Distance against sample size, and its limit for infinitely many (Fig. 4).
+
+    Args:
+        generated: Features (.npz).
+        reference: Features (.npz).
+        sizes: Comma-separated; doubling from 64 if empty.
+        repeats: Random subsets per size.
+    """
+    from rich.table import Table
+
+    from crystal_fidelity.features import load_features
+    from crystal_fidelity.report import digits, write_json, write_plots
+    from crystal_fidelity.studies import extrapolated, size_plot, size_study
+
+    _check_writable(html, json)
+    left, right = load_features(generated), load_features(reference)
+    chosen = [int(text) for text in sizes.split(",")] if sizes else None
+    points = size_study(left, right, chosen, repeats=repeats, seed=seed)
+    limit = extrapolated(points)
+    table = Table("n", "distance", "± of one subset")
+    for p in points:
+        table.add_row(str(p.n), f"{p.mean:.4g}", digits(p.spread, 2))
+    _echo(table)
+    _echo(f"n → ∞ by a line in 1/n: {limit:.4g}    {left.identity}")
+    if html:
+        name = f"Fréchet distance, {left.identity.name}"
+        write_plots(html, name, [size_plot({generated.stem: points}, name)])
+    if json:
+        rows = [asdict(p) for p in points]
+        write_json(json, {"identity": asdict(left.identity), "points": rows, "limit": limit})
+
+
+@study_app.command
+@_expected()
+def distributions(
+    sets: list[Path],
+    /,
+    *,
+    energy: str = "chgnet",
+    cache: Cache = None,
+    html: Html = None,
+    json: Json = None,
+) -> None:
+    """Densities and energies of several sets side by side (Figs 5 and 6).
+
+    Args:
+        sets: Two or more sets, the real one last.
+        energy: chgnet, an ASE calculator's module:factory, or none.
+    """
+    from crystal_fidelity.energies import load_references, make_energy_model
+    from crystal_fidelity.reading import read_structures
+    from crystal_fidelity.report import write_json, write_plots
+    from crystal_fidelity.studies import distribution_plots
+    from crystal_fidelity.studies import distributions as property_distributions
+
+    if html is None and json is None:
+        raise ValueError("nothing to write: give --html FILE or --json FILE")
+    _check_writable(html, json)
+    entries = {path.name: read_structures(path) for path in sets}
+    if len(entries) < len(sets):
+        raise ValueError("two of the sets have the same file name: rename one")
+    with _stages() as stage:
+        chosen = energy != "none"
+        model = make_energy_model(energy, cache=cache, on_progress=stage) if chosen else None
+        references = load_references() if energy == "chgnet" else None
+        found = property_distributions(entries, model, references)
+    if html:
+        write_plots(html, "Distributions", distribution_plots(found))
+        log("done", f"wrote {html}")
+    if json:
+        write_json(json, {"distributions": [asdict(d) for d in found]})
+
+
+# What the commands share
+
+Sides = dict[str, tuple[Path, "list[Entry]"]]
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Yield what names the stage now running, on standard error."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Stages(progress)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda stage: progress.update(task, description=stage)
 
 
-class Stages:
-    """What is being done, on standard error."""
+def _read(files: Mapping[str, Path], workers: int, stage: Callable[[str], None]) -> Sides:
+    """Read each side of a comparison, and name what could not be read."""
+    from crystal_fidelity.reading import read_structures
+    from crystal_fidelity.report import failure_lines
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=None)
-
-    def __call__(self, stage: str) -> None:
-        """Name the stage now running."""
-        self._progress.update(self._task, description=stage)
-
-
-def _read(path: Path, what: str, workers: int, stages: Stages) -> list[Entry]:
-    stages(f"reading {what} structures from {path}")
-    return read_structures(path, workers=workers)
+    sides: Sides = {}
+    for side, path in files.items():
+        stage(f"reading {side} structures from {path}")
+        sides[side] = path, read_structures(path, workers=workers)
+    for side, (_, entries) in sides.items():
+        if lines := failure_lines(entries, side):
+            log("warning", "\n".join(lines))
+    return sides
 
 
-def _say_failures(entries: list[Entry], what: str) -> None:
-    console = Console(stderr=True, style="yellow")
-    for line in failure_lines(entries, what):
-        console.print(line, markup=False, highlight=False)
+def _provenance(sides: Sides) -> dict[str, object]:
+    from crystal_fidelity.files import file_digest
+    from crystal_fidelity.structures import ReadFailure
 
-
-def _provenance(**sides: tuple[Path, list[Entry]]) -> dict[str, object]:
-    files: dict[str, object] = {
+    files = {
         side: {
             "path": str(path),
             "structures": len(entries),
             "sha256": file_digest(path) if path.is_file() else None,
-            "unreadable": [
-                {"name": e.name, "reason": e.reason} for e in entries if isinstance(e, ReadFailure)
-            ],
+            "unreadable": [asdict(e) for e in entries if isinstance(e, ReadFailure)],
         }
         for side, (path, entries) in sides.items()
     }
     return {"crystal_fidelity": __version__, "files": files}
 
 
-def _report(
-    result: Comparison, settings: Settings, sides: dict[str, tuple[Path, list[Entry]]]
-) -> dict[str, object]:
-    """Return everything for JSON: sources, settings, scores, and a record of each structure."""
-    rows = structure_rows(sides["generated"][1], result)
-    return _provenance(**sides) | {
-        "settings": asdict(settings),
-        "scores": [score.as_dict() for score in result.scores],
-        "not_computed": result.not_computed,
-        "structures": [dict(zip(FIELDS, row, strict=True)) for row in rows],
-    }
+def _fact(path: Path, entries: "list[Entry]") -> str:
+    from crystal_fidelity.files import file_digest
+    from crystal_fidelity.structures import ReadFailure
 
-
-def _fact(path: Path, entries: list[Entry]) -> str:
     unread = sum(isinstance(entry, ReadFailure) for entry in entries)
     text = f"{path.name}: {len(entries)} structures, {unread} unreadable"
     return f"{text}, SHA-256 {file_digest(path)[:16]}…" if path.is_file() else text
@@ -133,240 +478,19 @@ def _check_writable(*paths: Path | None) -> None:
             raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
 
 
-def _say_not_computed(missing: dict[str, str]) -> None:
-    console = Console(stderr=True, style="red")
-    for metric, reason in missing.items():
-        console.print(f"not computed: {metric}: {reason}", markup=False, highlight=False)
-    if missing:
-        raise typer.Exit(3)
+def _name_some(what: str, cases: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> None:
+    for name, reason in cases[:MAX_NAMED]:
+        log(what, f"{name}: {reason}")
+    if len(cases) > MAX_NAMED:
+        log(what, f"and {len(cases) - MAX_NAMED} more; --json names all, where there is one")
 
 
-@app.command()
-def compare(
-    generated: Generated,
-    reference: Reference,
-    metrics: Annotated[
-        str, typer.Option(help=f"comma-separated, of {', '.join(METRICS)}")
-    ] = ",".join(DEFAULT_METRICS),
-    energy: Annotated[
-        str, typer.Option(help="chgnet, an ASE calculator's module:factory, or file:KEY")
-    ] = "chgnet",
-    references: Annotated[
-        Path | None, typer.Option(help="elemental references (JSON) of an ASE calculator")
-    ] = None,
-    featurizer: FeaturizerOption = "chgnet",
-    weights: Weights = None,
-    cache: Cache = None,
-    known: Annotated[
-        Path | None, typer.Option(help="set that novelty is judged against [default: REFERENCE]")
-    ] = None,
-    hull_key: Annotated[
-        str, typer.Option(help="number of the generated structures that S.U.N. reads, eV/atom")
-    ] = "e_above_hull",
-    coverage_scale: Annotated[
-        str, typer.Option(help="compositions standardised by cdvae, reference, or a JSON file")
-    ] = "cdvae",
-    protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
-    best_of: BestOf = 1,
-    workers: Workers = CORES,
-    timeout: Timeout = None,
-    seed: Seed = 0,
-    json: Json = None,
-    html: Annotated[Path | None, typer.Option("--html", help="write a report here")] = None,
-) -> None:
-    """Score GENERATED against REFERENCE; exit status 3 if a metric could not be computed."""
-    _check_writable(json, html)
-    settings = Settings(
-        metrics=parse_metrics(metrics),
-        energy=energy,
-        references=references,
-        featurizer=featurizer,
-        weights=weights,
-        cache=cache,
-        known=known,
-        hull_key=hull_key,
-        coverage_scale=coverage_scale,
-        match_protocol=protocol,
-        best_of=best_of,
-        workers=workers,
-        timeout_s=timeout,
-        seed=seed,
-    )
-    with _stages() as stages:
-        left = _read(generated, "generated", workers, stages)
-        right = _read(reference, "reference", workers, stages)
-        result = compare_sets(left, right, settings, stages)
-    _say_failures(left, "generated")
-    _say_failures(right, "reference")
-    print_scores(result.scores, title=f"{generated} against {reference}")
-    if html:
-        from crystal_fidelity.html import write_report
+def _echo(content: Any) -> None:
+    from rich.console import Console
 
-        facts = {"generated": _fact(generated, left), "reference": _fact(reference, right)}
-        write_report(html, f"{generated.name} against {reference.name}", left, result, facts)
-    if json:
-        sides = {"generated": (generated, left), "reference": (reference, right)}
-        write_json(json, _report(result, settings, sides))
-    _say_not_computed(result.not_computed)
-
-
-@app.command()
-def validity(generated: Generated, workers: Workers = CORES, json: Json = None) -> None:
-    """Say which structures of GENERATED have no collision, self-images included."""
-    _check_writable(json)
-    with _stages() as stages:
-        entries = _read(generated, "generated", workers, stages)
-        stages("validity")
-        result = structural_validity(entries)
-    _say_failures(entries, "generated")
-    print_scores(result.scores(), title=str(generated))
-    console = Console(stderr=True)
-    invalid = [(e.name, r) for e, r in zip(entries, result.reasons, strict=True) if r]
-    for name, reason in invalid[:10]:
-        console.print(f"invalid: {name}: {reason}", markup=False, highlight=False)
-    if len(invalid) > 10:
-        console.print(f"and {len(invalid) - 10} more; --json names all", highlight=False)
-    if json:
-        record = _provenance(generated=(generated, entries))
-        record["scores"] = [score.as_dict() for score in result.scores()]
-        record["structures"] = [
-            {"name": e.name, "valid": not r, "reason": r, "min_distance_angstrom": float(d)}
-            for e, r, d in zip(entries, result.reasons, result.min_distance, strict=True)
-        ]
-        write_json(json, record)
-
-
-@app.command()
-def match(
-    generated: Generated,
-    reference: Reference,
-    protocol: Annotated[MatchProtocol, typer.Option(help="which pairs may match")] = "all",
-    best_of: BestOf = 1,
-    workers: Workers = CORES,
-    timeout: Timeout = None,
-    seed: Seed = 0,
-    json: Json = None,
-) -> None:
-    """Match the i-th of GENERATED with the i-th of REFERENCE by StructureMatcher."""
-    _check_writable(json)
-    settings = Settings(
-        metrics=("match",),
-        match_protocol=protocol,
-        best_of=best_of,
-        workers=workers,
-        timeout_s=timeout,
-        seed=seed,
-    )
-    with _stages() as stages:
-        left = _read(generated, "generated", workers, stages)
-        right = _read(reference, "reference", workers, stages)
-        result = compare_sets(left, right, settings, stages)
-    _say_failures(left, "generated")
-    _say_failures(right, "reference")
-    print_scores(result.scores, title=f"{generated} against {reference}")
-    if json and result.match:
-        record = _provenance(generated=(generated, left), reference=(reference, right))
-        record["scores"] = [score.as_dict() for score in result.scores]
-        record["pairs"] = [
-            {
-                "reference": e.name,
-                "status": o.status,
-                "rms": o.rms,
-                "reason": o.reason,
-                "candidate": k,
-            }
-            for e, o, k in zip(right, result.match.outcomes, result.match.chosen, strict=True)
-        ]
-        write_json(json, record)
-
-
-@app.command()
-def features(
-    structures: Generated,
-    out: Annotated[Path, typer.Argument(help=".npz to write")],
-    featurizer: FeaturizerOption = "chgnet",
-    weights: Weights = None,
-    cache: Cache = None,
-    workers: Workers = CORES,
-) -> None:
-    """Compute the features of STRUCTURES and write them with the network's identity to OUT."""
-    if out.suffix != ".npz":
-        raise ValueError(f"{out}: features are written to .npz")
-    _check_writable(out)
-    with _stages() as stages:
-        entries = _read(structures, "given", workers, stages)
-        network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stages)
-        found = network.features(entries)
-    save_features(out, found)
-    console = Console(stderr=True)
-    console.print(f"{len(found)} of {len(entries)} structures: {found.identity}", highlight=False)
-    for name, reason in found.failures[:10]:
-        console.print(f"no features: {name}: {reason}", markup=False, highlight=False)
-
-
-@app.command()
-def frechet(
-    generated: Annotated[Path, typer.Argument(help="features (.npz) of the generated set")],
-    reference: Annotated[Path, typer.Argument(help="features (.npz) of the reference set")],
-    seed: Seed = 0,
-    json: Json = None,
-) -> None:
-    """Fréchet and kernel distance of two feature files, with floor and bias correction."""
-    _check_writable(json)
-    left, right = load_features(generated), load_features(reference)
-    name = next((n for n in DISTANCE_NAMES.values() if _stem(n) in left.identity.name), "Fréchet")
-    scores = feature_scores(left, right, name=name, settings=Settings(seed=seed))
-    print_scores(scores, title=f"{generated} against {reference}")
-    if json:
-        write_json(json, {"scores": [score.as_dict() for score in scores]})
-
-
-@weights_app.command("fetch")
-def fetch_published(
-    name: Annotated[str, typer.Argument(help="mp_e_form_alignn (mp_e_form_alignnn is the same)")],
-    out: Annotated[Path, typer.Argument(help=".safetensors to write")],
-    sha256: Annotated[str | None, typer.Option(help="digest the download must have")] = None,
-) -> None:
-    """Download published ALIGNN weights and keep them as safetensors with both digests."""
-    from crystal_fidelity.weights import convert_weights, fetch_weights
-
-    archive = out.with_suffix(".zip")
-    with _stages() as stages:
-        stages(f"downloading {name}")
-        found = fetch_weights(name, archive, sha256=sha256)
-        digest = convert_weights(archive, out)
-    Console().print(f"download SHA-256 {found}\ntensors  SHA-256 {digest}\n{out}", highlight=False)
-
-
-@weights_app.command("convert")
-def convert(
-    source: Annotated[Path, typer.Argument(help="official .zip or checkpoint .pt")],
-    out: Annotated[Path, typer.Argument(help=".safetensors to write")],
-) -> None:
-    """Turn a downloaded checkpoint into safetensors without executing what it holds."""
-    from crystal_fidelity.weights import convert_weights
-
-    Console().print(f"tensors SHA-256 {convert_weights(source, out)}\n{out}", highlight=False)
-
-
-@app.command()
-def serve() -> None:
-    """Run commands from standard input, a JSON list of words per line, in this one process."""
-    serve_commands(app, sys.stdin, sys.stdout)
-
-
-def _stem(distance_name: str) -> str:
-    return distance_name.split()[1]
+    Console().print(content, markup=False, highlight=False)
 
 
 def main() -> None:
     """Run the command line; expected errors are one sentence, not a traceback."""
-    # Read when torch is loaded: threads that spin for long while they wait crawl on a busy machine.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    try:
-        app(standalone_mode=True)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        Console(stderr=True, style="red").print(f"error: {message}", markup=False, highlight=False)
-        raise SystemExit(2) from None
+    sys.exit(run(app, sys.argv[1:]))

@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -21,24 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from crystal_fidelity.featurizers import (
+from crystal_fidelity.features import (
     Identity,
-    Progress,
+    Limits,
     RowCache,
     default_cache,
     screened_rows,
 )
-from crystal_fidelity.reading import map_in_order
-from crystal_fidelity.scores import Score, rate_error
-from crystal_fidelity.screening import Limits
+from crystal_fidelity.scores import Progress, Score, rate_score, silent
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
     Crystal,
     element_symbol,
     to_pymatgen,
 )
+from crystal_fidelity.workers import map_in_order
 
-SCALES = ("cdvae", "reference")
 SHIPPED = "cdvae_scale.json"
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
@@ -77,6 +75,9 @@ def load_scale(source: str | Path) -> CompositionScale | None:
 
     The file has lists of 132 numbers under "mean" and "std". CDVAE's constants are shipped;
     DiffCSP, FlowMM and OMatG use the same.
+
+    Args:
+        source: "cdvae", "reference", or the file.
 
     Raises:
         ValueError: the file does not hold that.
@@ -134,18 +135,9 @@ class CoverageResult:
         label += self.scale
         left, right = len(self.precision_structure), len(self.recall_structure)
         failed = {"without fingerprints": (self.n_generated - left, self.n_reference - right)}
+        sizes = {"n_generated": self.n_generated, "n_reference": self.n_reference}
         return [
-            Score(
-                name,
-                value,
-                n_generated=self.n_generated,
-                n_reference=self.n_reference,
-                protocol=label,
-                uncertainty=rate_error(value, n),
-                rate=True,
-                better="higher",
-                details=failed,
-            )
+            rate_score(name, value, n, label, details=failed, **sizes)
             for name, value, n in (
                 ("coverage recall", self.recall, right),
                 ("coverage precision", self.precision, self.n_generated),
@@ -160,7 +152,14 @@ def _within(structure: Array, composition: Array) -> NDArray[np.bool_]:
 def nearest(left: Array, right: Array) -> tuple[Array, Array]:
     """Return each row's distance to the nearest row of the other set, in chunks.
 
-    (n,) for `left`, (m,) for `right`; never more than CHUNK rows of the n x m table in memory.
+    Never more than CHUNK rows of the n x m table are in memory.
+
+    Args:
+        left: (n, d).
+        right: (m, d).
+
+    Returns:
+        (n,) for `left`, (m,) for `right`.
     """
     of_left = np.empty(len(left))
     of_right = np.full(len(right), np.inf)
@@ -174,12 +173,15 @@ def nearest(left: Array, right: Array) -> tuple[Array, Array]:
 def coverage_of(
     generated: Array, reference: Array, scale: CompositionScale | None = None
 ) -> CoverageResult:
-    """Return coverage from (n, 61 + 132) fingerprints, structure parts with NaN being failures.
+    """Return coverage from fingerprints; those with NaN in their structure part are failures.
 
-    Without a scale compositions are standardised on the reference set.
+    Args:
+        generated: (n, 61 + 132).
+        reference: (m, 61 + 132).
+        scale: What compositions are standardised with; the reference set if None.
 
     Raises:
-        ValueError: a set has no fingerprint at all.
+        ValueError: A set has no fingerprint at all.
     """
     left = generated[np.isfinite(generated[:, :STRUCTURE_WIDTH]).all(axis=1)]
     right = reference[np.isfinite(reference[:, :STRUCTURE_WIDTH]).all(axis=1)]
@@ -210,21 +212,23 @@ def coverage(
     scale: str | Path = "cdvae",
     cache_folder: Path | None = None,
     workers: int = 1,
-    on_progress: Progress = lambda _text: None,
+    on_progress: Progress = silent,
 ) -> CoverageResult:
     """Return coverage of two sets of structures; fingerprints are cached by content.
 
     Args:
-        generated: judged by precision.
-        reference: judged by recall.
-        scale: what compositions are standardised with, see `load_scale`.
-        cache_folder: where fingerprints are kept.
-        workers: processes.
-        on_progress: told what is being done.
+        generated: Judged by precision.
+        reference: Judged by recall.
+        scale: What compositions are standardised with, see `load_scale`.
+        cache_folder: Where fingerprints are kept; None is the default folder.
+        workers: Processes.
+        on_progress: Called with what is being done.
 
     Raises:
         ImportError: matminer is not installed.
-        ValueError: see `coverage_of` and `load_scale`.
+        ValueError: See `coverage_of` and `load_scale`.
+
+    Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197
     """
     chosen = load_scale(scale)
     left = fingerprints(generated, cache_folder, workers, on_progress)
@@ -236,11 +240,19 @@ def fingerprints(
     structures: Sequence[object],
     cache_folder: Path | None = None,
     workers: int = 1,
-    on_progress: Progress = lambda _text: None,
+    on_progress: Progress = silent,
 ) -> Array:
-    """Return (structures, 61 + 132) fingerprints, rows of NaN where they could not be made.
+    """Return fingerprints of structures, cached by content.
 
-    Single NaN stand for Magpie properties that an element has none of; they are not imputed.
+    Args:
+        structures: Crystals, read failures, pymatgen structures or ASE atoms.
+        cache_folder: Where they are kept; None is the default folder.
+        workers: Processes.
+        on_progress: Called with what is being done.
+
+    Returns:
+        (structures, 61 + 132), rows of NaN where they could not be made. Single NaN stand for
+        Magpie properties that an element has none of; they are not imputed.
 
     Raises:
         ImportError: matminer is not installed.
@@ -254,19 +266,14 @@ def fingerprints(
     digest = hashlib.sha256(version.encode()).hexdigest()
     identity = Identity(f"CrystalNN ops + Magpie as is, matminer {version}", digest, "none")
     store = RowCache(cache_folder or default_cache(), identity, WIDTH)
-    compute = _computer(workers)
+
+    def compute(crystals: Sequence[Crystal]) -> NDArray[np.float32]:
+        return np.array(list(map_in_order(fingerprint, crystals, workers)), dtype=np.float32)
+
     rows, _, _ = screened_rows(
-        structures, store, compute, WIDTH, LIMITS, batch=BATCH * workers, on_progress=on_progress
+        structures, store, compute, LIMITS, batch=BATCH * workers, on_progress=on_progress
     )
     return rows
-
-
-def _computer(workers: int) -> Callable[[Sequence[Crystal]], NDArray[np.float32]]:
-    def compute(crystals: Sequence[Crystal]) -> NDArray[np.float32]:
-        rows = list(map_in_order(fingerprint, crystals, workers))
-        return np.array(rows, dtype=np.float32)
-
-    return compute
 
 
 def fingerprint(crystal: Crystal) -> Array:
@@ -275,7 +282,9 @@ def fingerprint(crystal: Crystal) -> Array:
 
     sites, elements = _featurizers()
     structure = to_pymatgen(crystal)
-    composition = Composition({element_symbol(z): n for z, n in _formula_of(crystal)})
+    numbers, counts = np.unique(crystal.atomic_numbers, return_counts=True)
+    symbols = [element_symbol(z) for z in numbers.tolist()]
+    composition = Composition(dict(zip(symbols, counts.tolist(), strict=True)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -284,11 +293,6 @@ def fingerprint(crystal: Crystal) -> Array:
     except Exception:  # noqa: BLE001 - CrystalNN raises many kinds; any is a counted failure
         return np.full(WIDTH, np.nan)
     return np.concatenate([np.mean(per_site, axis=0), magpie])
-
-
-def _formula_of(crystal: Crystal) -> list[tuple[int, int]]:
-    numbers, counts = np.unique(crystal.atomic_numbers, return_counts=True)
-    return list(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 @cache

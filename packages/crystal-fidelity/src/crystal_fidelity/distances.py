@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
-from crystal_fidelity.scores import Score, part_error
+from crystal_fidelity.scores import Score, noise_floor, part_error
 from crystal_fidelity.structures import Crystal, as_entries, density
 
 EmdProtocol = Literal["all", "cdvae"]
 CDVAE_SAMPLES = 1000
-FLOOR_SPLITS = 20
+TOTALS = ("energy", "free_energy")
+"""Keys under which ASE keeps the energy of the whole cell, not of an atom."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,16 @@ def earth_movers_distance(
 
     Values that are not finite are left out and counted.
 
+    Args:
+        generated: (n,) values.
+        reference: (m,) values in the same unit.
+        name: Of the score.
+        unit: Of the values.
+        protocol: How they were chosen.
+        seed: Of the random parts that give floor and error.
+
     Raises:
-        ValueError: one of the samples has no finite value.
+        ValueError: One of the samples has no finite value.
     """
     kept = np.asarray(generated, dtype=np.float64)
     kept = kept[np.isfinite(kept)]
@@ -80,7 +89,12 @@ def earth_movers_distance(
             f"{name}: {len(kept)} generated and {len(known)} reference values are finite; "
             "each set needs at least one"
         )
-    floor, floor_n = _floor(known, len(kept), np.random.default_rng(seed))
+    floor, floor_n = noise_floor(
+        len(known),
+        len(kept),
+        lambda part, rest: wasserstein_distance(known[part], known[rest]),
+        seed=seed,
+    )
     return EmdResult(
         name=name,
         unit=unit,
@@ -98,22 +112,8 @@ def earth_movers_distance(
     )
 
 
-def _floor(
-    values: NDArray[np.float64], n: int, generator: np.random.Generator
-) -> tuple[float, int]:
-    size = min(n, len(values) // 2)
-    if size == 0:
-        return float("nan"), 0
-    distances = []
-    for _ in range(FLOOR_SPLITS):
-        order = generator.permutation(len(values))
-        part, rest = values[order[:size]], values[order[size:]]
-        distances.append(wasserstein_distance(part, rest))
-    return float(np.mean(distances)), size
-
-
 def densities(structures: Sequence[object]) -> NDArray[np.float64]:
-    """Return mass densities in g/cm³, NaN for what was not read, infinity without volume."""
+    """Return (structures,) mass densities in g/cm³, NaN if unread, infinity without volume."""
     entries = as_entries(structures)
     return np.array([density(e) if isinstance(e, Crystal) else np.nan for e in entries])
 
@@ -127,8 +127,17 @@ def density_emd(
 ) -> EmdResult:
     """Return the earth mover's distance of mass densities in g/cm³.
 
-    "all" is the paper's protocol (every sample, unfiltered); "cdvae" takes 1 000 random samples,
-    chosen by `seed`, of those valid in structure and composition.
+    Args:
+        generated: Crystals, read failures, pymatgen structures or ASE atoms.
+        reference: The same.
+        protocol: "all" takes every sample, unfiltered; "cdvae" 1 000 random samples, chosen by
+            `seed`, of those valid in structure and composition.
+        seed: Of the samples and of the random parts that give floor and error.
+
+    Raises:
+        ValueError: A set has no finite density.
+
+    Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197
     """
     values = densities(generated)
     label = "all samples, unfiltered"
@@ -152,8 +161,15 @@ def cdvae_sample(valid: NDArray[np.bool_], seed: int) -> NDArray[np.intp]:
 def property_values(structures: Sequence[object], key: str) -> NDArray[np.float64]:
     """Return a number that came with each structure, NaN where it is missing.
 
+    Args:
+        structures: Crystals or read failures.
+        key: Name of the number.
+
+    Returns:
+        (structures,).
+
     Raises:
-        KeyError: no structure has it.
+        KeyError: No structure has it.
     """
     entries = as_entries(structures)
     values = [e.properties.get(key, np.nan) if isinstance(e, Crystal) else np.nan for e in entries]
@@ -172,13 +188,27 @@ def energy_emd(
 ) -> EmdResult:
     """Return the earth mover's distance of energies per atom that came with the structures.
 
-    For energies by a model see `featurizers.model_energies`.
+    For energies by a model see `energies.model_energy_emd`.
+
+    Args:
+        generated: Crystals or read failures.
+        reference: The same.
+        key: Name of the number, eV/atom. Under `energy` and `free_energy` ASE keeps eV of the whole
+            cell: these are divided by the number of atoms.
+        seed: Of the random parts that give floor and error.
+
+    Raises:
+        KeyError: No structure of a set has it.
     """
+    values = [property_values(structures, key) for structures in (generated, reference)]
+    label = f"all samples, unfiltered; {key} of the files"
+    if key in TOTALS:
+        sizes = [
+            [len(e) if isinstance(e, Crystal) else 1 for e in as_entries(structures)]
+            for structures in (generated, reference)
+        ]
+        values = [v / np.array(n) for v, n in zip(values, sizes, strict=True)]
+        label += ", a total, divided by the atoms"
     return earth_movers_distance(
-        property_values(generated, key),
-        property_values(reference, key),
-        name="energy EMD",
-        unit="eV/atom",
-        protocol=f"all samples, unfiltered; {key} of the files",
-        seed=seed,
+        values[0], values[1], name="energy EMD", unit="eV/atom", protocol=label, seed=seed
     )

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.distances import EmdResult, earth_movers_distance
-from crystal_fidelity.featurizers import Identity
-from crystal_fidelity.files import whole_file
+from crystal_fidelity.features import Identity
+from crystal_fidelity.files import write_atomic
+from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
     Crystal,
@@ -58,8 +59,7 @@ class References:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        with whole_file(path) as file:
-            file.write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
+        write_atomic(path, json.dumps(self.__dict__, indent=1) + "\n")
 
 
 def load_references(path: str | Path | None = None) -> References:
@@ -91,6 +91,14 @@ def fit_potentials(
     """Fit μ so that energies − x·μ follow the formation energies (eV/atom), least squares.
 
     Elements that do not occur get no potential.
+
+    Args:
+        crystals: The structures.
+        energies: (crystals,), eV/atom.
+        formation_energies: (crystals,), eV/atom.
+
+    Returns:
+        eV per atom by chemical symbol.
     """
     fractions = composition_matrix(crystals)
     present = np.nonzero(fractions.any(axis=0))[0]
@@ -103,7 +111,16 @@ def fit_potentials(
 def formation_energies(
     structures: Sequence[object], energies: NDArray[np.float64], potentials: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """Return energies − x·μ in eV/atom; NaN where an element has no potential."""
+    """Return formation energies E − Σ x_e μ_e.
+
+    Args:
+        structures: Crystals, read failures, pymatgen structures or ASE atoms.
+        energies: (structures,), eV/atom.
+        potentials: eV per atom by chemical symbol.
+
+    Returns:
+        (structures,), eV/atom; NaN where an element has no potential.
+    """
     table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
     for z in range(1, MAX_ATOMIC_NUMBER + 1):
         table[z] = potentials.get(element_symbol(z), np.nan)
@@ -118,8 +135,11 @@ class AseEnergies:
     The factory is called without arguments and returns a calculator; what it raises for one
     structure makes that one NaN.
 
+    Args:
+        factory_path: Module and function.
+
     Raises:
-        ValueError: the name is not `module:factory`, or there is no such thing.
+        ValueError: The name is not `module:factory`, or there is no such thing.
     """
 
     def __init__(self, factory_path: str) -> None:
@@ -165,10 +185,16 @@ def model_energy_emd(
 ) -> EmdResult:
     """Return the earth mover's distance of model energies per atom of two sets.
 
-    With `references` formation energies are compared, without them total energies.
+    Args:
+        generated: Crystals, read failures, pymatgen structures or ASE atoms.
+        reference: The same.
+        model: What gives energies; structures are not relaxed.
+        references: Elemental references of the model: with them formation energies are compared,
+            without total energies.
+        seed: Of the random parts that give floor and error.
 
     Raises:
-        ValueError: the references belong to another model, or a set has no finite energy.
+        ValueError: The references belong to another model, or a set has no finite energy.
     """
     values = [model.energies(generated), model.energies(reference)]
     what = "total energies"
@@ -191,3 +217,24 @@ def model_energy_emd(
         protocol=f"all samples, unrelaxed; {what} by {model.identity}",
         seed=seed,
     )
+
+
+def make_energy_model(
+    name: str, *, cache: Path | None = None, on_progress: Progress = silent
+) -> EnergyModel:
+    """Return an energy model by name.
+
+    Args:
+        name: "chgnet", or the `module:factory` of an ASE calculator.
+        cache: Folder of cached energies, for CHGNet; None is the default folder.
+        on_progress: Called with what is being done.
+
+    Raises:
+        ImportError: chgnet is not installed.
+        ValueError: The factory cannot be imported.
+    """
+    if name == "chgnet":
+        from crystal_fidelity.features.chgnet import ChgnetModel
+
+        return ChgnetModel(cache, on_progress=on_progress)
+    return AseEnergies(name)

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.featurizers import FeatureSet, require_same
-from crystal_fidelity.scores import Indices, Score, part_error
+from crystal_fidelity.features import FeatureSet, require_same
+from crystal_fidelity.scores import Indices, Score, noise_floor, part_error
 
 Array = NDArray[np.float64]
 TILE = 512
@@ -38,8 +38,11 @@ class Gaussian:
 def gaussian(features: Array) -> Gaussian:
     """Return the moments, covariance with n − 1.
 
+    Args:
+        features: (n, d).
+
     Raises:
-        ValueError: fewer than two rows, or rows that are not finite.
+        ValueError: Fewer than two rows, or rows that are not finite.
     """
     rows = np.asarray(features, dtype=np.float64)
     if rows.ndim != 2 or len(rows) < 2:
@@ -52,10 +55,17 @@ def gaussian(features: Array) -> Gaussian:
 
 
 def frechet_distance(left: Array, right: Array) -> float:
-    """Return the squared Fréchet distance of Gaussians fitted to two (n, d) feature sets.
+    """Return the squared Fréchet distance of Gaussians fitted to two feature sets.
+
+    Args:
+        left: (n, d).
+        right: (m, d).
 
     Raises:
-        ValueError: dimensions differ, or a set has fewer than two finite rows.
+        ValueError: Dimensions differ, or a set has fewer than two finite rows.
+
+    Source: Dowson and Landau 1982, doi:10.1016/0047-259X(82)90077-X; Heusel et al. 2017,
+    arXiv:1706.08500
     """
     if np.shape(left)[-1] != np.shape(right)[-1]:
         raise ValueError(f"features of {np.shape(left)[-1]} and {np.shape(right)[-1]} dimensions")
@@ -82,8 +92,14 @@ def kernel_distance(left: Array, right: Array) -> float:
     As in the kernel inception distance, but over all pairs instead of random subsets. Unbiased
     at every n: may be negative when the sets do not differ.
 
+    Args:
+        left: (n, d).
+        right: (m, d).
+
     Raises:
-        ValueError: a set has fewer than two rows.
+        ValueError: A set has fewer than two rows.
+
+    Source: Binkowski et al. 2018, arXiv:1801.01401
     """
     x, y = np.asarray(left, np.float64), np.asarray(right, np.float64)
     n, m = len(x), len(y)
@@ -159,13 +175,12 @@ class FeatureDistance:
         )
         if self.corrected is None:
             return [row]
-        protocol = "2 FD(n) − FD(n/2), both sets halved; " + self.protocol
         corrected = Score(
             f"{self.name}, bias-corrected",
             self.corrected,
             n_generated=self.n_generated,
             n_reference=self.n_reference,
-            protocol=protocol,
+            protocol="2 FD(n) − FD(n/2), both sets halved; " + self.protocol,
             better="lower",
         )
         return [row, corrected]
@@ -180,8 +195,14 @@ def frechet(
 ) -> FeatureDistance:
     """Return the Fréchet distance of two feature sets, its floor, correction and error.
 
+    Args:
+        generated: Features of the generated set.
+        reference: Features of the reference set, by the same network.
+        name: Of the score.
+        seed: Of the random parts that give floor, correction and error.
+
     Raises:
-        ValueError: the features come from different networks, weights or graph modes, or a set
+        ValueError: The features come from different networks, weights or graph modes, or a set
             has fewer than two.
     """
     left, right = _rows_of(generated, reference)
@@ -189,7 +210,11 @@ def frechet(
     generator = np.random.default_rng(seed)
     corrected = None
     if min(len(left), len(right)) >= 4:
-        corrected = 2 * value - _halved(left, right, frechet_distance, generator)
+        halves = []
+        for _ in range(SPLITS // 2):
+            a, b = generator.permutation(len(left)), generator.permutation(len(right))
+            halves += [frechet_distance(left[a[k::2]], right[b[k::2]]) for k in (0, 1)]
+        corrected = 2 * value - float(np.mean(halves))
     floor, floor_n = _floor(right, len(left), frechet_distance, generator)
     return FeatureDistance(
         name=name,
@@ -202,7 +227,12 @@ def frechet(
         n_reference=len(right),
         failed=(len(generated.failures), len(reference.failures)),
         protocol=str(generated.identity),
-        warnings=_rank_warnings(len(left), len(right), left.shape[1]),
+        warnings=tuple(
+            f"{which} n = {size} <= d = {left.shape[1]}: rank-deficient covariance, strong upward "
+            "bias; read the kernel distance and the floor instead"
+            for which, size in (("generated", len(left)), ("reference", len(right)))
+            if size <= left.shape[1]
+        ),
     )
 
 
@@ -227,8 +257,14 @@ def kernel(
 ) -> FeatureDistance:
     """Return the unbiased kernel distance of two feature sets with its floor and error.
 
+    Args:
+        generated: See `frechet`.
+        reference: See `frechet`.
+        name: Of the score.
+        seed: Of the random parts that give floor and error.
+
     Raises:
-        ValueError: see `frechet`.
+        ValueError: See `frechet`.
     """
     left, right = _rows_of(generated, reference)
     generator = np.random.default_rng(seed)
@@ -255,47 +291,25 @@ def kernel(
     )
 
 
-def _rank_warnings(n: int, m: int, dimension: int) -> tuple[str, ...]:
-    return tuple(
-        f"{which} n = {size} <= d = {dimension}: rank-deficient covariance, strong upward bias; "
-        "read the kernel distance and the floor instead"
-        for which, size in (("generated", n), ("reference", m))
-        if size <= dimension
-    )
-
-
-def _halved(
-    left: Array,
-    right: Array,
-    distance: Callable[[Array, Array], float],
-    generator: np.random.Generator,
-) -> float:
-    values = []
-    for _ in range(SPLITS // 2):
-        a, b = generator.permutation(len(left)), generator.permutation(len(right))
-        for k in (0, 1):
-            values.append(distance(left[a[k::2]], right[b[k::2]]))
-    return float(np.mean(values))
-
-
 def _floor(
     reference: Array,
     n: int,
     distance: Callable[[Array, Array], float],
     generator: np.random.Generator,
 ) -> tuple[float, tuple[int, int]]:
-    size = min(n, len(reference) // 2)
-    if size < 2:
-        return float("nan"), (0, 0)
-    values = []
-    for _ in range(SPLITS // 2):
-        order = generator.permutation(len(reference))
-        values.append(distance(reference[order[:size]], reference[order[size:]]))
-    return float(np.mean(values)), (size, len(reference) - size)
+    floor, size = noise_floor(
+        len(reference),
+        n,
+        lambda part, rest: distance(reference[part], reference[rest]),
+        seed=generator,
+        splits=SPLITS // 2,
+        least=2,
+    )
+    return floor, (size, len(reference) - size if size else 0)
 
 
 def frechet_error(left: Array, right: Array, seed: int = 0) -> float | None:
-    """Return the standard error of the distance from disjoint parts of `left`, None if too few."""
+    """Return the standard error of the distance of two (n, d) sets, see `scores.part_error`."""
     target = gaussian(right)
     return part_error(len(left), lambda k: _rough_distance(gaussian(left[k]), target), seed=seed)
 
@@ -313,8 +327,15 @@ def size_curve(
     Subsets of a set of N overlap, which narrows their spread by √(1 − n/N); the deviation is
     freed of that, and NaN for the whole set, of which there is only one.
 
+    Args:
+        generated: Features to take subsets of.
+        reference: Features by the same network.
+        sizes: The n.
+        repeats: Random subsets of each size.
+        seed: Of the subsets.
+
     Raises:
-        ValueError: a size is below 2 or above the set.
+        ValueError: A size is below 2 or above the set.
     """
     require_same(generated.identity, reference.identity)
     if min(sizes) < 2 or max(sizes) > len(generated):

@@ -1,21 +1,53 @@
-"""Results to a table on screen and to JSON."""
+"""Results to a table on screen, to JSON, and to one HTML page that loads nothing."""
 
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from crystal_fidelity.files import whole_file
+from crystal_fidelity import __version__
+from crystal_fidelity.compare import Comparison
+from crystal_fidelity.distances import densities
+from crystal_fidelity.files import write_atomic
+from crystal_fidelity.plots import bars, histogram
 from crystal_fidelity.scores import Score
-from crystal_fidelity.structures import Entry, ReadFailure
+from crystal_fidelity.structures import Crystal, Entry, ReadFailure, element_symbol
+from crystal_fidelity.viewer import element_data, render_page, structure_data
 
 MAX_DECIMALS = 6
 MAX_NAMED = 10
 """Failures named on screen; JSON and HTML name all."""
+MAX_DRAWN_ATOMS = 200_000
+"""Atoms of all structures together whose coordinates the page carries, about 5 MB."""
+TOP_GROUPS = 12
+FIELDS = {
+    "index": "#",
+    "name": "name",
+    "formula": "formula",
+    "atoms": "atoms",
+    "volume_per_atom": "Å³ / atom",
+    "density": "density / g cm⁻³",
+    "valid": "valid",
+    "closest_contact": "closest contact / Å",
+    "charge_balanced": "charge balanced",
+    "energy": "energy / eV per atom",
+    "space_group": "space group",
+    "match": "match",
+    "rms": "RMS",
+    "unique": "unique",
+    "novel": "novel",
+    "above_hull": "above hull / eV per atom",
+    "remark": "remark",
+}
+"""Keys in JSON, and headings."""
 
 
 def score_table(scores: Sequence[Score], title: str = "") -> Table:
@@ -102,10 +134,13 @@ def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write JSON; NaN and infinity become null, as JSON has neither."""
-    text = json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
-    with whole_file(path) as file:
-        file.write_text(text, "utf-8")
+    """Write JSON; NaN and infinity become null, as JSON has neither.
+
+    Args:
+        path: The file.
+        content: Anything of mappings, sequences, arrays, numbers and text; the rest as text.
+    """
+    write_atomic(path, json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def _plain(value: object) -> object:
@@ -122,3 +157,167 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)
+
+
+def structure_rows(generated: Sequence[Entry], result: Comparison) -> list[list[object]]:
+    """Return what is known of each generated structure.
+
+    Args:
+        generated: Structures, in the order in which they were compared.
+        result: What was computed of them.
+
+    Returns:
+        One row per structure, in the order of FIELDS; None where not computed.
+    """
+    match, validity, groups = result.match, result.validity, result.groups
+    one_shot = match if match is not None and match.candidates == 1 else None
+    density = densities(generated)
+    energy = result.energy.per_structure if result.energy else None
+    rows: list[list[object]] = []
+    for i, entry in enumerate(generated):
+        crystal = entry if isinstance(entry, Crystal) else None
+        unread = "" if crystal else f"unreadable: {entry.reason}"  # type: ignore[union-attr]
+        rows.append(
+            [
+                i + 1,
+                entry.name,
+                formula_text(entry),
+                len(crystal) if crystal else None,
+                _rounded(crystal.volume / len(crystal)) if crystal else None,
+                _rounded(density[i]),
+                bool(validity.valid[i]) if validity else None,
+                _rounded(validity.min_distance[i]) if validity else None,
+                _flag(result.balanced, i),
+                _rounded(energy[i]) if energy is not None else None,
+                (int(groups.generated[i]) or None) if groups else None,
+                one_shot.outcomes[i].status if one_shot else None,
+                _rounded(one_shot.outcomes[i].rms) if one_shot else None,
+                _flag(result.unique, i),
+                _flag(result.novel, i),
+                _rounded(result.above_hull[i]) if result.above_hull is not None else None,
+                validity.reasons[i] if validity else unread,
+            ]
+        )
+    return rows
+
+
+def _flag(mask: "np.ndarray[tuple[int], np.dtype[np.bool_]] | None", index: int) -> bool | None:
+    return None if mask is None else bool(mask[index])
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
+def formula_text(entry: Entry) -> str:
+    """Return the reduced formula, electropositive elements first."""
+    return _formula_text(entry.formula) if isinstance(entry, Crystal) else ""
+
+
+@cache
+def _formula_text(formula: tuple[tuple[int, int], ...]) -> str:
+    from pymatgen.core import Composition
+
+    reduced = {element_symbol(z): count for z, count in formula}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity to sort by
+        return str(Composition(reduced).reduced_formula)
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    generated: Sequence[Entry],
+    result: Comparison,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write scores, plots, and structures to sort, filter and look at, as one page.
+
+    Args:
+        path: The file.
+        title: Headline.
+        generated: Structures of the table.
+        result: What was computed of them.
+        facts: Where it comes from, a line each.
+    """
+    crystals = [entry for entry in generated if isinstance(entry, Crystal)]
+    data = {
+        "columns": FIELDS,
+        "rows": structure_rows(generated, result),
+        "groups": _group_symbols(result),
+        "elements": element_data(int(z) for c in crystals for z in np.unique(c.atomic_numbers)),
+        "cells": _cells(generated),
+    }
+    page = render_page(
+        "report.html.j2",
+        script="report.js",
+        data=data,
+        title=title,
+        facts=facts or {},
+        version=__version__,
+        not_computed=result.not_computed,
+        scores=[_shown_row(score) for score in result.scores],
+        figures=result_plots(result),
+    )
+    write_atomic(path, page)
+
+
+def write_plots(path: str | Path, title: str, plots: Sequence[Markup]) -> None:
+    """Write a page of plots, made by the functions of `plots`."""
+    write_atomic(path, render_page(title=title, figures=plots))
+
+
+def _shown_row(score: Score) -> dict[str, str]:
+    value, error, real, unit = shown(score)
+    n = f"{score.n_generated}"
+    n += f" / {score.n_reference}" if score.n_reference is not None else ""
+    shown_row = {"value": value, "error": error, "real": real, "unit": unit, "n": n}
+    text = {"name": score.name, "better": score.better, "protocol": protocol_text(score)}
+    return shown_row | text
+
+
+def _group_symbols(result: Comparison) -> dict[str, str]:
+    """Return the Hermann-Mauguin symbol of each space-group number that occurs."""
+    import gemmi
+
+    numbers = np.unique(result.groups.generated) if result.groups else np.array([], dtype=int)
+    groups = [gemmi.find_spacegroup_by_number(int(n)) for n in numbers if n > 0]
+    return {str(g.number): g.hm for g in groups if g is not None}
+
+
+def _cells(generated: Sequence[Entry]) -> list[dict[str, object] | None]:
+    """Return the structures for the viewer, while there is room."""
+    cells: list[dict[str, object] | None] = []
+    room = MAX_DRAWN_ATOMS
+    for entry in generated:
+        room -= len(entry) if isinstance(entry, Crystal) else 0
+        fits = isinstance(entry, Crystal) and room >= 0
+        cells.append(structure_data(entry) if fits else None)
+    return cells
+
+
+def result_plots(result: Comparison) -> list[Markup]:
+    """Return the plots that the results allow."""
+    plots = []
+    for emd in (result.density, result.energy):
+        if emd is not None:
+            series = [("generated", emd.generated), ("reference", emd.reference)]
+            name = emd.name.removesuffix(" EMD")
+            plots.append(histogram(series, title=name, x_label=f"{name} / {emd.unit}"))
+    if result.validity is not None:
+        contacts = [("generated", result.validity.min_distance)]
+        title, label = "closest contact, self-images included", "closest contact / Å"
+        plots.append(histogram(contacts, title=title, x_label=label, limit=0.5))
+    if result.match is not None and result.match.matched.any():
+        series = [("matched pairs", result.match.rms)]
+        if result.match.baseline is not None:
+            series.append(("random coordinates", result.match.baseline.rms))
+        plots.append(histogram(series, title="RMS of matches", x_label="RMS / (V/atom)^⅓"))
+    if (groups := result.groups) is not None:
+        sets = {"generated": groups.generated, "reference": groups.reference}
+        fractions = {k: np.bincount(v, minlength=231) / len(v) for k, v in sets.items()}
+        top = np.argsort(-sum(fractions.values()), kind="stable")[:TOP_GROUPS]
+        labels = [str(group) if group else "none" for group in top]
+        heights = [(name, values[top].tolist()) for name, values in fractions.items()]
+        plots.append(bars(labels, heights, title="most frequent space groups"))
+    return plots

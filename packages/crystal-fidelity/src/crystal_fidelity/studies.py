@@ -4,23 +4,26 @@ Fig. 3: the distance of real crystals from themselves after noise, against its s
 Fig. 4: the distance against the number of structures.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import EnergyModel, References, formation_energies
-from crystal_fidelity.featurizers import FeatureSet, Featurizer, Progress
+from crystal_fidelity.features import FeatureSet, Featurizer
 from crystal_fidelity.frechet import (
     frechet_distance,
     frechet_error,
     kernel_distance,
     size_curve,
 )
+from crystal_fidelity.plots import Curve, curves, histogram
+from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import Crystal, Entry, readable
-from crystal_fidelity.svg import Curve, curves, histogram
 
 MAX_DISPLACEMENT = 4.0
 """Å, standard deviation of each coordinate at level 1."""
@@ -77,7 +80,15 @@ def noised(
     displacement: float = MAX_DISPLACEMENT,
     strain: float = MAX_STRAIN,
 ) -> list[Crystal]:
-    """Return all readable crystals at one noise level; the same seed gives the same directions."""
+    """Return all readable crystals at one noise level; the same seed gives the same directions.
+
+    Args:
+        entries: What to disturb.
+        level: Strength, see `add_noise`.
+        seed: Of the noise.
+        displacement: Å per coordinate at level 1.
+        strain: Dimensionless, per entry of the symmetric strain at level 1.
+    """
     generator = np.random.default_rng(seed)
     return [
         add_noise(crystal, level, generator, displacement=displacement, strain=strain)
@@ -89,7 +100,7 @@ def noise_curve(
     sets: Mapping[float, Sequence[Entry]],
     reference: Sequence[Entry],
     featurizer: Featurizer,
-    on_progress: Progress = lambda _text: None,
+    on_progress: Progress = silent,
 ) -> list[NoisePoint]:
     """Return the distance of each set from the reference, in order of its level (Fig. 3).
 
@@ -121,7 +132,7 @@ def noise_curve(
     return points
 
 
-def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[str]:
+def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[Markup]:
     """Return the curve and how many structures it stands on."""
     levels = [point.level for point in points]
     known = {p.level: p.frechet for p in points if p.frechet is not None}
@@ -166,8 +177,15 @@ def size_study(
 ) -> list[SizePoint]:
     """Return the distance of random subsets against their size (Fig. 4).
 
+    Args:
+        generated: Features to take subsets of.
+        reference: Features by the same network.
+        sizes: The n; `default_sizes` without.
+        repeats: Random subsets of each size.
+        seed: Of the subsets.
+
     Raises:
-        ValueError: a size does not fit, or the features are of two networks.
+        ValueError: A size does not fit, or the features are of two networks.
     """
     chosen = list(sizes) if sizes else default_sizes(len(generated))
     curve = size_curve(generated, reference, chosen, repeats=repeats, seed=seed)
@@ -181,7 +199,7 @@ def extrapolated(points: Sequence[SizePoint], largest: int = 4) -> float:
     return float(slope_and_limit[1])
 
 
-def size_plot(points: Mapping[str, Sequence[SizePoint]], name: str) -> str:
+def size_plot(points: Mapping[str, Sequence[SizePoint]], name: str) -> Markup:
     """Return the curves of several sets on logarithmic axes."""
     series = [
         Curve(label, [p.n for p in curve], [p.mean for p in curve], [p.spread for p in curve])
@@ -217,7 +235,13 @@ def distributions(
     model: EnergyModel | None = None,
     references: References | None = None,
 ) -> list[Distribution]:
-    """Return densities and, given a model, energies of several sets (Figs 5, 6)."""
+    """Return densities and, given a model, energies of several sets (Figs 5, 6).
+
+    Args:
+        sets: Structures by label.
+        model: What gives energies.
+        references: Its elemental references; with them formation energies are returned.
+    """
     found = {label: densities(entries) for label, entries in sets.items()}
     result = [Distribution("density", "g/cm³", found)]
     if model is not None:
@@ -232,7 +256,7 @@ def distributions(
     return result
 
 
-def distribution_plots(found: Sequence[Distribution]) -> list[str]:
+def distribution_plots(found: Sequence[Distribution]) -> list[Markup]:
     """Return a plot of each property, its sets side by side."""
     return [
         histogram(list(d.values.items()), title=d.name, x_label=f"{d.name} / {d.unit}")
@@ -243,11 +267,12 @@ def distribution_plots(found: Sequence[Distribution]) -> list[str]:
 def level_of(path_stem: str) -> float:
     """Return the last number in a file's name, such as the step in `noised_t0250`.
 
-    Raises:
-        ValueError: there is none.
-    """
-    import re
+    Args:
+        path_stem: The name without its suffix.
 
+    Raises:
+        ValueError: There is none.
+    """
     numbers = re.findall(r"\d+(?:\.\d+)?", path_stem)
     if not numbers:
         raise ValueError(f"{path_stem}: a noise level or step must be in the file's name")

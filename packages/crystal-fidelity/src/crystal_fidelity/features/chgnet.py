@@ -4,7 +4,6 @@ A Fréchet distance on these features is not the Fréchet ALIGNN Distance and ne
 name. Energies and features come out of one pass and share one cache.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.featurizers import (
+from crystal_fidelity.features import (
     FeatureSet,
     Identity,
-    Progress,
+    Limits,
     RowCache,
     default_cache,
     feature_set,
     screened_rows,
 )
-from crystal_fidelity.screening import Limits
+from crystal_fidelity.files import file_digest
+from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import Crystal, to_pymatgen
 
 VERSION = "0.3.0"
@@ -36,8 +36,15 @@ class ChgnetModel:
     Features are `crystal_fea` divided by the number of atoms: the network sums over atoms, which
     would make the same crystal in a doubled cell another point.
 
+    Args:
+        cache: Folder of cached rows; None is the default folder.
+        use_cache: Whether to keep rows on disk.
+        on_progress: Called with what is being done.
+
     Raises:
         ImportError: chgnet is not installed.
+
+    Source: Deng et al. 2023, doi:10.1038/s42256-023-00716-3
     """
 
     def __init__(
@@ -45,7 +52,7 @@ class ChgnetModel:
         cache: Path | None = None,
         *,
         use_cache: bool = True,
-        on_progress: Progress = lambda _text: None,
+        on_progress: Progress = silent,
     ) -> None:
         folder = (cache or default_cache()) if use_cache else None
         self._identity = Identity(f"CHGNet {VERSION} crystal_fea/atom", _weights_digest(), "6 Å")
@@ -79,7 +86,6 @@ class ChgnetModel:
             structures,
             self._cache,
             self._compute,
-            WIDTH + 1,
             LIMITS,
             batch=BATCH,
             on_progress=self._on_progress,
@@ -124,4 +130,4 @@ def _weights_digest() -> str:
         ) from error
     folder = Path(chgnet.__file__).parent / "pretrained" / VERSION
     (weights,) = folder.glob("*.pth.tar")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return file_digest(weights)

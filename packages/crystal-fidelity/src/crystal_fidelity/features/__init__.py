@@ -1,0 +1,363 @@
+"""Features of structures from a network, with the identity of that network attached.
+
+Features of two networks, two sets of weights or two graph modes must never be compared, so the
+identity travels with the numbers and is checked wherever two sets meet.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystal_fidelity.files import atomic_path
+from crystal_fidelity.options import FeaturizerName
+from crystal_fidelity.scores import Progress, silent
+from crystal_fidelity.structures import (
+    Crystal,
+    Entry,
+    ReadFailure,
+    as_entries,
+    digest,
+    element_symbol,
+)
+from crystal_fidelity.validity import closest_contacts
+
+FLUSH_EVERY = 512
+"""Structures between two writes of the cache."""
+DISTANCE_NAMES = {
+    "chgnet": "Fréchet CHGNet distance",
+    "alignn": "Fréchet ALIGNN Distance (FAD)",
+    "alignn-invariant": "Fréchet ALIGNN Distance (tie-tolerant graph)",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What made the features."""
+
+    name: str
+    weights_sha256: str
+    graph: str
+    """How neighbours were chosen, where the network leaves a choice."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, weights {self.weights_sha256[:12]}, {self.graph}"
+
+
+@runtime_checkable
+class Featurizer(Protocol):
+    """A map from crystals to vectors."""
+
+    @property
+    def identity(self) -> Identity:
+        """What makes the features."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of a feature vector."""
+        ...
+
+    def features(self, structures: Sequence[object]) -> "FeatureSet":
+        """Return one vector per structure it can handle, and reasons for the others."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a set of structures; those that failed are named, not filled in."""
+
+    features: NDArray[np.float64]
+    """(kept, dimension), finite."""
+    names: tuple[str, ...]
+    """(kept,)."""
+    identity: Identity
+    failures: tuple[tuple[str, str], ...] = ()
+    """Name and reason of every structure without features."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def feature_set(
+    rows: NDArray[np.float64], names: Sequence[str], reasons: Sequence[str], identity: Identity
+) -> FeatureSet:
+    """Keep the rows without a reason; a row that is not finite is a failure too.
+
+    Args:
+        rows: (structures, dimension).
+        names: Of all structures.
+        reasons: Why a structure has no features, empty where it has.
+        identity: What made them.
+    """
+    kept, failures = [], []
+    for i, (row, name, reason) in enumerate(zip(rows, names, reasons, strict=True)):
+        if reason or not np.isfinite(row).all():
+            failures.append((name, reason or "features are not finite"))
+        else:
+            kept.append(i)
+    found = rows[kept].astype(np.float64)
+    return FeatureSet(found, tuple(names[i] for i in kept), identity, tuple(failures))
+
+
+def require_same(left: Identity, right: Identity) -> None:
+    """Refuse to compare features of two different networks.
+
+    Raises:
+        ValueError: the identities differ.
+    """
+    if left != right:
+        raise ValueError(f"features of ({left}) cannot be compared with features of ({right})")
+
+
+def save_features(path: str | Path, features: FeatureSet) -> None:
+    """Write features with their identity to .npz."""
+    with atomic_path(path) as target, target.open("wb") as file:
+        np.savez_compressed(
+            file,
+            features=features.features,
+            names=np.array(features.names, dtype=str),
+            identity=np.array(json.dumps(asdict(features.identity))),
+            failures=np.array(features.failures, dtype=str).reshape(-1, 2),
+        )
+
+
+def load_features(path: str | Path) -> FeatureSet:
+    """Read features written by `save_features`; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is not such an .npz, or holds numbers that are not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            features = np.asarray(content["features"], dtype=np.float64)
+            identity = Identity(**json.loads(str(content["identity"])))
+            names = tuple(str(name) for name in content["names"])
+            failures = tuple((str(a), str(b)) for a, b in content["failures"])
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a feature file of this package: {error}") from error
+    if features.ndim != 2 or len(names) != len(features) or not np.isfinite(features).all():
+        raise ValueError(f"{path}: features of shape {features.shape} must be finite, one row each")
+    return FeatureSet(features, names, identity, failures)
+
+
+def default_cache() -> Path:
+    """Return the folder of cached network outputs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "crystal-fidelity"
+
+
+class RowCache:
+    """Rows of numbers by content digest of the structure, in one .npz per identity.
+
+    Args:
+        folder: Where it lies; None keeps rows in memory only.
+        identity: What makes the rows.
+        width: Numbers in a row.
+    """
+
+    def __init__(self, folder: Path | None, identity: Identity, width: int) -> None:
+        self._path = folder / f"{_slug(identity)}.npz" if folder else None
+        self.width = width
+        self._rows: dict[str, NDArray[np.float32]] = {}
+        self._unsaved = 0
+        if self._path and self._path.exists():
+            self._rows = self._load(self._path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def get(self, key: str) -> NDArray[np.float32]:
+        """Return the row of a digest."""
+        return self._rows[key]
+
+    def put(self, key: str, row: NDArray[np.float32]) -> None:
+        """Keep a row; it reaches the disk with the next flush."""
+        self._rows[key] = row
+        self._unsaved += 1
+        if self._unsaved >= FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the cache, atomically, if something changed."""
+        if self._path is None or self._unsaved == 0:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = np.array(list(self._rows.values()), dtype=np.float32)
+        with atomic_path(self._path) as target, target.open("wb") as file:
+            np.savez(file, digests=np.array(list(self._rows), dtype="S64"), rows=rows)
+        self._unsaved = 0
+
+    def _load(self, path: Path) -> dict[str, NDArray[np.float32]]:
+        """A cache that cannot be read is rebuilt, as it holds nothing that cannot be recomputed."""
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                digests, rows = content["digests"], content["rows"]
+        except (ValueError, KeyError, EOFError, OSError, BadZipFile):
+            return {}
+        if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) != len(digests):
+            return {}
+        return {key.decode(): row for key, row in zip(digests.tolist(), rows, strict=True)}
+
+
+def _slug(identity: Identity) -> str:
+    text = f"{identity.name}-{identity.graph}-{identity.weights_sha256[:16]}"
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
+
+
+def screened_rows(
+    structures: Sequence[object],
+    cache: RowCache,
+    compute: Callable[[Sequence[Crystal]], NDArray[np.float32]],
+    limits: "Limits",
+    *,
+    batch: int,
+    on_progress: Progress = silent,
+) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """Return a row per structure, computing only what the cache has not.
+
+    What has a row in the cache was inside the limits when it was computed and is not screened
+    again. New structures are computed in batches of similar size, each content once.
+
+    Args:
+        structures: Crystals, read failures, pymatgen structures or ASE atoms.
+        cache: Rows by content, of one width.
+        compute: Gives (crystals, width) rows, NaN where it cannot.
+        limits: Domain of the network.
+        batch: Crystals computed at once.
+        on_progress: Called with what is being done.
+
+    Returns:
+        (structures, width) rows, NaN for failures; the reason of each structure outside the limits,
+        empty for the others; the names of all.
+    """
+    entries = as_entries(structures)
+    keys = [digest(e) if isinstance(e, Crystal) else "" for e in entries]
+    new = [i for i, key in enumerate(keys) if not key or key not in cache]
+    reasons = [""] * len(entries)
+    for i, reason in zip(new, screen([entries[i] for i in new], limits), strict=True):
+        reasons[i] = reason
+    missing = {keys[i]: entries[i] for i in new if not reasons[i]}
+    todo = sorted(missing.items(), key=lambda item: len(item[1]))  # type: ignore[arg-type]
+    for start in range(0, len(todo), batch):
+        chunk = todo[start : start + batch]
+        on_progress(f"features: {start} of {len(todo)}")
+        rows = compute([crystal for _, crystal in chunk])  # type: ignore[misc]
+        for (key, _), row in zip(chunk, rows, strict=True):
+            cache.put(key, row)
+    cache.flush()
+    found = np.full((len(entries), cache.width), np.nan)
+    for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
+        if not reason:
+            found[i] = cache.get(key)
+    return found, reasons, [entry.name for entry in entries]
+
+
+# What a network must not be asked: it would answer nonsense, or ask for 14 GB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The domain of a network."""
+
+    max_atomic_number: int
+    min_distance: float = 0.5
+    """Å; closer atoms give finite nonsense, coincident ones NaN."""
+    max_atoms_per_volume: float = 1.0
+    """Atoms per Å³ (diamond has 0.18); more would exhaust memory through the neighbour list."""
+    max_nearest_neighbour: float = 5.5
+    """Å; every atom needs a neighbour (or image) this close, isolated atoms have no graph."""
+
+
+def screen(entries: Sequence[Entry], limits: Limits) -> list[str]:
+    """Return why each structure is outside the limits, empty where it is inside.
+
+    Args:
+        entries: Structures.
+        limits: Domain of a network.
+    """
+    reasons = [_cheap_reason(entry, limits) for entry in entries]
+    open_ones = [i for i, reason in enumerate(reasons) if not reason]
+    crystals = [entry for i in open_ones if isinstance(entry := entries[i], Crystal)]
+    for index, crystal, contact in zip(
+        open_ones, crystals, closest_contacts(crystals), strict=True
+    ):
+        if contact < limits.min_distance:
+            reasons[index] = f"contact {contact:.3f} Å < {limits.min_distance} Å"
+        elif (alone := isolated_atom_index(crystal, limits.max_nearest_neighbour)) is not None:
+            reasons[index] = (
+                f"atom {alone} has no neighbour within {limits.max_nearest_neighbour} Å"
+            )
+    return reasons
+
+
+def _cheap_reason(entry: Entry, limits: Limits) -> str:
+    if isinstance(entry, ReadFailure):
+        return f"unreadable: {entry.reason}"
+    heaviest = int(entry.atomic_numbers.max())
+    if heaviest > limits.max_atomic_number:
+        symbol = element_symbol(heaviest)
+        return f"element {symbol} (Z = {heaviest}) > {limits.max_atomic_number}"
+    volume = entry.volume
+    if volume < 1e-9 or len(entry) / volume > limits.max_atoms_per_volume:
+        return f"{len(entry)} atoms in {volume:.3g} Å³ > {limits.max_atoms_per_volume} per Å³"
+    return ""
+
+
+def isolated_atom_index(crystal: Crystal, cutoff: float) -> int | None:
+    """Return the index of an atom without neighbour or image within `cutoff` Å, if any."""
+    if np.linalg.norm(crystal.lattice, axis=1).min() <= cutoff:
+        return None
+    from ase.neighborlist import primitive_neighbor_list
+
+    centres = primitive_neighbor_list(
+        "i", (True, True, True), crystal.lattice, crystal.frac_coords @ crystal.lattice, cutoff
+    )
+    alone = np.setdiff1d(np.arange(len(crystal)), centres)
+    return int(alone[0]) if len(alone) else None
+
+
+def make_featurizer(
+    name: FeaturizerName,
+    *,
+    weights: Path | None = None,
+    cache: Path | None = None,
+    on_progress: Progress = silent,
+) -> Featurizer:
+    """Return the featurizer of a name.
+
+    Args:
+        name: As on the command line.
+        weights: File of its weights, for ALIGNN.
+        cache: Folder of cached rows; None is the default folder.
+        on_progress: Called with what is being done.
+
+    Raises:
+        ImportError: Its extra is not installed.
+        ValueError: It needs weights and none are given, or the file does not hold them.
+    """
+    if name == "chgnet":
+        from crystal_fidelity.features.chgnet import ChgnetModel
+
+        return ChgnetModel(cache, on_progress=on_progress)
+    if weights is None:
+        raise ValueError(
+            f"featurizer {name} needs weights: give --weights FILE, made once by "
+            "`crystal-fidelity weights fetch mp_e_form_alignn FILE`"
+        )
+    try:
+        from crystal_fidelity.features.alignn import AlignnFeaturizer
+    except ImportError as error:
+        raise ImportError(
+            "ALIGNN features need torch and safetensors: pip install 'crystal-fidelity[alignn]'"
+        ) from error
+    mode: Literal["official", "tie-tolerant"] = "official" if name == "alignn" else "tie-tolerant"
+    return AlignnFeaturizer(weights, mode, cache, on_progress=on_progress)

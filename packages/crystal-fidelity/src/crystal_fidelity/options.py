@@ -1,0 +1,103 @@
+"""Options of a comparison, written once: the command line and the Python interface take them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
+
+Metric = Literal[
+    "validity",
+    "composition",
+    "density",
+    "energy",
+    "frechet",
+    "match",
+    "metre",
+    "coverage",
+    "uniqueness",
+    "novelty",
+    "spacegroups",
+    "sun",
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+DEFAULT_METRICS: tuple[Metric, ...] = ("validity", "density", "uniqueness", "spacegroups")
+FeaturizerName = Literal["chgnet", "alignn", "alignn-invariant"]
+MatchProtocol = Literal["all", "cdvae", "diffcsp"]
+
+
+def parse_metrics(text: str) -> tuple[Metric, ...]:
+    """Return the metrics named in a comma-separated list, or every one for "all".
+
+    Args:
+        text: The list.
+
+    Raises:
+        ValueError: A name is not a metric.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return METRICS
+    chosen = [metric for metric in METRICS if metric in names]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not chosen:
+        listed = ", ".join(unknown) or "(none)"
+        raise ValueError(f"metrics {listed}: choose from {', '.join(METRICS)}, or all")
+    return tuple(chosen)
+
+
+def _metrics_of(_type: Any, tokens: Sequence[Any]) -> tuple[Metric, ...]:
+    return parse_metrics(tokens[0].value)
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How structures are paired and compared."""
+
+    match_protocol: Annotated[MatchProtocol, Parameter(name="--protocol")] = "all"
+    """Which pairs may match."""
+    best_of: int = 1
+    """Consecutive generated candidates per reference."""
+    timeout_s: Annotated[float | None, Parameter(name="--timeout")] = None
+    """Seconds per pair; longer ones are reported undecided."""
+    seed: int = 0
+    """Of random splits and baselines."""
+    workers: Annotated[int, Parameter(parse=False)] = 1
+    """Processes for reading and matching."""
+
+
+@dataclass(frozen=True)
+class Settings(MatchSettings):
+    """What to compute and under which protocol."""
+
+    metrics: Annotated[
+        tuple[Metric, ...],
+        Parameter(
+            converter=_metrics_of,
+            n_tokens=1,
+            show_choices=False,
+            negative=(),
+            show_default=",".join,
+            help=f"Comma-separated, of {', '.join(METRICS)}; or all.",
+        ),
+    ] = DEFAULT_METRICS
+    """What to compute."""
+    energy: str = "chgnet"
+    """Source of energies: chgnet, an ASE calculator's module:factory, or file:KEY for a number that
+    came with the structures."""
+    references: Path | None = None
+    """Elemental references (JSON) of an ASE calculator; CHGNet's are shipped."""
+    featurizer: FeaturizerName = "chgnet"
+    """Network of the Fréchet distance."""
+    weights: Path | None = None
+    """Weights of the featurizer, where it needs some."""
+    cache: Path | None = None
+    """Folder of cached network outputs; ~/.cache/crystal-fidelity without."""
+    known: Path | None = None
+    """Structures that novelty is judged against; the reference set without."""
+    hull_key: str = "e_above_hull"
+    """Number of the generated structures that S.U.N. reads, eV/atom."""
+    coverage_scale: str = "cdvae"
+    """What coverage standardises compositions with: cdvae for its constants, reference for the
+    reference set's own means and deviations, or a JSON file."""
