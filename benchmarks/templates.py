@@ -26,8 +26,8 @@ import torch
 from nearest_template import substitute as nearest
 from quality import to_fidelity
 
-from crystal_fidelity.features.chgnet import ChgnetModel
 from crystal_fidelity.distances import density_emd
+from crystal_fidelity.features.chgnet import ChgnetModel
 from crystal_fidelity.matching import MatchResult, match_rate, match_rate_best_of
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint

@@ -52,7 +52,7 @@ def test_validity_names_the_invalid(files, run):
     report = files / "out.json"
     status, _, error = run("validity", files / "made.extxyz", "--workers", 1, "--json", report)
     assert status == 0
-    assert "invalid: frame 2: contact 0.480 Å" in error
+    assert "invalid: made-2: contact 0.480 Å" in error
     rows = json.loads(report.read_text())["structures"]
     assert [r["valid"] for r in rows] == [True, True, False, True, True, True]
     assert "0.480" in rows[2]["reason"]
@@ -116,7 +116,7 @@ def test_progress_goes_to_standard_error_only(files):
         check=True,
     )
     assert "validity" in done.stdout
-    assert "invalid: frame 2" in done.stderr
+    assert "invalid: made-2" in done.stderr
     assert "reading" not in done.stdout
 
 

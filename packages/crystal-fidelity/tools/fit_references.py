@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crystal_fidelity.features.chgnet import ChgnetModel
 from crystal_fidelity.energies import References, fit_potentials, formation_energies
+from crystal_fidelity.features.chgnet import ChgnetModel
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.structures import Crystal
 
