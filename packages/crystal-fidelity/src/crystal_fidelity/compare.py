@@ -105,7 +105,7 @@ def compare(
     return result
 
 
-def _scores(
+def _scores(  # noqa: C901 - one case per metric
     metric: Metric,
     left: list[Entry],
     right: list[Entry],
