@@ -55,5 +55,5 @@ def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:
 
     with progress("reading", "structures") as update:
         built = build_store(source, store, n_workers=workers, progress=update)
-    echo(f"{len(built)} structures in {store}, {len(built.skipped)} left out")
+    echo(f"{len(built)} structures in {store}, {built.header['n_skipped']} left out")
     log_skipped(built.skipped)

@@ -16,5 +16,5 @@ def build(source: Path, library: Path, /, *, workers: int = 1) -> None:
 
     with progress("reading", "structures") as update:
         built = build_library(source, library, n_workers=workers, progress=update)
-    echo(f"{len(built)} structures in {library}, {len(built.skipped)} left out")
+    echo(f"{len(built)} structures in {library}, {built.crystals.header['n_skipped']} left out")
     log_skipped(built.skipped)
