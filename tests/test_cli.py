@@ -196,6 +196,11 @@ def test_python_can_run_the_package():
 
 
 WRONG = [
+    ("sample LiFeOx", "'LiFeOx', character 5: no element is called 'Ox'"),
+    ("sample LiFeO2 --n 0", "0 crystals each were asked for"),
+    ("sample LiFeO2 --candidates 2x", "Invalid value for --candidates"),
+    ("sample LiFeO2 --nonsense", "Unknown option: --nonsense"),
+    ("refine x.cif --level 2", "--level is 2"),
     ("train-scorer x --candidates 1", "--candidates is 1: give 2 to 100"),
     ("data get mp-20 --split all", 'Invalid value "all" for --split. Choose from: "train"'),
     ("data build a b --workers x", "Invalid value for --workers"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from crystal_fidelity.commandline import run
+from crystal_fidelity.commandline import make_app, run
 
 
 def _version() -> str:
@@ -29,19 +29,14 @@ def _version() -> str:
     )
 
 
-app = App(
-    name="crystorus",
-    help=(
-        "Crystals from a composition, as in: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out. "
-        "With --debug an error shows its traceback."
-    ),
-    help_flags=["--help", "-h"],
-    version=_version,
-    help_format="plaintext",  # the others import a Markdown parser, slower than all the rest
-    default_parameter=Parameter(negative=()),  # no --no-overwrite beside --overwrite
+app = make_app(
+    "crystorus",
+    "Crystals from a composition, as in: crystorus sample LiFeO2 --z 1,2,4 --n 8 --out out. "
+    "With --debug an error shows its traceback.",
+    _version,
 )
-data = App(name="data", help="Fetch and prepare structures.")
-templates = App(name="templates", help="Known crystals to start from.")
+data = make_app("data", "Fetch and prepare structures.")
+templates = make_app("templates", "Known crystals to start from.")
 
 RENAMED: dict[tuple[str, str], str] = {
     ("", "judge"): "train-scorer",

@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -25,6 +25,51 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "stopped": "bold yello
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be, so that the same cleaning up is done."""
+
+
+class HelpPages:
+    """Draws the panels of a help page: docstrings as flowing text, no defaults that say nothing."""
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        """Draw one panel of options or commands."""
+        from cyclopts.help.formatters import DefaultFormatter
+        from rich.text import Text
+
+        for entry in panel.entries:
+            text = getattr(entry.description, "primary_renderable", None)
+            if isinstance(text, Text):
+                entry.description.primary_renderable = Text(" ".join(text.plain.split()))
+            if entry.default in ("False", "()", "[]", '""'):
+                entry.default = None
+        DefaultFormatter()(console, options, panel)
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        """Draw the line that says how the command is called."""
+        from cyclopts.help.formatters import DefaultFormatter
+
+        DefaultFormatter().render_usage(console, options, usage)
+
+
+def make_app(name: str, text: str, version: Callable[[], str] | None = None) -> "App":
+    """Make a group of commands as both packages have them.
+
+    Args:
+        name: What is typed.
+        text: What the help page says first.
+        version: Answers `--version`; None for a group within another.
+    """
+    from cyclopts import App, Parameter
+
+    return App(
+        name=name,
+        help=text,
+        help_flags=["--help", "-h"],
+        help_format="plaintext",  # the others import a Markdown parser, slower than all the rest
+        help_formatter=HelpPages(),
+        version=version,
+        version_flags=["--version"] if version else [],
+        default_parameter=Parameter(negative=()),  # no --no-overwrite beside --overwrite
+    )
 
 
 def run(
