@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 
+from crystal_fidelity.files import file_digest
 from crystorus.checkpoint import (
     CARD,
     FORMAT,
@@ -28,7 +29,6 @@ from crystorus.checkpoint import (
 )
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import build_model
-from crystorus.data.files import file_digest
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.networks.scorer import Scorer
 

@@ -105,19 +105,12 @@ def test_a_loader_hands_out_the_crystals_of_the_plan(dataset):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_loader_goes_on_from_its_state(dataset, workers):
-    def loader():
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(dataset, workers):
+    def loader(start):
         batches = BatchSampler(dataset.n_atoms, batch_size=3, batch_pairs=0, seed=0)
+        batches.start = start
         return BatchLoader(dataset, batches, workers=workers)
 
-    whole = [b.lattice for b in loader()]
-    begun = loader()
-    passing = iter(begun)
-    next(passing), next(passing)
-    state = begun.state_dict()
-    again = loader()
-    again.load_state_dict(state)
-    assert again.state_dict() == state
-    rest = [b.lattice for b in again]
+    whole, rest = ([b.lattice for b in loader(start)] for start in (0, 2))
     assert len(rest) == len(whole) - 2
     assert all(a.equal(b) for a, b in zip(rest, whole[2:], strict=True))

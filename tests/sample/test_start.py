@@ -14,13 +14,14 @@ from commandline import CliRunner
 from prototypes import perovskite, rocksalt, zincblende
 
 import crystorus
+from crystal_fidelity.structures import from_atoms
+from crystal_fidelity.symmetry import space_group
 from crystorus import cli
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import SamplerConfig, load_config
 from crystorus.crystal_model import build_model
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_atoms, crystals_to_structures
-from crystorus.data.spacegroups import symmetry
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.errors import RequestError
 from crystorus.geometry import Crystals
@@ -104,9 +105,7 @@ def test_level_zero_is_substitution_alone(files, tmp_path):
 
 
 def symmetry_number(frame):
-    from crystorus.data.convert import crystals_from_atoms
-
-    return symmetry(crystals_from_atoms(frame), 0.01).number
+    return space_group(from_atoms(frame), 0.01).number
 
 
 def test_noise_is_as_it_was_and_the_record_tells_the_runs_apart(files, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from crystorus.config import Config, config_from_dict
 from crystorus.data.store import build_store
-from crystorus.data.writing import write_extxyz
+from crystorus.data.writers import write_extxyz
 from crystorus.geometry import Crystals
 from crystorus.train.loop import train
 

@@ -144,7 +144,7 @@ class CrystalDataset(Dataset[Crystals]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A loader that knows where in the epoch it is, and can go on from there.
+    """Load batches of crystals in the order of a sampler, which knows where in the epoch it is.
 
     Args:
         dataset: The crystals.
@@ -155,19 +155,3 @@ class BatchLoader(DataLoader[Any]):
     def __init__(self, dataset: CrystalDataset, batches: BatchSampler, *, workers: int = 0) -> None:
         super().__init__(dataset, sampler=batches, batch_size=None, num_workers=workers)
         self.batches = batches
-        self._done = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches of the present epoch."""
-        self._done = self.batches.start
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch have been handed out."""
-        return {"done": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skip the batches that were handed out before."""
-        self._done = self.batches.start = state["done"]

@@ -138,7 +138,9 @@ class Composition:
         return Composition(tuple((z, units * n) for z, n in self.counts))
 
 
-def parse_formula(text: str, *, max_atoms: int | None = None) -> Composition:
+def parse_formula(  # noqa: C901 - one branch for each token of the grammar
+    text: str, *, max_atoms: int | None = None
+) -> Composition:
     """Read a formula such as LiFeO2, Ca(OH)2, [Cu(NH3)4]SO4, CuSO4·5H2O or "Li Fe O₂".
 
     D and T are hydrogen. Charges and counts that are not whole are refused, where possible with
