@@ -60,13 +60,7 @@ class LogLatticeProcess:
     ) -> tuple[Float[Tensor, "crystals 3 3"], Crystals]:
         """Draw ρ_t = exp(π x_t), x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
 
-        Args:
-            crystals: Their cells are ρ_0.
-            t: Level, 0 … T.
-            normal: Standard normal numbers ε.
-
-        Returns:
-            ρ_t in Å, and the clean crystals as the target of `loss`.
+        Args are those of `CellProcess`; the target is the clean crystals.
         """
         alpha = self.level(t, crystals.lattice)
         x_0, noise = self.encode(crystals.lattice), self._noise_vector(normal)
@@ -116,16 +110,7 @@ class LogLatticeProcess:
     ) -> Float[Tensor, "crystals 3 3"]:
         """Draw ρ_s given ρ_t and the predicted ρ_0: lines 6 and 7 of Algorithm 2.
 
-        Args:
-            lattice: ρ_t in Å.
-            prediction: Holds ρ_0.
-            t: Present level.
-            s: Next level, smaller.
-            normal: Standard normal numbers.
-            drift: Factor on the step to the mean; one number, or one per row.
-
-        Returns:
-            ρ_s in Å.
+        Args and result are those of `CellProcess`.
 
         Source: [Klipfel24] Eq. 4
         """
@@ -148,15 +133,7 @@ class LogLatticeProcess:
         The noise ε that the prediction implies is kept, and x_s is where it has the size of
         level s.
 
-        Args:
-            lattice: ρ_t in Å.
-            prediction: Holds ρ_0.
-            t: Present level.
-            s: Next level, smaller.
-            drift: Factor on the step; one number, or one per row.
-
-        Returns:
-            ρ_s in Å.
+        Args and result are those of `CellProcess`.
 
         Source: [Song21b], deterministic sampling
         """

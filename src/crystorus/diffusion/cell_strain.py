@@ -82,13 +82,7 @@ class StrainProcess:
     ) -> tuple[Float[Tensor, "crystals 3 3"], StrainTarget]:
         """Draw ρ_t = exp(E_t) ρ_0.
 
-        Args:
-            crystals: Their cells are ρ_0.
-            t: Level, 0 … T.
-            normal: Standard normal numbers.
-
-        Returns:
-            ρ_t in Å and the target of `loss`.
+        Args are those of `CellProcess`; the target holds E_t, σ_t and ρ_t.
         """
         sigma = self.level(t, crystals.lattice)
         strain = from_coefficients(sigma * normal)
@@ -148,16 +142,7 @@ class StrainProcess:
         E_s = (σ_s²/σ_t²) E_t + √(σ_s²(σ_t² - σ_s²))/σ_t ε. If E_t has variance σ_t², the variance
         of E_s is σ_s⁴/σ_t² + σ_s² - σ_s⁴/σ_t² = σ_s²: exactly the forward law of level s.
 
-        Args:
-            lattice: ρ_t in Å.
-            prediction: Holds E_t, the predicted strain from ρ_0 to ρ_t.
-            t: Present level.
-            s: Next level, smaller.
-            normal: Standard normal numbers.
-            drift: Factor on the drift, above 1 at anti-annealing; one number, or one per row.
-
-        Returns:
-            ρ_s in Å.
+        Args and result are those of `CellProcess`.
         """
         strain = predicted_strain(prediction, lattice)
         high, low = self.level(t, lattice), self.level(s, lattice)
@@ -178,15 +163,7 @@ class StrainProcess:
     ) -> Float[Tensor, "crystals 3 3"]:
         """Move along the probability-flow ODE: E_s = (σ_s/σ_t) E_t.
 
-        Args:
-            lattice: ρ_t in Å.
-            prediction: Holds E_t.
-            t: Present level.
-            s: Next level, smaller.
-            drift: Factor on the drift; one number, or one per row.
-
-        Returns:
-            ρ_s in Å.
+        Args and result are those of `CellProcess`.
 
         Source: [Song21], probability-flow ODE
         """

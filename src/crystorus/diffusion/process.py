@@ -28,8 +28,11 @@ class CellProcess(Protocol):
     """Diffusion of the cell ρ: forward, reverse, prior and loss.
 
     `cell_strain.StrainProcess` is the default preset's, `cell_log.LogLatticeProcess` the paper's.
-    Levels s and t are integers 0 … T, one per crystal; normal numbers come in sixes, five for the
-    shape of a cell and one for its volume (Eq. 12).
+    In all methods: `crystals` hold ρ_0, `lattice` is ρ_t in Å, `prediction` holds the clean cell
+    or the strain from it. Levels t and s < t are integers 0 … T, one per crystal. `normal` are
+    standard normal numbers, five for the shape of a cell and one for its volume (Eq. 12). `drift`
+    multiplies the way to the predicted cell, above 1 at anti-annealing: one number, or [crystals,
+    1]. Cells are returned in Å.
     """
 
     def noise(
@@ -38,7 +41,7 @@ class CellProcess(Protocol):
         t: Int[Tensor, " crystals"],
         normal: Float[Tensor, "crystals 6"],
     ) -> tuple[Float[Tensor, "crystals 3 3"], Any]:
-        """Draw ρ_t ~ q(ρ_t | ρ_0); returns it (Å) and a target, which `loss` understands."""
+        """Draw ρ_t ~ q(ρ_t | ρ_0); returns it and a target, which `loss` understands."""
         ...
 
     def loss(self, prediction: Prediction, target: Any) -> Float[Tensor, " crystals"]:
@@ -46,7 +49,7 @@ class CellProcess(Protocol):
         ...
 
     def prior(self, compositions: Crystals, noise: CrystalNoise) -> Float[Tensor, "crystals 3 3"]:
-        """Draw ρ_T in Å; of `compositions`, elements and numbers of atoms are read."""
+        """Draw ρ_T; of `compositions`, elements and numbers of atoms are read."""
         ...
 
     def reverse(
@@ -59,7 +62,7 @@ class CellProcess(Protocol):
         *,
         drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Draw ρ_s ~ p(ρ_s | ρ_t) for s < t; `drift` multiplies the way to the predicted cell."""
+        """Draw ρ_s ~ p(ρ_s | ρ_t)."""
         ...
 
     def flow(
@@ -71,7 +74,7 @@ class CellProcess(Protocol):
         *,
         drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Move deterministically from level t to level s, with the same meaning of `drift`."""
+        """Move deterministically from level t to level s."""
         ...
 
 

@@ -123,23 +123,13 @@ def sample(
     start: Start | None = None,
     on_step: Callable[[int, int, Crystals], None] | None = None,
 ) -> Crystals:
-    """Turn compositions into crystals; see `trajectory`.
+    """Turn compositions into crystals: the end of a `trajectory`.
 
-    Args:
-        denoiser: The trained network f_θ.
-        diffusion: The process it was trained on.
-        atomic_numbers: z, atom by atom.
-        n_atoms: Number of atoms of each crystal.
-        sampler: Which sampler, and in how many steps.
-        seeds: One per crystal.
-        start: Known crystals of these compositions to begin with.
-        on_step: Called with (steps done, steps, present crystals) after each step.
+    The arguments are those of `trajectory`; `on_step`, besides, is called with (steps done, steps,
+    present crystals) after each step.
 
     Returns:
         One crystal per composition.
-
-    Raises:
-        ValueError: As `trajectory`.
     """
     total = sampler.steps + sampler.final_refinement_steps
     frames = trajectory(denoiser, diffusion, atomic_numbers, n_atoms, sampler, seeds, start=start)

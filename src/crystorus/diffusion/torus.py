@@ -236,15 +236,7 @@ class TorusProcess:
         x_s = [x' + σ ε] with σ² = s_t² - s_s² (√β_t for consecutive steps), none at the last
         step. Far less noise than level s has: repeated one-shot denoising.
 
-        Args:
-            noisy: x_t and its cell.
-            displacement: x_0 + k - x_t, fractional.
-            t: Present level.
-            s: Next level, smaller.
-            normal: Standard normal numbers.
-
-        Returns:
-            x_s, fractional in [0, 1).
+        Args and result are those of `reverse`.
 
         Source: [Klipfel24] Algorithm 2, line 5
         """
@@ -267,15 +259,7 @@ class TorusProcess:
         Where the displacement is that of one image, its length is proportional to s_t along the
         path, so that x_s = x_t + (1 - s_s/s_t) · displacement is exact for any step.
 
-        Args:
-            noisy: x_t and its cell.
-            displacement: E[x_0 + k - x_t], fractional.
-            t: Present level.
-            s: Next level, smaller.
-            drift: Factor on the drift; one number, or one per atom.
-
-        Returns:
-            x_s, fractional in [0, 1).
+        Args and result are those of `reverse`.
 
         Source: [Song21], probability-flow ODE; [Karras22], the same in σ
         """
