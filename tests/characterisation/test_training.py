@@ -35,7 +35,7 @@ RUNS = {
 
 def write_data(folder: Path) -> None:
     """Write 40 strained prototypes of at most seven atoms to train on and 8 to validate on."""
-    import ase
+    import ase.io
 
     random = np.random.default_rng(0)
     small = [c for c in all_prototypes().values() if int(c.n_atoms) <= 7]
