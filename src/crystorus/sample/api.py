@@ -152,7 +152,7 @@ def options_of(kind: type[Options], settings: dict[str, Any]) -> Options:
             near = difflib.get_close_matches(name, types, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(types)}"
             raise RequestError(f"there is no setting {name!r}: {remedy}")
-    values = {
+    values: dict[str, Any] = {
         name: Path(value) if isinstance(value, str) and "Path" in str(types[name]) else value
         for name, value in settings.items()
     }

@@ -18,7 +18,7 @@ from crystal_fidelity.validity import MIN_DISTANCE, MIN_VOLUME, closest_contacts
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
-from crystorus.diffusion.sampling import refinement_start
+from crystorus.diffusion.sampling import Start, refinement_start
 from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.requests import Request
@@ -103,7 +103,9 @@ def choose_crystals(
     total = candidates * sampler.steps + refinement
     done = 0
 
-    def run(seeds: Sequence[int], sampler: SamplerConfig, **start: object) -> list[Crystals]:
+    def run(
+        seeds: Sequence[int], sampler: SamplerConfig, start: Start | None = None
+    ) -> list[Crystals]:
         """Sample every crystal once; returns the steps if they are wanted, then the crystals."""
         steps: list[Crystals] = []
 
@@ -115,7 +117,7 @@ def choose_crystals(
                 steps.append(present.to(device="cpu"))
 
         made = model.sample(
-            atomic_numbers, n_atoms, seeds=seeds, sampler=sampler, on_step=after, **start
+            atomic_numbers, n_atoms, seeds=seeds, sampler=sampler, on_step=after, start=start
         )
         return [*steps, made.to(device="cpu")]
 

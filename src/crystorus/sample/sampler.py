@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from crystorus.checkpoint import SHIPPED, load_checkpoint
-from crystorus.config import Preset, SamplerConfig
+from crystorus.config import Precision, Preset, SamplerConfig
 from crystorus.crystal_model import CrystalModel, ScoredBy
 from crystorus.errors import GenerationError, RequestError
 from crystorus.geometry.crystals import Crystals
@@ -285,7 +285,7 @@ def _with_options(own: SamplerConfig, options: SampleOptions, model: CrystalMode
     return sampler
 
 
-def _precision(options: SampleOptions, model: CrystalModel, own: SamplerConfig) -> str:
+def _precision(options: SampleOptions, model: CrystalModel, own: SamplerConfig) -> Precision:
     if options.precision is None:
         return own.precision
     if model.config.preset == "paper":
