@@ -174,3 +174,21 @@ def test_peers_miss_self_images_and_their_protocol_keeps_it():
 def test_textbook_compositions(formula, balanced):
     smact()
     assert is_charge_balanced(tuple(sorted(formula))) is balanced
+
+
+def test_compounds_of_elements_unknown_to_smact_are_not_balanced_and_named():
+    smact()
+    from crystal_fidelity.composition import composition_validity, composition_validity_score
+
+    salt = rock_salt()
+    frac = np.random.default_rng(0).random((5, 3))
+    heavy = Crystal(np.diag([6.0, 6, 4]), frac, np.array([118, 9, 9, 9, 9]), "x")
+    assert composition_validity([salt, heavy, salt]).tolist() == [True, False, True]
+    score = composition_validity_score([salt, heavy, salt])
+    assert score.value == pytest.approx(2 / 3)
+    assert "1 of elements unknown to SMACT count as not: x (Og)" in score.protocol
+    assert "unknown" not in composition_validity_score([salt]).protocol
+    alone = Crystal(np.eye(3) * 4, np.zeros((1, 3)), np.array([118]))
+    assert composition_validity([alone]).all()  # as every element
+    result = match_rate([salt, heavy], [salt, heavy], protocol="cdvae")
+    assert [outcome.status for outcome in result.outcomes] == ["matched", "filtered"]

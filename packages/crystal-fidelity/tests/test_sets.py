@@ -17,7 +17,16 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crystal_fidelity.matching import MatcherSettings, match_rate, metre, novel, sun, unique
 from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
-from crystal_fidelity.symmetry import space_group_distance, space_groups, total_variation
+from crystal_fidelity.symmetry import (
+    SpaceGroup,
+    dataset,
+    primitive_cell,
+    space_group,
+    space_group_distance,
+    space_groups,
+    total_variation,
+)
+from crystal_fidelity.validity import is_valid
 
 
 def test_copies_are_not_unique_and_the_first_is():
@@ -109,6 +118,61 @@ def test_collapsed_and_unreadable_structures_have_no_space_group():
     collapsed = Crystal(crystal.lattice, np.zeros((2, 3)), np.array([11, 11]))
     flat = Crystal(np.diag([3.0, 3, 0]), np.zeros((1, 3)), np.array([11]))
     assert space_groups([collapsed, flat, ReadFailure("x", "torn")]).tolist()[1:] == [0, 0]
+
+
+PITFALLS = {
+    # A long cell whose vector c is nearly normal to a: c + a has its length within 0.02 Å.
+    "long": np.array([[2.57, 0.1, 0.0], [0.3, 2.7, 0.1], [0.2, 0.1, 80.1]]),
+    "needle": np.diag([0.6, 0.6, 400.0]),
+    "long needle": np.diag([2.5, 2.5, 990.0]),
+    "sheared": np.array([[3.0, 0, 0], [3.0, 0.02, 0], [0, 0, 3.0]]),
+    "skew": np.array([[3.0, 0, 0], [300.0, 3, 0], [500.0, 400, 3]]),
+    "flat": np.diag([9.0, 9.0, 0.64]),
+    "tiny": np.diag([0.3, 0.3, 0.3]),
+}
+
+
+@pytest.mark.parametrize("name", PITFALLS)
+@pytest.mark.parametrize("symprec", [1e-5, 0.1, 0.35, 1.5, 50.0])
+def test_the_search_ends_in_any_cell_at_any_tolerance(name, symprec):
+    for frac in (np.zeros((1, 3)), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]])):
+        crystal = Crystal(PITFALLS[name], frac, np.arange(len(frac)) + 11, name)
+        found = space_group(crystal, symprec)
+        assert 1 <= found.number <= 230
+        assert found.number == 1 or is_valid(crystal)
+
+
+@pytest.mark.parametrize("symprec", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_tolerance_that_is_none_is_refused(symprec):
+    with pytest.raises(ValueError, match="give a tolerance in Å above 0"):
+        space_group(rock_salt(), symprec)
+
+
+@pytest.mark.parametrize("symprec", [0.1, 0.5])
+def test_the_conventional_cell_is_exactly_symmetric_and_the_same_crystal(symprec):
+    """Within 0.2 Å the search is moyo's, beyond it spglib finds the group: both must agree."""
+    for crystal, number in zip(everything(), (225, 216, 227, 186, 221, 136), strict=True):
+        symbol, found, cell = space_group(rattled(crystal, 0.01, 3), symprec)
+        assert found == number
+        assert symbol == SpacegroupAnalyzer(to_pymatgen(crystal)).get_space_group_symbol()
+        assert dataset(cell, 1e-4).number == number
+        assert StructureMatcher().fit(to_pymatgen(cell), to_pymatgen(crystal))
+        assert cell.frac_coords.min() >= 0
+        assert cell.frac_coords.max() < 1
+
+
+def test_the_primitive_cell_of_a_supercell_has_its_atoms():
+    salt = rock_salt()
+    frac = np.concatenate([salt.frac_coords + np.array([i, 0, 0]) for i in range(3)]) / [3, 1, 1]
+    lattice = salt.lattice * np.array([[3.0], [1.0], [1.0]])
+    triple = Crystal(lattice, frac, np.tile(salt.atomic_numbers, 3))
+    assert len(primitive_cell(triple)) == 2
+    assert primitive_cell(salt) is salt
+
+
+def test_what_has_no_symmetry_is_p1_and_stays_as_it_is():
+    collapsed = Crystal(np.eye(3) * 0.3, np.zeros((1, 3)), np.array([11]))
+    assert space_group(collapsed) == SpaceGroup("P1", 1, collapsed)
 
 
 def test_total_variation_is_its_definition():

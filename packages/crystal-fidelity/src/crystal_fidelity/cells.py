@@ -69,7 +69,7 @@ def least_distance(crystal: Crystal) -> float:
 
 
 def least_distances(
-    lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]
+    lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], *, own_images: bool = True
 ) -> NDArray[np.float64]:
     """Return the least distances of crystals with equally many atoms and reduced cells.
 
@@ -78,30 +78,35 @@ def least_distances(
     Args:
         lattice: (crystals, 3, 3), Å, rows are the vectors of Niggli-reduced cells.
         frac_coords: (crystals, atoms, 3).
+        own_images: Whether the images of an atom count as its neighbours.
 
     Returns:
-        Distances in Å, (crystals,).
+        Distances in Å, (crystals,); infinite for one atom without its images.
     """
     least = np.linalg.norm(_NEIGHBOURS @ lattice, axis=-1).min(axis=1, initial=np.inf)
     n_atoms = frac_coords.shape[1]
-    if n_atoms > DENSE_ATOMS:
+    if not own_images:
+        least = np.full(len(lattice), np.inf)
+    elif n_atoms > DENSE_ATOMS:
         parts = zip(lattice, frac_coords, least, strict=True)
         return np.minimum(least, [_least_of_many(*part) for part in parts])
-    first, second = np.triu_indices(n_atoms, 1)
-    if len(first):
-        step = max(1, CHUNK_DISTANCES // (27 * len(first)))
-        for start in range(0, len(lattice), step):
-            part = slice(start, start + step)
-            apart = frac_coords[part, first] - frac_coords[part, second]
-            near = (apart - np.rint(apart)) @ lattice[part]
-            shells = _SHELL @ lattice[part]
-            # |d + s|² expanded: no (crystals, pairs, images, 3) array is ever made.
-            squares = (
-                np.square(near).sum(-1)[:, :, None]
-                + np.square(shells).sum(-1)[:, None, :]
-                + 2 * near @ shells.transpose(0, 2, 1)
-            )
-            least[part] = np.minimum(least[part], np.sqrt(squares.min((1, 2)).clip(0)))
+    pairs = np.triu_indices(n_atoms, 1)
+    step = max(1, CHUNK_DISTANCES // (27 * max(1, len(pairs[0]))))
+    for start, low in itertools.product(
+        range(0, len(lattice), step), range(0, len(pairs[0]), CHUNK_DISTANCES // 27)
+    ):
+        part = slice(start, start + step)
+        first, second = (atoms[low : low + CHUNK_DISTANCES // 27] for atoms in pairs)
+        apart = frac_coords[part, first] - frac_coords[part, second]
+        near = (apart - np.rint(apart)) @ lattice[part]
+        shells = _SHELL @ lattice[part]
+        # |d + s|² expanded: no (crystals, pairs, images, 3) array is ever made.
+        squares = (
+            np.square(near).sum(-1)[:, :, None]
+            + np.square(shells).sum(-1)[:, None, :]
+            + 2 * near @ shells.transpose(0, 2, 1)
+        )
+        least[part] = np.minimum(least[part], np.sqrt(squares.min((1, 2)).clip(0)))
     return least
 
 
