@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -169,44 +169,8 @@ def _lines(card: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]
 say = log
 
 
-@contextmanager
-def crystal_progress(total: int, *, kept: int = 0) -> Iterator[Callable[[float], None]]:
-    """Show a bar of crystals."""
-    with progress("sampling", "crystals", done=kept, total=total) as update:
-        yield lambda done: update(done, total)
-
-
-@contextmanager
-def bar(
-    what: str, things: str, *, done: float = 0, total: float | None = None
-) -> Iterator[Callable[[float, float], None]]:
-    """Show a bar."""
-    with progress(what, things, done=done, total=total) as update:
-        yield update
-
-
-@contextmanager
-def counter(what: str) -> Iterator[Callable[[int], None]]:
-    """Show a count."""
-    with progress(what, "structures") as update:
-        yield update
-
-
-@contextmanager
-def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show bars of bytes."""
-    with progress("download", "B") as update:
-        yield lambda name, done, total: update(done, total, name=name)
-
-
 def tell_of_versions(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Warn of other versions."""
     log_versions(
         what, {n: (v, now.get(n, "not installed")) for n, v in before.items() if now.get(n) != v}
     )
-
-
-def show_store(path: object, kept: int, skipped: Sequence[tuple[str, str]]) -> None:
-    """Print what a store holds."""
-    echo(f"{kept} structures in {path}, {len(skipped)} left out")
-    log_skipped(skipped)

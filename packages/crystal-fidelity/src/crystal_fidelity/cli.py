@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from crystal_fidelity import __version__
-from crystal_fidelity.commandline import log, run
+from crystal_fidelity.commandline import log, make_app, run
 from crystal_fidelity.errors import FidelityError
 from crystal_fidelity.options import FeaturizerName, MatchSettings, Settings
 from crystal_fidelity.workers import cores
@@ -21,13 +21,13 @@ from crystal_fidelity.workers import cores
 if TYPE_CHECKING:
     from crystal_fidelity.structures import Entry
 
-app = App(
-    name="crystal-fidelity",
-    help="How faithful generated crystals are to a reference set.",
-    version=__version__,
+app = make_app(
+    "crystal-fidelity",
+    "How faithful generated crystals are to a reference set.",
+    lambda: f"crystal-fidelity {__version__}",
 )
-weights_app = App(name="weights", help="Published ALIGNN weights.")
-study_app = App(name="study", help="How the metrics behave: Figs 3 to 6 of the paper.")
+weights_app = make_app("weights", "Published ALIGNN weights.")
+study_app = make_app("study", "How the metrics behave: Figs 3 to 6 of the paper.")
 app.command(weights_app)
 app.command(study_app)
 INCOMPLETE = 3

@@ -48,9 +48,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-whole_file = atomic_path
-
-
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file so that it is either complete and on disk, or as it was before.
 
