@@ -10,8 +10,8 @@ from crystorus.crystal_model import in_reduced_cell
 from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import inverse_change
 from crystorus.templates.surroundings import (
-    NEIGHBOURS,
     CUTOFF,
+    NEIGHBOURS,
     difference,
     differences,
     surroundings,

@@ -278,7 +278,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: object) -> None:
+    def _receive(self, number: int, _frame: object) -> None:
         if self.number:
             self.leave(number)
         self.number = number
@@ -586,7 +586,7 @@ class Training:
             "training_cpu_minutes": round(p.step_cpu_seconds / 60, 3),
             "wall_minutes": round(p.wall_seconds / 60, 3),
             "cpu_minutes": round(p.cpu_seconds / 60, 3),
-            "figures": {k: v for k, v in p.figures.items() if v == v},
+            "figures": {k: v for k, v in p.figures.items() if not math.isnan(v)},
         }
         model = dataclasses.replace(self.model, denoiser=self.average.module, card=card)
         save_checkpoint(model, folder)

@@ -76,7 +76,7 @@ def sample_quality(
         As `compare`.
     """
 
-    def give_up_diverged(done: int, steps: int, crystals: Crystals) -> None:
+    def give_up_diverged(_done: int, _steps: int, crystals: Crystals) -> None:
         if not bool((crystals.volume.abs() <= LARGEST_CELL * crystals.n_atoms).all()):
             raise _DivergedError
 
