@@ -56,7 +56,7 @@ def split(crystals: Crystals, names: Sequence[str] | None = None) -> list[Crysta
     ends = np.cumsum(crystals.n_atoms.cpu().numpy())[:-1]
     names = [""] * len(crystals) if names is None else names
     parts = zip(rows, np.split(frac, ends), np.split(numbers, ends), names, strict=True)
-    return [Crystal(np.ascontiguousarray(cell), *rest) for cell, *rest in parts]
+    return [Crystal(np.ascontiguousarray(cell), x, z, name) for cell, x, z, name in parts]
 
 
 def crystals_from_atoms(

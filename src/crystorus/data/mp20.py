@@ -128,7 +128,7 @@ def _fault(path: Path, columns: Sequence[str], n_rows: int) -> str:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             rows: Any = csv.reader(stream, strict=True)
-            header = next(rows, [])
+            header: list[str] = next(rows, [])
             missing = [column for column in columns if column not in header]
             if missing:
                 return f"it has no column {missing[0]!r}"
