@@ -87,8 +87,8 @@ def crystals_from_structures(
     Raises:
         ReadingError: If one of them is not a usable crystal; the message says which.
     """
-    several = [several] if hasattr(several, "lattice") else several
-    return join(_converted(structures.from_pymatgen, several), dtype=dtype)
+    one_or_more: Any = [several] if hasattr(several, "lattice") else several
+    return join(_converted(structures.from_pymatgen, one_or_more), dtype=dtype)
 
 
 def crystals_to_atoms(crystals: Crystals) -> "list[Atoms]":

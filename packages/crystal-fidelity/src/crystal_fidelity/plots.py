@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -20,7 +20,7 @@ COLORS = ("#c8553d", "#2d6a8f", "#5b8e4a", "#8a5a9e", "#b08a2e", "#444444")
 SIZE = (6.0, 3.4)
 """Inches."""
 MAX_BINS = 80
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "crystal-fidelity",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

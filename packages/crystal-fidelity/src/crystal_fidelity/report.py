@@ -291,8 +291,8 @@ def _cells(generated: Sequence[Entry]) -> list[dict[str, object] | None]:
     room = MAX_DRAWN_ATOMS
     for entry in generated:
         room -= len(entry) if isinstance(entry, Crystal) else 0
-        fits = isinstance(entry, Crystal) and room >= 0
-        cells.append(structure_data(entry) if fits else None)
+        drawn = structure_data(entry) if isinstance(entry, Crystal) and room >= 0 else None
+        cells.append(drawn)
     return cells
 
 

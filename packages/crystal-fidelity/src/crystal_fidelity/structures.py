@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import gemmi
 import numpy as np
@@ -338,7 +338,7 @@ def _as_entry(item: object, index: int) -> Entry:
     from pymatgen.core import IStructure
 
     if isinstance(item, IStructure):
-        return from_pymatgen(item, name=f"structure {index}")
+        return from_pymatgen(cast("Structure", item), name=f"structure {index}")
     if isinstance(item, Atoms):
         return from_atoms(item, name=f"structure {index}")
     kind = type(item).__name__
