@@ -108,6 +108,16 @@ templates.command(
     "crystorus.templates.command:build",
     help="Make a library of known crystals for sample --start templates.",
 )
+app.command(
+    "crystorus.hull.command:hull",
+    help="Go from a chemical system to relaxed phases on a convex hull.",
+)
+app.command(
+    "crystorus.hull.command:relax", help="Screen and relax structures into an ASE database."
+)
+app.command(
+    "crystorus.hull.command:rank", help="Rank relaxed structures on a convex hull; plots and report."
+)
 
 
 def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None = None) -> None:
@@ -132,9 +142,6 @@ def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None =
     parent.command(carry_out, name=name, help=help_text, help_flags=[], version_flags=[])
 
 
-_old(app, ("hull",), "Go from a chemical system to relaxed phases on a convex hull.")
-_old(app, ("relax",), "Screen and relax structures into an ASE database.")
-_old(app, ("rank",), "Rank relaxed structures on a convex hull; plots and report.")
 _old(app, ("paper",), "Measure the paper's tables and figures again.")
 app.command(data)
 app.command(templates)

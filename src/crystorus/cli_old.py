@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crystorus import cli_hull, cli_paper
+from crystorus import cli_paper
 from crystorus.cli_choices import DatasetName
 
 app = typer.Typer(
@@ -173,7 +173,7 @@ def templates_build(
     show_store(library, len(built), built.skipped)
 
 
-for _stage in (cli_hull.hull, cli_hull.relax, cli_hull.rank, cli_paper.paper):
+for _stage in (cli_paper.paper,):
     app.command()(
         _command("interrupted; finished work is kept, the same command goes on from it")(_stage)
     )

@@ -7,23 +7,22 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 
 
 @pytest.fixture
 def fake_model(monkeypatch):
     """Random crystals in the place of the shipped checkpoint's."""
-    from guided import GuidedFake
+    from alloys import guided_fake
 
-    from crystorus.hull import sampling
+    from crystorus import checkpoint
 
-    monkeypatch.setattr(sampling, "load_checkpoint", lambda path, device="cpu": GuidedFake())
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device="cpu": guided_fake())
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
     """Templates for Cu-Au."""
-    from guided import write_library
+    from alloys import write_library
 
     return write_library(tmp_path_factory.mktemp("library") / "known.templates")
 

@@ -16,7 +16,7 @@ from alloys import EMT_PATH, rows_of
 from ase.build import bulk
 
 HERE = Path(__file__).parent
-PATHS = f"{HERE}:{HERE.parents[1] / 'src'}"
+PATHS = os.pathsep.join([str(HERE), *filter(None, sys.path)])
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 N_ALLOYS = 24
 
@@ -56,7 +56,7 @@ def cluster(n, folder):
     try:
         with distributed.Client(address, timeout=60, set_as_default=False) as client:
             client.wait_for_workers(n, timeout=180)
-            for module in ("crystorus.hull.relaxation", "alloys"):
+            for module in ("crystorus.hull.relax", "alloys"):
                 client.run(importlib.import_module, module)
         yield address, processes[1:]
     finally:

@@ -4,8 +4,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+import ase.io
 import pytest
-from alloys import l12
+from alloys import EMT_PATH, crystorus, l10, l12, table
 from ase.build import bulk, make_supercell
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Lattice, Structure
@@ -15,15 +16,16 @@ from pymatgen.entries.computed_entries import (
     ConstantEnergyAdjustment,
 )
 
-from crystorus.hull.errors import ReferencesError
-from crystorus.hull.matching import to_structure
-from crystorus.hull.novelty import KnownPhases, reduced_formula_of
+from crystal_fidelity.structures import from_atoms, to_pymatgen
+from crystorus.errors import ReferencesError
+from crystorus.hull.matching import Comparable, KnownPhases
+from crystorus.hull.options import RankOptions
 from crystorus.hull.references import (
     check_levels,
     check_span,
-    default_sources,
+    formula_of,
     read_entries,
-    read_sources,
+    read_references,
 )
 
 KEY = "k" * 32
@@ -47,7 +49,7 @@ def test_entries_have_the_energies_that_pymatgen_gives_them(tmp_path, name):
         ),
         ComputedStructureEntry(structure, -9.0, entry_id="with-structure"),
     ]  # fmt: skip
-    found = read_entries(save(tmp_path / name, entries))
+    found, _ = read_entries(save(tmp_path / name, entries))
     assert [f.name for f in found] == [e.entry_id for e in entries]
     for one, entry in zip(found, entries, strict=True):
         assert one.energy_per_atom == pytest.approx(entry.energy_per_atom, abs=1e-12)
@@ -80,12 +82,12 @@ def test_cut_and_missing_files_are_named(tmp_path):
         read_entries(tmp_path / "e.json.gz")
     for name in ("none.json", "none.csv"):
         with pytest.raises(ReferencesError, match="does not exist"):
-            read_sources([str(tmp_path / name)], ["Li"], tmp_path)
+            read_references([str(tmp_path / name)], ["Li"], tmp_path)
 
 
 def test_only_phases_within_the_system_are_taken(tmp_path, alloys):
-    (source,) = read_sources([str(alloys)], ["Cu", "O"], tmp_path)
-    assert [p.name for p in source.phases] == ["fcc-Cu"]
+    found = read_references([str(alloys)], ["Cu", "O"], tmp_path)
+    assert [p.name for p in found.phases] == ["fcc-Cu"]
 
 
 def test_the_missing_element_is_named():
@@ -105,40 +107,77 @@ def test_levels_are_mixed_only_when_asked():
 def test_without_references_the_command_to_get_them_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ReferencesError, match="crystorus data get mp-20"):
-        default_sources()
+        RankOptions().sources
+
+
+def known_phases(*named):
+    return KnownPhases(
+        [(n, formula, atoms and Comparable.of(atoms)) for n, formula, atoms in named]
+    )
 
 
 def test_novelty_has_its_four_answers():
-    known = KnownPhases(
-        [("mp-1", Composition("Cu3Au"), l12()), ("mp-2", Composition("Cu2Au"), None)]
-    )
+    known = known_phases(("mp-1", "Cu3Au", l12()), ("mp-2", "Cu2Au", None))
     stretched = l12()
     stretched.set_cell(stretched.cell * 1.03, scale_atoms=True)
-    found = known.judge(stretched)
+    found = known.compare(Comparable.of(stretched))
     assert (found.verdict, found.id) == ("rediscovered", "mp-1")
     assert found.rms == pytest.approx(0.0, abs=1e-6)
     other = l12()
     other.set_cell([5.7, 3.75, 2.5], scale_atoms=True)
-    assert known.judge(other).verdict == "new polymorph"
-    assert known.judge(l12()[[0, 1, 2]]).verdict == "known composition"
-    assert known.judge(l12()[[0, 1]]).verdict == "new composition"
+    assert known.compare(Comparable.of(other)).verdict == "new polymorph"
+    assert known.compare(Comparable.of(l12()[[0, 1, 2]])).verdict == "known composition"
+    assert known.compare(Comparable.of(l12()[[0, 1]])).verdict == "not in the references"
 
 
 def test_a_relaxed_supercell_is_the_phase_that_it_repeats():
     """The matcher alone does not see it, as its own verdict shows."""
     salt = bulk("MgO", "rocksalt", a=4.26)
-    known = KnownPhases([("salt", Composition("MgO"), salt)])
+    known = known_phases(("salt", "MgO", salt))
     large = make_supercell(salt, [[1, 0, 0], [0, 1, 0], [2, 3, 7]])
     large.rattle(0.01, seed=0)
-    assert not StructureMatcher().fit(to_structure(large), to_structure(salt))
-    assert known.judge(large).verdict == "rediscovered"
+    alone = [to_pymatgen(from_atoms(atoms)) for atoms in (large, salt)]
+    assert not StructureMatcher().fit(*alone)
+    assert known.compare(Comparable.of(large)).verdict == "rediscovered"
     large.rattle(0.3, seed=0)
-    assert known.judge(large).verdict == "new polymorph"
+    assert known.compare(Comparable.of(large)).verdict == "new polymorph"
 
 
 def test_formulas_of_pymatgen_and_of_crystals_are_spelled_alike():
-    assert reduced_formula_of(Composition("O8Fe4Li2")) == "LiFe2O4"
-    assert reduced_formula_of(Composition("Fe0.95O")) == "Fe0.95O1"
+    assert formula_of(Composition("O8Fe4Li2")) == "LiFe2O4"
+    assert formula_of(Composition("Fe0.95O")) == "Fe0.95O1"
+
+
+def test_a_site_of_a_file_cannot_name_a_module_to_import(tmp_path):
+    """pymatgen's decoder imports what `@module` names in a site's properties."""
+    (tmp_path / "wicked.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    structure = Structure(Lattice.cubic(4.2), ["Li"], [[0, 0, 0]]).as_dict()
+    structure["sites"][0]["properties"] = {"p": {"@module": "wicked", "@class": "Wicked"}}
+    entry = ComputedStructureEntry(
+        Structure(Lattice.cubic(4.2), ["Li"], [[0, 0, 0]]), -1.0
+    ).as_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        found, _ = read_entries(save(tmp_path / "e.json", [entry | {"structure": structure}]))
+    assert len(found[0].atoms) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_ids_that_two_files_share_name_their_file(tmp_path, alloys):
+    other = alloys.with_name("other.extxyz")
+    other.write_text(alloys.read_text().replace("3.75", "3.76"))
+    found = read_references([str(alloys), str(other)], ["Cu", "Au"], tmp_path).phases
+    assert [p.name for p in found[:2]] == ["fcc-Cu (alloys.extxyz)", "fcc-Au (alloys.extxyz)"]
+    assert len({p.name for p in found}) == len({p.row for p in found}) == 6
+
+
+def test_a_column_of_formulas_that_names_phases_drops_nothing(tmp_path):
+    """Hematite is no helium."""
+    cif = to_pymatgen(from_atoms(bulk("Cu"))).to(fmt="cif").replace('"', "'")
+    table = tmp_path / "t.csv"
+    table.write_text(f'material_id,pretty_formula,cif\nmp-1,Hematite,"{cif}"\n')
+    found = read_references([str(table)], ["Cu", "Au"], tmp_path).phases
+    assert [p.name for p in found] == ["mp-1"]
 
 
 class Recorded(BaseHTTPRequestHandler):
@@ -152,15 +191,21 @@ class Recorded(BaseHTTPRequestHandler):
             self.send_response(401)
             self.end_headers()
             return
-        page, size = int(query["_page"][0]), int(query["_per_page"][0])
+        if server.answer:
+            return self.reply(*server.answer)
+        if "_page" in query and not server.pages:
+            return self.reply(400, json.dumps({"detail": "unknown: _per_page, _page"}))
+        page, size = int(query.get("_page", "1")[0]), int(query.get("_per_page", [server.limit])[0])
         systems = query["chemsys"][0].split(",")
         data = [d for d in server.documents if d["chemsys"] in systems]
         body = {"data": data[(page - 1) * size : page * size], "meta": {"total_doc": len(data)}}
-        text = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
+        return self.reply(200, json.dumps(body))
+
+    def reply(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
-        self.wfile.write(text)
+        self.wfile.write(text.encode())
 
     def log_message(self, *arguments):
         pass
@@ -180,11 +225,11 @@ def materials_project(monkeypatch):
     server.documents = [
         document("mp-30", copper, chemsys="Cu"),
         document("mp-81", Structure(Lattice.cubic(4.1), ["Au"], [[0, 0, 0]]), chemsys="Au"),
-        document("mp-2258", to_structure(l12()), chemsys="Au-Cu"),
+        document("mp-2258", to_pymatgen(from_atoms(l12())), chemsys="Au-Cu"),
         document("mp-9", copper, chemsys="Cu", deprecated=True),
         document("mp-150", Structure(Lattice.cubic(3), ["Fe"], [[0, 0, 0]]), chemsys="Fe"),
     ]
-    server.asked = []
+    server.asked, server.answer, server.pages, server.limit = [], None, True, 100
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MP_API_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("MP_API_KEY", KEY)
@@ -195,7 +240,7 @@ def materials_project(monkeypatch):
 
 
 def test_the_materials_project_is_asked_for_all_subsystems_and_once(tmp_path, materials_project):
-    (source,) = read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+    source = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
     assert [p.name for p in source.phases] == ["mp-30", "mp-81", "mp-2258"]
     assert source.phases[2].composition == Composition("Cu3Au")
     assert source.phases[2].energy_per_atom == -3.0
@@ -204,15 +249,15 @@ def test_the_materials_project_is_asked_for_all_subsystems_and_once(tmp_path, ma
     assert path == "/materials/summary/"
     assert query["chemsys"] == ["Au,Cu,Au-Cu"]
     assert key == KEY
-    (again,) = read_sources(["materials-project"], ["Au", "Cu"], tmp_path)
+    again = read_references(["materials-project"], ["Au", "Cu"], tmp_path)
     assert len(materials_project.asked) == 1
-    assert again.label == source.label
+    assert [p.row for p in again.phases] == [p.row for p in source.phases]
 
 
 def test_more_documents_than_a_page_holds_all_come(tmp_path, materials_project):
     copper = materials_project.documents[0]
     materials_project.documents = [copper | {"material_id": f"mp-{i}"} for i in range(1203)]
-    (source,) = read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+    source = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
     assert len({p.name for p in source.phases}) == 1203
     assert len(materials_project.asked) == 2
 
@@ -224,12 +269,74 @@ def test_more_documents_than_a_page_holds_all_come(tmp_path, materials_project):
 def test_trouble_with_the_key_is_named(tmp_path, materials_project, monkeypatch, key, words):
     monkeypatch.setenv("MP_API_KEY", key)
     with pytest.raises(ReferencesError, match=words) as refused:
-        read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+        read_references(["materials-project"], ["Cu", "Au"], tmp_path)
     assert "x" * 32 not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((200, "<html>log in</html>"), "not with the JSON of an API"),
+        ((200, ""), "not with the JSON of an API"),
+        ((200, '{"data": []}'), "lists no phase of Cu-Au"),
+        ((403, "no"), "refuses the key"),
+        ((429, "slow down"), "try again in a minute"),
+        ((502, "<html>bad gateway</html>"), "out of order .HTTP 502.*try again later"),
+        ((400, '{"detail": "unknown field chemsys"}'), "HTTP 400.*unknown field chemsys"),
+        (
+            (200, '{"data": [{"material_id": "mp-1"}], "meta": {"total_doc": 101}}'),
+            "1 of 101 phases",
+        ),
+    ],
+)
+def test_every_other_answer_of_the_server_is_one_line(tmp_path, materials_project, answer, words):
+    materials_project.answer = answer
+    with pytest.raises(ReferencesError, match=words) as refused:
+        read_references(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_without_pages_is_asked_without_them(tmp_path, materials_project):
+    materials_project.pages = False
+    found = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert len(found.phases) == 3
+    materials_project.limit = 2
+    with pytest.raises(ReferencesError, match="gave 2 of 4 phases"):
+        read_references(["materials-project"], ["Cu", "Au"], tmp_path / "again")
+
+
+def test_documents_without_structure_or_with_oxidation_states(tmp_path, materials_project):
+    gold = Structure(Lattice.cubic(4.1), ["Au"], [[0, 0, 0]])
+    gold.add_oxidation_state_by_element({"Au": 1})
+    materials_project.documents[1] = document("mp-81", gold, chemsys="Au")
+    materials_project.documents.append(materials_project.documents[0] | {"structure": None})
+    found = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
+    assert [p.name for p in found.phases] == ["mp-30", "mp-81", "mp-2258"]
+    assert "1 structures of materials-project cannot be read" in found.warnings[0]
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, materials_project, monkeypatch):
     monkeypatch.setenv("MP_API_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ReferencesError, match="did not answer"):
-        read_sources(["materials-project"], ["Cu", "Au"], tmp_path)
+        read_references(["materials-project"], ["Cu", "Au"], tmp_path)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_phases_of_the_materials_project_are_rediscovered_whatever_their_energies(
+    tmp_path, materials_project, mix
+):
+    phases = {"mp-30": bulk("Cu"), "mp-81": bulk("Au"), "mp-1": l10()}
+    materials_project.documents = [
+        document(n, to_pymatgen(from_atoms(a)), chemsys="-".join(sorted(set(a.symbols))))
+        for n, a in phases.items()
+    ]
+    ase.io.write(tmp_path / "c.extxyz", [l10(), bulk("Cu", a=3.61)], format="extxyz")
+    emt = ("--calculator", EMT_PATH, "--workers", 0)
+    assert crystorus("relax", tmp_path / "c.extxyz", "--out", tmp_path / "c", *emt).exit_code == 0
+    done = crystorus("rank", tmp_path / "c", "--references", "materials-project", "--no-report",
+                     *emt, *(["--mix-energy-levels"] if mix else []))  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = {row["formula"]: (row["novelty"], row["known_id"]) for row in table(tmp_path / "c")}
+    assert found == {"CuAu": ("rediscovered", "mp-1"), "Cu": ("rediscovered", "mp-30")}

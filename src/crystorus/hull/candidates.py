@@ -1,173 +1,307 @@
-"""Structures into a campaign: read, screened, near-duplicates marked, a batch per commit."""
+"""Structures into a campaign: sampled or read, then screened, near-duplicates marked."""
 
-import csv
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import ase.io
+import numpy as np
 from ase import Atoms
 
-from crystorus.data.arrays import CrystalArrays, ReadingError, niggli_reduce
-from crystorus.data.preparing import crystal_of
-from crystorus.data.reading import clean_name, read_records
-from crystorus.hull.matching import NEAR, Gallery
-from crystorus.hull.screening import ScreenLimits, screen
-from crystorus.hull.state import (
-    DUPLICATE,
-    GENERATED,
-    INVALID,
-    VALID,
-    Campaign,
-    Original,
-    Provenance,
-)
-from crystorus.sample.folder import CRYSTALS, TABLE
+from crystal_fidelity.cells import niggli_reduce
+from crystal_fidelity.files import file_digest
+from crystal_fidelity.reading import iter_structures
+from crystal_fidelity.structures import ReadFailure, from_atoms, to_atoms
+from crystorus.data.compositions import Composition, FormulaError, parse_formula
+from crystorus.errors import ReadingError
+from crystorus.hull.options import SamplingOptions
 
+if TYPE_CHECKING:
+    from crystorus.crystal_model import CrystalModel
+    from crystorus.hull.campaign import Campaign
+    from crystorus.sample.requests import Request
+    from crystorus.sample.sampler import SamplingPlan
+
+GENERATED, REFERENCE = "generated", "reference"
+REQUESTED, UNSCREENED = "requested", "unscreened"
+VALID, INVALID, DUPLICATE = "valid", "invalid", "duplicate"
+GENERATED_FILES = "generated"
+SYMPREC = 0.1  # Å
 _PER_COMMIT = 50
+_LONGEST_NAME = 120
 
-Progress = Callable[[int], None]
+
+@dataclass(frozen=True, eq=False)
+class InputStructure:
+    """A structure as it came.
+
+    Attributes:
+        name: Unique in the campaign.
+        kind: "generated" or "reference".
+        atoms: The structure; symbols alone where there is none.
+        status: "unscreened", "invalid", or "requested" as long as it is not made.
+        source: Where it came from.
+        reason: Why it is not valid.
+        pairs: More key-value pairs of its rows: where its sampling run began.
+        details: What else is known of it, in JSON's types.
+    """
+
+    name: str
+    kind: str
+    atoms: Atoms
+    status: str
+    source: str
+    reason: str = ""
+    pairs: dict[str, str | float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
-def generated_structures(folder: Path) -> Iterator[Original]:
-    """Yield the crystals of a folder that `crystorus sample` filled, those without atoms too."""
-    frames = {
-        int(atoms.info["index"]): atoms for atoms in ase.io.iread(folder / CRYSTALS, index=":")
-    }
-    with (folder / TABLE).open(newline="", encoding="utf-8") as text:
-        for row in csv.DictReader(text):
-            index = int(row["index"])
-            details = {
-                "index": index,
-                "sample": int(row["sample"]),
-                "seed": row["seed"],
-                "formula_units": int(row["formula_units"]),
-            }
-            name = f"{index:05d}-{row['formula']}"
-            atoms, reason = frames.get(index), ""
-            if atoms is None:
-                atoms, reason = Atoms(row["formula"]), "the model gave numbers that are not finite"
-            status = INVALID if reason else VALID
-            provenance = _provenance(row)
-            yield Original(
-                name, GENERATED, atoms, status, "sampled", reason, "", provenance, details
-            )
+def safe_name(text: str) -> str:
+    """Return an id as a name of files and rows.
+
+    It has letters, digits, "_", "+", "." and "-" alone and does not begin with one of the last
+    three, so that it is neither a path, nor an option, nor a formula of a spreadsheet; and it is
+    no number, which ASE's database would take for one.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).lstrip(".+-")[:_LONGEST_NAME] or "crystal"
+    try:
+        float(name)
+    except ValueError:
+        return name if name.lower() not in ("true", "false") else f"id-{name}"
+    return f"id-{name}"
+
+
+def niggli_atoms(atoms: Atoms) -> Atoms:
+    """Return the same crystal in its Niggli cell: graphs of skewed cells need many images.
+
+    Raises:
+        ReadingError: If it is no crystal.
+    """
+    crystal = from_atoms(atoms)
+    if isinstance(crystal, ReadFailure):
+        raise ReadingError(crystal.reason)
+    return to_atoms(niggli_reduce(crystal))
 
 
 def structures_of(
     path: Path, kind: str, source: str, *, within: Collection[str] = ()
-) -> Iterator[Original]:
-    """Yield the structures of a file or folder; what cannot be read is yielded as invalid.
-
-    Cells come reduced: the graph of a strongly skewed one needs images without end.
+) -> Iterator[InputStructure]:
+    """Yield the structures of a file or folder, their cells reduced; unreadable ones are invalid.
 
     Args:
         path: The file or folder.
         kind: "generated" or "reference".
         source: What to call it.
-        within: Symbols; rows of a table whose formula holds another element are passed over
-            without being parsed.
+        within: Symbols; structures with other elements are left out, rows of a table without being
+            parsed where their formula says so.
 
     Raises:
         ReadingError: If the path as a whole cannot be read.
     """
+
+    def may_be_within(columns: Mapping[str, str]) -> bool:
+        try:
+            return set(parse_formula(columns["pretty_formula"]).elements) <= set(within)
+        except (KeyError, FormulaError):  # there is none, or it is the name of a phase
+            return True
+
     taken: dict[str, int] = {}
-    for record in read_records(path):
-        formula = record.extra.get("pretty_formula", "")
-        if within and not set(re.findall("[A-Z][a-z]?", formula)) <= set(within):
-            continue
-        name = campaign_name(record.name)
+    for entry in iter_structures(path, keep=may_be_within if within else None):
+        name = safe_name(entry.name)
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}-again{taken[name] - 1}"
-        details = {"id": record.name}
+        details = {"id": entry.name}
         try:
-            crystal = niggli_reduce(crystal_of(record))
+            if isinstance(entry, ReadFailure):
+                raise ReadingError(entry.reason)
+            atoms = to_atoms(niggli_reduce(entry))
         except ReadingError as error:
-            yield Original(name, kind, Atoms(), INVALID, source, str(error), details=details)
+            yield InputStructure(name, kind, Atoms(), INVALID, source, str(error), details=details)
         else:
-            yield Original(name, kind, atoms_of(crystal), VALID, source, details=details)
+            if not within or set(atoms.symbols) <= set(within):
+                yield InputStructure(name, kind, atoms, UNSCREENED, source, details=details)
 
 
-def atoms_of(crystal: CrystalArrays) -> Atoms:
-    """Return arrays as ASE atoms."""
-    return Atoms(
-        numbers=crystal.atomic_numbers,
-        scaled_positions=crystal.frac_coords,
-        cell=crystal.lattice.T,
-        pbc=True,
+def sample_name(request: "Request") -> str:
+    """Return the name of a request's rows and files: its number and its reduced formula."""
+    return f"{request.index:05d}-{request.composition.reduced_formula}"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a campaign samples.
+
+    Attributes:
+        model: A loaded checkpoint.
+        requests: The crystals.
+        plan: How they are made.
+        settings: What decides them, for a folder to recognise its campaign.
+        warnings: What a user should hear of them.
+    """
+
+    model: "CrystalModel"
+    requests: tuple["Request", ...]
+    plan: "SamplingPlan"
+    settings: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def plan_samples(options: SamplingOptions, compositions: Sequence[Composition]) -> Samples:
+    """Load the model and settle which crystals it makes.
+
+    Args:
+        options: How many, and how.
+        compositions: In the order in which the budget is spent.
+
+    Raises:
+        RequestError: If the request does not fit the model.
+        ReadingError: If the library cannot be opened.
+    """
+    from crystorus.checkpoint import SHIPPED, load_checkpoint
+    from crystorus.sample.output import run_settings
+    from crystorus.sample.requests import check_requests, make_requests
+    from crystorus.sample.sampler import check_device, plan_sampling
+
+    reached = compositions[: -(-options.budget // options.n)]
+    requests = make_requests(reached, n=options.n, seed=options.seed)[: options.budget]
+    check_device(options.device)
+    model = load_checkpoint(options.checkpoint or SHIPPED, device=options.device)
+    warnings = check_requests(
+        requests,
+        max_atoms=model.max_atoms,
+        trained_elements=model.trained_elements,
+        remedy=f"lower --max-atoms to {model.max_atoms}",
     )
+    asked = options.as_sample_options()
+    requests, plan = plan_sampling(model, requests, asked)
+    # What a user would first look at comes first: it is named where two campaigns differ.
+    settings: dict[str, Any] = {"start": asked.start_from}
+    if asked.needs_library:
+        named = options.library and f"{options.library.name} {file_digest(options.library)[:12]}"
+        settings["library"] = named or "AFLOW prototypes"
+    settings |= run_settings(requests, plan, model, asked)
+    del settings["options"]
+    return Samples(model, requests, plan, settings, tuple(warnings))
 
 
-def campaign_name(text: str) -> str:
-    """Return an id as a name of files and rows."""
-    return _no_number(clean_name(text))
-
-
-def _no_number(text: str) -> str:
-    """Return a text that ASE's database does not take for a number."""
-    try:
-        float(text)
-    except ValueError:
-        return text if text.lower() not in ("true", "false") else f"id-{text}"
-    return f"id-{text}"
-
-
-def _provenance(row: Mapping[str, str]) -> Provenance:
-    share = row["share_of_votes"]
-    return Provenance(_no_number(row["start"]), float(share) if share else None, row["origin"])
-
-
-def import_originals(
-    campaign: Campaign,
-    originals: Iterable[Original],
-    limits: ScreenLimits,
-    *,
-    kind: str,
-    drop_duplicates: bool,
-    on_progress: Progress = lambda done: None,
+def sample(
+    campaign: "Campaign", samples: Samples, on_progress: Callable[[float, float], None]
 ) -> None:
-    """Screen structures and write them into the campaign, going on where a kill left off.
+    """Sample what the campaign does not hold yet; every batch is kept as it is finished.
+
+    All rows are set aside first, so that their numbers do not depend on the batches. The crystals
+    are also written into the folder `generated`, as `crystorus sample` does.
+
+    Args:
+        campaign: Where the crystals go.
+        samples: What is made.
+        on_progress: Called with the number of crystals made, those in flight by their steps, and
+            of all.
+    """
+    from crystorus.sample.output import OutputFolder
+    from crystorus.sample.sampler import make
+
+    requests, total = samples.requests, len(samples.requests)
+    held = campaign.names(GENERATED)
+    campaign.add([_sampled(one, REQUESTED) for one in requests if sample_name(one) not in held])
+    rows = {row.name: row.id for row in campaign.originals(GENERATED) if row.status == REQUESTED}
+    left = [request for request in requests if sample_name(request) in rows]
+    done = total - len(left)
+    if not left:
+        return
+
+    def on_step(step: int, steps: int) -> None:
+        on_progress(done + step / (steps + 1), total)
+
+    settings = samples.settings | {"options": {}}
+    folder = campaign.path / GENERATED_FILES
+    with OutputFolder(folder, settings, total=total, overwrite=len(left) == total) as output:
+        for made in make(samples.model, left, samples.plan, on_step=on_step):
+            output.commit(made, symprec=SYMPREC)
+            origin_of = {one.index: output.done[one.index].row["origin"] for one in made.requests}
+            campaign.fill(
+                {
+                    rows[sample_name(one)]: _sampled(one, UNSCREENED, atoms, origin_of[one.index])
+                    for one, atoms in zip(made.requests, made.to_ase(), strict=True)
+                }
+            )
+            done += len(made)
+            on_progress(done, total)
+        output.finish()
+
+
+def _sampled(
+    request: "Request", status: str, atoms: Atoms | None = None, origin: str = ""
+) -> InputStructure:
+    composition, start, reason = request.composition, request.start, ""
+    if atoms is not None and not (np.isfinite(atoms.positions).all() and atoms.get_volume() > 0):
+        atoms, status = None, INVALID
+        reason = "the model gave numbers that are not finite"
+    atoms = Atoms(composition.formula) if atoms is None else atoms
+    pairs: dict[str, str | float] = {"start": safe_name(start.name) if start else "noise"}
+    if start is not None:
+        pairs["prototype_fraction"] = float(start.prototype_fraction)
+    details = {
+        "index": request.index, "sample": request.sample, "seed": str(request.seed),
+        "formula_units": composition.formula_units,
+    }  # fmt: skip
+    return InputStructure(
+        sample_name(request), GENERATED, atoms, status, "sampled", reason,
+        pairs=pairs | ({"origin": origin} if origin else {}), details=details,
+    )  # fmt: skip
+
+
+def import_structures(
+    campaign: "Campaign", structures: Iterable[InputStructure], kind: str
+) -> None:
+    """Write structures that a campaign does not hold yet, to be screened.
 
     Args:
         campaign: Where they go.
-        originals: In an order that is the same every time.
-        limits: Of the screen.
+        structures: In an order that is the same every time.
         kind: "generated" or "reference".
-        drop_duplicates: Mark near-duplicates, so that only the first of each is relaxed.
-        on_progress: Called with the number of structures seen.
     """
     known = campaign.names(kind)
-    gallery = Gallery(NEAR)
-    if drop_duplicates and known:
-        for row in campaign.originals(kind):
-            if row.status == VALID:
-                gallery.add(row.name, row.toatoms())
-    done, stream = 0, iter(originals)
-    while batch := list(islice(stream, _PER_COMMIT)):
-        fresh = [one for one in batch if one.name not in known]
-        campaign.add(_judge(fresh, limits, gallery if drop_duplicates else None))
-        known |= {one.name for one in fresh}
-        done += len(batch)
-        on_progress(done)
+    campaign.add([one for one in structures if one.name not in known])
 
 
-def _judge(
-    originals: Sequence[Original], limits: ScreenLimits, gallery: Gallery | None
-) -> list[Original]:
-    judged = []
-    for one in originals:
-        status, reason, twin = one.status, one.reason, ""
-        if status == VALID:
-            reason = screen(one.atoms, limits)
-            status = INVALID if reason else VALID
-        if status == VALID and gallery is not None:
-            twin = gallery.find(one.atoms)
-            if twin:
-                status = DUPLICATE
+def screen_structures(
+    campaign: "Campaign",
+    kind: str,
+    *,
+    drop_duplicates: bool,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Screen what was not screened yet, a batch per commit.
+
+    Args:
+        campaign: Whose structures.
+        kind: "generated" or "reference".
+        drop_duplicates: Mark near-duplicates, so that only the first of each is relaxed.
+        on_progress: Called with the number of structures seen, and of all.
+    """
+    from crystorus.hull.matching import NEAR, Comparable, StructureIndex
+    from crystorus.hull.relax import screen
+
+    limits = campaign.relaxation.screen
+    index = StructureIndex(NEAR)
+    rows = campaign.originals(kind)
+    found: dict[int, dict[str, str | float]] = {}
+    for done, row in enumerate(rows, start=1):
+        atoms, reason = row.toatoms(), ""
+        if row.status == UNSCREENED:
+            reason = screen(atoms, limits)
+            found[row.id] = {"status": INVALID, "reason": reason} if reason else {"status": VALID}
+        if drop_duplicates and row.status in (UNSCREENED, VALID) and not reason:
+            shape = Comparable.of(atoms)
+            first = index.find(shape) if row.status == UNSCREENED else ""
+            if first:
+                found[row.id] = {"status": DUPLICATE, "duplicate_of": first}
             else:
-                gallery.add(one.name, one.atoms)
-        judged.append(replace(one, status=status, reason=reason, duplicate_of=twin))
-    return judged
+                index.add(row.name, shape)
+        if len(found) == _PER_COMMIT or (found and done == len(rows)):
+            campaign.note(found)
+            found = {}
+            on_progress(done, len(rows))

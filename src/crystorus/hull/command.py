@@ -2,350 +2,383 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from crystorus.data.compositions import symbol_of
-from crystorus.data.files import write_whole
-from crystorus.hull.assessing import Ranking, assess, candidate_elements
-from crystorus.hull.calculators import energy_level, load_calculator
-from crystorus.hull.candidates import generated_structures, import_originals, structures_of
-from crystorus.hull.display import show_ranking, stage_progress
-from crystorus.hull.entries import rank_entries
-from crystorus.hull.enumeration import Choice, check_system, choose_compositions
-from crystorus.hull.errors import CampaignError
-from crystorus.hull.orders import HullOrder, RankOrder, RelaxOrder
-from crystorus.hull.outputs import PHASES, SUMMARY, SYMMETRISED, TABLE, write_phases, write_table
-from crystorus.hull.references import (
-    Known,
-    Source,
-    check_levels,
-    check_span,
-    default_sources,
-    is_entries_file,
-    label_of,
-    read_sources,
-)
-from crystorus.hull.relaxation import RelaxSettings
-from crystorus.hull.relaxing import RelaxProgress, relax_waiting, settings_of
-from crystorus.hull.report import check_films
-from crystorus.hull.sampling import FOLDER, plan_sampling, sample
-from crystorus.hull.state import (
-    DATABASE,
-    GENERATED,
-    REFERENCE,
-    VALID,
-    Campaign,
-    Original,
-    remove_campaign,
-)
-from crystorus.hull.workers import Workers, check_workers
-from crystorus.sample.disk import disk_errors
-from crystorus.sample.folder import TRAJECTORIES
-from crystorus.sample.run import program_versions
-from crystorus.terminal import say, tell_of_versions
+from cyclopts import Parameter
 
-COMPOSITIONS = "compositions.csv"
-REFERENCES = "references"
-PLOT, REPORT = "hull", "report.html"
-FILES = (
-    DATABASE, f"{DATABASE}-journal", FOLDER, COMPOSITIONS, TABLE, SUMMARY, PHASES,
-    SYMMETRISED, f"{PLOT}.svg", f"{PLOT}.png", REPORT,
+from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.provenance import versions as program_versions
+from crystal_fidelity.workers import Workers, check
+from crystorus.errors import CampaignError
+from crystorus.hull.compositions import Choice, choose_compositions, system_elements
+from crystorus.hull.options import (
+    HullOptions,
+    RankCommandOptions,
+    RankOptions,
+    RelaxOptions,
+    RelaxSettings,
+    WorkerOptions,
+    check_calculator_module,
+)
+from crystorus.terminal import echo, log, log_versions, progress
+
+if TYPE_CHECKING:
+    from crystorus.hull.campaign import Campaign
+    from crystorus.hull.rank import RankedPhase, Ranking
+    from crystorus.hull.references import Known
+
+PROGRAMS = (
+    "crystorus", "torch", "numpy", "ase", "gemmi", "moyopy", "pymatgen", "chgnet", "spglib",
+    "matplotlib", "distributed",
 )  # fmt: skip
-_PROGRAMS = ("pymatgen", "chgnet", "spglib", "matplotlib", "distributed")
+_SHOWN = 25
+_NOTES = ("rank", "e_above_hull", "space_group", "novelty", "known_id", "same_as")
 
 
-def hull(order: HullOrder) -> Ranking:
-    """Sample a chemical system, relax what comes, rank it.
+def hull(
+    system: str,
+    /,
+    *,
+    options: Annotated[HullOptions, Parameter(name="*")] = HullOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Go from a chemical system to relaxed phases on a convex hull.
+
+    Writes campaign.db (ASE), table.csv, CIFs by composition, hull.svg, hull.png and report.html.
+
+    Args:
+        system: A chemical system, as in Li-Fe-O.
+        options: How.
 
     Raises:
-        SpaceError: If there is nothing to sample.
+        RequestError: If there is nothing to sample.
         ReadingError: If the library of templates cannot be opened.
-        CampaignError: If the folder holds another campaign.
+        OutputError: If the folder holds another run.
         ReferencesError: If there is no hull to compare with.
         CalculatorError: If the calculator cannot be had or computes nothing.
     """
-    elements = [symbol_of(z) for z in check_system(order.space.system)]
-    space = replace(order.space, system="-".join(elements))
-    choice = choose_compositions(space)
-    sources = _sources(order.rank, elements, order.out)
-    check_span((p.composition for s in sources for p in s.phases), elements, "the references")
-    held_out = _held_out(order.rank.held_out, elements, order.out)
-    _check_level_of(order.relaxation, sources, mix=order.rank.mix_energy_levels)
-    _check_calculator(order.relaxation, order.workers)
-    run = plan_sampling(order.sampling, choice.compositions)
-    for warning in run.warnings:
-        say("warning", warning)
+    elements = system_elements(system)
+    sources, ranking, relaxation = options.ranking.sources, options.ranking, options.relaxation
+    choice = choose_compositions(system, options.compositions)
+    if not options.workers.scheduler:
+        check_calculator_module(relaxation.calculator)
+
+    from crystorus.hull.candidates import GENERATED, plan_samples, sample, screen_structures
+    from crystorus.hull.relax import energy_level
+    from crystorus.hull.report import check_trajectories
+
+    workers = _workers(options.workers)
+    known = _references(sources, elements, options.out)
+    held_out = _references(ranking.held_out, elements, options.out)
+    _check_references(known, elements, relaxation, mix=ranking.mix_energy_levels)
+    _check_calculator(relaxation, workers)
+    samples = plan_samples(options.sampling, choice.compositions)
+    for warning in samples.warnings:
+        log("warning", warning)
+    system = "-".join(elements)
     settings = {
         "kind": "hull",
-        "space": asdict(space),
-        "sampling": run.settings,
-        "relaxation": asdict(order.relaxation),
-        "level": energy_level(order.relaxation.calculator),
+        "space": {"system": system} | asdict(options.compositions),
+        "sampling": samples.settings,
+        "relaxation": asdict(relaxation),
+        "level": energy_level(relaxation.calculator),
     }
-    with _begin(order.out, settings, overwrite=order.overwrite) as campaign:
-        _write_compositions(order.out, choice)
-        say("plan", f"{len(run.job.requests)} crystals of {space.system}, {_of(choice)}")
-        with stage_progress("sample") as move:
-            sample(run, order.sampling, order.out / FOLDER, lambda p: move(p.done, p.total))
-        check_films(order.out / FOLDER / TRAJECTORIES, order.rank.animate)
-        made = generated_structures(order.out / FOLDER)
-        _screen(campaign, made, len(run.job.requests), drop_duplicates=True)
-        _import_references(campaign, sources, mix=order.rank.mix_energy_levels)
-        _relax(campaign, order.workers)
-        return _finish(campaign, sources, held_out, elements, order.rank)
+    with _begin(options.out, settings, overwrite=options.overwrite) as campaign:
+        _write_compositions(options.out, choice)
+        charged = f" ({choice.n_charged} are not neutral)" if choice.n_charged else ""
+        guided = sum(request.start is not None for request in samples.requests)
+        log(
+            "plan",
+            f"{len(samples.requests)} crystals of {system}, {guided} of them from templates, of "
+            f"{len(choice.compositions)} compositions chosen from {choice.n_enumerated}{charged}",
+        )
+        with progress("sample") as update:
+            sample(campaign, samples, update)
+        check_trajectories(options.out, ranking.animate)
+        with progress("screen") as update:
+            screen_structures(campaign, GENERATED, drop_duplicates=True, on_progress=update)
+        _import_references(campaign, known, mix=ranking.mix_energy_levels)
+        _relax(campaign, workers)
+        _finish(campaign, known, held_out, elements, ranking)
 
 
-def relax_structures(order: RelaxOrder) -> None:
-    """Screen and relax the structures of a file, or what waits in a campaign.
+def relax(
+    source: Path,
+    /,
+    *,
+    options: Annotated[RelaxOptions, Parameter(name="*")] = RelaxOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Screen and relax structures into an ASE database.
+
+    Args:
+        source: CSV, CIFs, extxyz, POSCAR, ASE database, or the folder of a campaign.
+        options: How.
 
     Raises:
         ReadingError: If the source cannot be read.
-        CampaignError: If the folder holds another campaign.
+        CampaignError: If nothing is fit to be relaxed.
+        OutputError: If the folder holds another run.
         CalculatorError: If the calculator cannot be had or computes nothing.
     """
-    if (order.source / DATABASE).is_file():
-        with Campaign.reopen(order.source) as campaign:
-            _check_calculator(settings_of(campaign), order.workers)
-            _relax(campaign, order.workers)
+    from crystorus.hull.campaign import DATABASE, Campaign
+    from crystorus.hull.candidates import (
+        GENERATED,
+        import_structures,
+        screen_structures,
+        structures_of,
+    )
+    from crystorus.hull.references import label_of
+    from crystorus.hull.relax import energy_level
+
+    workers, relaxation = _workers(options.workers), options.relaxation
+    if (source / DATABASE).is_file():
+        with Campaign.reopen(source) as campaign:
+            campaign.trust_calculator(relaxation.calculator)
+            _check_calculator(campaign.relaxation, workers)
+            _relax(campaign, workers)
             _show_relaxed(campaign)
+            campaign.finish()
         return
-    if order.out is None:
-        raise CampaignError(f"--out is missing: name the folder where {order.source} is relaxed")
-    originals = list(structures_of(order.source, GENERATED, order.source.name))
-    if not originals:
-        raise CampaignError(f"{order.source} holds no structures: give at least one")
-    _check_calculator(order.relaxation, order.workers)
+    if options.out is None:
+        raise CampaignError(f"--out is missing: name the folder where {source} is relaxed")
+    structures = list(structures_of(source, GENERATED, source.name))
+    if not structures:
+        raise CampaignError(f"{source} holds no structures: give at least one")
+    _check_calculator(relaxation, workers)
     settings = {
         "kind": "relax",
-        "source": {"label": label_of(order.source)},
-        "keep_duplicates": order.keep_duplicates,
-        "relaxation": asdict(order.relaxation),
-        "level": energy_level(order.relaxation.calculator),
+        "source": {"label": label_of(source)},
+        "keep_duplicates": options.keep_duplicates,
+        "relaxation": asdict(relaxation),
+        "level": energy_level(relaxation.calculator),
     }
-    with _begin(order.out, settings, overwrite=order.overwrite) as campaign:
-        _screen(campaign, originals, len(originals), drop_duplicates=not order.keep_duplicates)
-        _relax(campaign, order.workers)
+    with _begin(options.out, settings, overwrite=options.overwrite) as campaign:
+        import_structures(campaign, structures, GENERATED)
+        with progress("screen") as update:
+            screen_structures(
+                campaign,
+                GENERATED,
+                drop_duplicates=not options.keep_duplicates,
+                on_progress=update,
+            )
+        _relax(campaign, workers)
         _show_relaxed(campaign)
+        campaign.finish()
 
 
 def rank(
-    source: Path, system: str | None, out: Path | None, order: RankOrder, workers: Workers
+    source: Path,
+    /,
+    *,
+    options: Annotated[RankCommandOptions, Parameter(name="*")] = RankCommandOptions(),  # noqa: B008
 ) -> None:
-    """Rank a campaign's folder, or a file of entries.
+    """Rank relaxed structures on a convex hull; plots and report.
+
+    Args:
+        source: Folder of a campaign, or pymatgen entries (.json, .json.gz).
+        options: How.
 
     Raises:
         CampaignError: If it is neither, or --out is missing or of no use.
         ReferencesError: If there is no hull to compare with.
     """
+    from crystorus.hull.campaign import Campaign
+    from crystorus.hull.rank import candidate_elements
+    from crystorus.hull.references import is_entries_file
+
     if is_entries_file(source):
-        rank_entries(source, system, out, order)
+        _rank_entries(source, options)
         return
-    if out is not None:
-        raise CampaignError(f"--out {out} goes with a file of entries only: leave it out")
-    rank_campaign(source, system, order, workers)
-
-
-def rank_campaign(folder: Path, system: str | None, order: RankOrder, workers: Workers) -> Ranking:
-    """Rank the relaxed structures of a campaign, relaxing references that are new to it.
-
-    Raises:
-        CampaignError: If the folder holds no campaign, or nothing relaxed.
-        ReferencesError: If there is no hull to compare with.
-    """
-    if not folder.is_dir():
+    if options.out is not None:
+        raise CampaignError(f"--out {options.out} goes with a file of entries only: leave it out")
+    if not source.is_dir():
         raise CampaignError(
-            f"{folder} is no folder of a campaign: give one that `crystorus hull` or `crystorus "
+            f"{source} is no folder of a campaign: give one that `crystorus hull` or `crystorus "
             "relax` wrote"
         )
-    with Campaign.reopen(folder) as campaign:
-        elements = _elements(campaign, system)
-        sources = _sources(order, elements, folder)
-        held_out = _held_out(order.held_out, elements, folder)
-        mix = order.mix_energy_levels
-        check_span((p.composition for s in sources for p in s.phases), elements, "the references")
-        _check_level_of(settings_of(campaign), sources, mix=mix)
-        _import_references(campaign, sources, mix=mix)
+    ranking, workers = options.ranking, _workers(options.workers)
+    with Campaign.reopen(source) as campaign:
+        found = candidate_elements(campaign)
+        system = options.system or campaign.settings.get("space", {}).get("system", "-".join(found))
+        if not system:
+            raise CampaignError(f"{source} holds no valid structure: there is nothing to rank")
+        elements = system_elements(system)
+        if outside := set(found) - set(elements):
+            raise CampaignError(
+                f"{source} holds {min(outside)}, which is not in {system}: correct --system"
+            )
+        known = _references(ranking.sources, elements, source)
+        held_out = _references(ranking.held_out, elements, source)
+        _check_references(known, elements, campaign.relaxation, mix=ranking.mix_energy_levels)
+        _import_references(campaign, known, mix=ranking.mix_energy_levels)
         if campaign.set_aside():
-            _check_calculator(settings_of(campaign), workers)
+            campaign.trust_calculator(options.calculator)
+            _check_calculator(campaign.relaxation, workers)
             _relax(campaign, workers)
-        return _finish(campaign, sources, held_out, elements, order)
+        _finish(campaign, known, held_out, elements, ranking)
 
 
-def _begin(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> Campaign:
-    if overwrite:
-        remove_campaign(folder, FILES)
-    campaign = Campaign(folder, settings, _versions())
-    tell_of_versions("campaign", campaign.versions, _versions())
+def _rank_entries(source: Path, options: RankCommandOptions) -> None:
+    """Rank entries against the hull of the references, or of themselves where none are named."""
+    from crystorus.hull.rank import ENTRY_COLUMNS, TABLE, rank_entries, write_table
+    from crystorus.hull.references import is_entries_file, read_entries
+
+    out, ranking = options.out, options.ranking
+    if out is None:
+        raise CampaignError(f"--out is missing: name the folder for the table of {source}")
+    if ranking.held_out:
+        raise CampaignError("--held-out is matched by structure, entries have none: leave it out")
+    if others := [name for name in ranking.references if not is_entries_file(Path(name))]:
+        raise CampaignError(
+            f"--references {others[0]} has structures, entries can only be compared with entries: "
+            "name a .json file"
+        )
+    entries, warnings = read_entries(source)
+    found = sorted({symbol for e in entries for symbol in e.composition.chemical_system_set})
+    elements = system_elements(options.system or "-".join(found))
+    entries = [e for e in entries if e.composition.chemical_system_set <= set(elements)]
+    known = _references(ranking.references, elements, out) if ranking.references else entries
+    for warning in warnings:
+        log("warning", warning)
+    rows = rank_entries(entries, known, elements, mix=ranking.mix_energy_levels)
+    write_table(out, ENTRY_COLUMNS, rows)
+    for row in rows[:_SHOWN]:
+        echo(f"{row['formula']}\t{float(row['e_above_hull']) + 0.0:+.3f} eV\t{row['name']}")
+    echo(f"{len(rows)} entries in {out / TABLE}")
+
+
+# The stages
+
+
+def _begin(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "Campaign":
+    from crystorus.hull.campaign import Campaign
+
+    campaign = Campaign(folder, settings, program_versions(PROGRAMS), overwrite=overwrite)
+    log_versions("campaign", campaign.changed_versions)
     return campaign
 
 
-def _finish(
-    campaign: Campaign,
-    sources: list[Source],
-    held_out: list[Known],
-    elements: list[str],
-    order: RankOrder,
-) -> Ranking:
-    ranking = assess(
-        campaign,
-        sources,
-        elements,
-        mix=order.mix_energy_levels,
-        held_out=held_out,
-        symprec=order.symprec,
-    )
-    write_table(campaign.path, ranking)
-    if not any(phase.e_above_hull is not None for phase in ranking.phases):
-        raise CampaignError(_nothing_ranked(campaign, ranking))
-    write_phases(campaign.path, ranking.phases, order.symprec)
-    _note(campaign, ranking)
-    if order.report:
-        _picture(campaign, ranking, order)
-    show_ranking(ranking.phases, ranking.counts)
-    say("done", f"{campaign.path / (REPORT if order.report else TABLE)}")
-    return ranking
-
-
-def _nothing_ranked(campaign: Campaign, ranking: Ranking) -> str:
-    fates = {row.status for row in campaign.originals(GENERATED)} - {VALID}
-    fates |= {phase.status for phase in ranking.phases}
-    return (
-        f"none of {ranking.counts['generated']} candidates came through "
-        f"({', '.join(sorted(fates))}): `ase db {campaign.database} -c name,status,reason` says "
-        "why; raise --budget in another --out, or try another --calculator"
-    )
-
-
-def _picture(campaign: Campaign, ranking: Ranking, order: RankOrder) -> None:
-    from crystorus.hull.plots import plot_hull
-    from crystorus.hull.report import write_report
-
-    plot_hull(ranking, campaign.path / PLOT)
-    ranked_with = {
-        "references": list(order.references or ("MP-20 train",)),
-        "held_out": list(order.held_out),
-        "mix_energy_levels": order.mix_energy_levels,
-        "symprec": order.symprec,
-    }
-    write_report(
-        campaign.path / REPORT,
-        ranking,
-        settings=campaign.settings | {"ranking": ranked_with},
-        versions=campaign.versions,
-        trajectories=campaign.path / FOLDER / TRAJECTORIES,
-        animate=order.animate,
-    )
-
-
-def _sources(order: RankOrder, elements: list[str], folder: Path) -> list[Source]:
-    sources = read_sources(order.references or default_sources(), elements, folder / REFERENCES)
-    skipped = sum(source.skipped for source in sources)
-    if skipped:
-        say("warning", f"{skipped} reference structures cannot be read and are left out")
-    return sources
-
-
-def _held_out(names: tuple[str, ...], elements: list[str], folder: Path) -> list[Known]:
-    sources = read_sources(names, elements, folder / REFERENCES) if names else []
-    return [phase for source in sources for phase in source.phases]
-
-
-def _screen(
-    campaign: Campaign, originals: Iterable[Original], total: int, *, drop_duplicates: bool
-) -> None:
-    with stage_progress("screen") as move:
-        import_originals(
-            campaign,
-            originals,
-            settings_of(campaign).screen,
-            kind=GENERATED,
-            drop_duplicates=drop_duplicates,
-            on_progress=lambda done: move(done, total),
-        )
-
-
-def _import_references(campaign: Campaign, sources: list[Source], *, mix: bool) -> None:
-    limits = settings_of(campaign).screen
-    for source in sources:
-        import_originals(
-            campaign,
-            source.originals(with_energies=not mix),
-            limits,
-            kind=REFERENCE,
-            drop_duplicates=False,
-        )
-
-
-def _relax(campaign: Campaign, workers: Workers) -> None:
-    campaign.set_aside()
-    with stage_progress("relax") as move:
-
-        def show(progress: RelaxProgress) -> None:
-            move(progress.done, progress.total)
-
-        relax_waiting(campaign, workers, show)
-
-
-def _show_relaxed(campaign: Campaign) -> None:
-    statuses: dict[str, int] = {}
-    for row in campaign.relaxed(GENERATED):
-        statuses[row.status] = statuses.get(row.status, 0) + 1
-    if not statuses:
-        raise CampaignError(
-            f"no structure of {campaign.path} is fit to be relaxed: `ase db {campaign.database} "
-            "-c name,status,reason` says why"
-        )
-    listed = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
-    say("done", f"{listed}, in {campaign.database}")
-
-
-def _note(campaign: Campaign, ranking: Ranking) -> None:
-    """Write the ranking into the database, where `ase db` can sort by it."""
-    keys = ("rank", "e_above_hull", "space_group", "novelty", "known_id", "same_as")
-    remarks: dict[int, dict[str, str | float]] = {}
-    for place, phase in enumerate(ranking.phases, start=1):
-        if phase.e_above_hull is None or phase.novelty is None:
-            continue
-        remarks[phase.row] = {
-            "rank": place,
-            "e_above_hull": phase.e_above_hull,
-            "space_group": phase.space_group[0],
-            "novelty": phase.novelty.verdict,
-        }
-        if phase.novelty.id:
-            remarks[phase.row]["known_id"] = phase.novelty.id
-    remarks |= {row: {"same_as": name} for row, name in ranking.twins.items()}
-    campaign.note(remarks, keys)
-
-
-def _elements(campaign: Campaign, system: str | None) -> list[str]:
-    space = campaign.settings.get("space")
-    named = system or (space["system"] if space else "-".join(candidate_elements(campaign)))
-    if not named:
-        raise CampaignError(f"{campaign.path} holds no valid structure: there is nothing to rank")
-    elements = [symbol_of(z) for z in check_system(named)]
-    outside = set(candidate_elements(campaign)) - set(elements)
-    if outside:
-        raise CampaignError(
-            f"{campaign.path} holds {min(outside)}, which is not in {named}: correct --system"
-        )
-    return elements
+def _workers(options: WorkerOptions) -> Workers:
+    """Return where jobs run, once a Dask scheduler has answered."""
+    # A potential may take its process with it: one worker is a process of its own too.
+    workers = Workers(options.workers, options.scheduler or "", isolated=options.workers > 0)
+    check(workers)
+    return workers
 
 
 def _check_calculator(settings: RelaxSettings, workers: Workers) -> None:
-    check_workers(workers)
+    from crystorus.hull.relax import load_calculator
+
     if not workers.scheduler:  # on a cluster it need not be installed here
         load_calculator(settings.calculator)
 
 
-def _check_level_of(settings: RelaxSettings, sources: list[Source], *, mix: bool) -> None:
-    """Refuse references of another level before hours of relaxation, not after them."""
-    levels = {energy_level(settings.calculator)}
-    levels |= {p.level for s in sources for p in s.phases if p.atoms is None}
-    check_levels(levels, mix=mix)
+def _references(names: Sequence[str], elements: Sequence[str], folder: Path) -> list["Known"]:
+    from crystorus.hull.references import read_references
+
+    found = read_references(names, elements, folder / "references")
+    for warning in found.warnings:
+        log("warning", warning)
+    return list(found.phases)
+
+
+def _check_references(
+    known: Sequence["Known"], elements: Sequence[str], settings: RelaxSettings, *, mix: bool
+) -> None:
+    """Refuse references that make no hull, or of another level, before hours of relaxation."""
+    from crystorus.hull.references import check_levels, check_span
+    from crystorus.hull.relax import energy_level
+
+    check_span((phase.composition for phase in known), elements, "the references")
+    levels = {phase.level for phase in known if phase.atoms is None}
+    check_levels(levels | {energy_level(settings.calculator)}, mix=mix)
+
+
+def _import_references(campaign: "Campaign", known: Sequence["Known"], *, mix: bool) -> None:
+    from crystorus.hull.candidates import (
+        REFERENCE,
+        UNSCREENED,
+        InputStructure,
+        import_structures,
+        screen_structures,
+    )
+
+    # Where energies may be mixed, those that come with an energy keep it and are not relaxed.
+    structures = (
+        InputStructure(p.row, REFERENCE, p.atoms, UNSCREENED, p.source, details={"id": p.name})
+        for p in known
+        if p.atoms is not None and not (mix and p.energy_per_atom is not None)
+    )
+    import_structures(campaign, structures, REFERENCE)
+    screen_structures(campaign, REFERENCE, drop_duplicates=False)
+
+
+def _relax(campaign: "Campaign", workers: Workers) -> None:
+    from crystorus.hull.campaign import relax_waiting
+
+    campaign.set_aside()
+    with progress("relax") as update:
+        relax_waiting(campaign, workers, update)
+
+
+def _finish(
+    campaign: "Campaign",
+    known: Sequence["Known"],
+    held_out: Sequence["Known"],
+    elements: Sequence[str],
+    options: RankOptions,
+) -> None:
+    """Rank, and write the table, CIFs, notes in the database, plots and report."""
+    from crystorus.hull.candidates import GENERATED, VALID
+    from crystorus.hull.rank import TABLE, assess, write_ranking
+    from crystorus.hull.report import REPORT, write_report
+
+    ranking = assess(
+        campaign,
+        known,
+        elements,
+        mix=options.mix_energy_levels,
+        held_out=held_out,
+        symprec=options.symprec,
+    )
+    write_ranking(campaign.path, ranking, options.symprec)
+    if not any(phase.e_above_hull is not None for phase in ranking.phases):
+        fates = {row.status for row in campaign.originals(GENERATED)} - {VALID}
+        fates |= {phase.status for phase in ranking.phases}
+        raise CampaignError(
+            f"none of {ranking.counts['generated']} candidates came through "
+            f"({', '.join(sorted(fates))}): `ase db {campaign.database} -c name,status,reason` "
+            "says why; raise --budget in another --out, or try another --calculator"
+        )
+    remarks: dict[int, dict[str, str | float]] = {}
+    for place, phase in enumerate(ranking.phases, start=1):
+        if phase.e_above_hull is not None and phase.novelty is not None:
+            remarks[phase.row] = {
+                "rank": place,
+                "e_above_hull": phase.e_above_hull,
+                "space_group": phase.space_group[0],
+                "novelty": phase.novelty.verdict,
+                **({"known_id": phase.novelty.id} if phase.novelty.id else {}),
+            }
+    remarks |= {row: {"same_as": name} for row, name in ranking.duplicates.items()}
+    campaign.note(remarks, _NOTES)
+    if options.report:
+        ranked_with = {"references": list(options.sources), "held_out": list(options.held_out)}
+        ranked_with |= {"mix_energy_levels": options.mix_energy_levels, "symprec": options.symprec}
+        write_report(
+            campaign.path,
+            ranking,
+            settings=campaign.settings | {"ranking": ranked_with},
+            versions=campaign.versions,
+            animate=options.animate,
+        )
+    campaign.finish()
+    show_ranking(ranking)
+    log("done", f"{campaign.path / (REPORT if options.report else TABLE)}")
 
 
 def _write_compositions(folder: Path, choice: Choice) -> None:
@@ -355,13 +388,56 @@ def _write_compositions(folder: Path, choice: Choice) -> None:
     for c in choice.compositions:
         writer.writerow([c.formula, c.reduced_formula, c.formula_units, c.n_atoms])
     with disk_errors(folder):
-        write_whole(folder / COMPOSITIONS, text.getvalue())
+        write_atomic(folder / "compositions.csv", text.getvalue())
 
 
-def _of(choice: Choice) -> str:
-    text = f"of {len(choice.compositions)} compositions chosen from {choice.n_enumerated}"
-    return text + (f" ({choice.n_charged} are not neutral)" if choice.n_charged else "")
+def _show_relaxed(campaign: "Campaign") -> None:
+    from crystorus.hull.candidates import GENERATED
+
+    statuses = Counter(row.status for row in campaign.relaxed(GENERATED))
+    if not statuses:
+        raise CampaignError(
+            f"no structure of {campaign.path} is fit to be relaxed: `ase db {campaign.database} "
+            "-c name,status,reason` says why"
+        )
+    listed = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
+    log("done", f"{listed}, in {campaign.database}")
 
 
-def _versions() -> dict[str, str]:
-    return program_versions(_PROGRAMS)
+def show_ranking(ranking: "Ranking") -> None:
+    """Print the best phases and the figures of the campaign."""
+    ranked = [phase for phase in ranking.phases if phase.energy_per_atom is not None]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        numbers = ("E above hull", "volume", "found")
+        for name in ("formula", "E above hull", "space group", "volume", "novelty", "found",
+                     "start", "name"):  # fmt: skip
+            table.add_column(name, justify="right" if name in numbers else "left")
+        for phase in ranked[:_SHOWN]:
+            table.add_row(*_cells(phase))
+        if len(ranked) > _SHOWN:
+            table.caption = f"… and {len(ranked) - _SHOWN} more in the table"
+        Console().print(table)
+    else:
+        for phase in ranked[:_SHOWN]:
+            echo("\t".join(_cells(phase)))
+    echo(", ".join(f"{name}: {n}" for name, n in ranking.counts.items()))
+
+
+def _cells(phase: "RankedPhase") -> tuple[str, ...]:
+    verdict = f"{phase.novelty.verdict} {phase.novelty.id}".strip() if phase.novelty else ""
+    if phase.held_out:
+        verdict += f"; held-out {phase.held_out}"
+    return (
+        phase.formula,
+        f"{(phase.e_above_hull or 0.0) + 0.0:+.3f} eV",
+        phase.space_group[0],
+        f"{phase.volume_change or 0.0:+.1%}",
+        verdict,
+        str(phase.found),
+        phase.start,
+        phase.name,
+    )

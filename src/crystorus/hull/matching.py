@@ -1,85 +1,133 @@
 """Which structures are the same: near-duplicates among candidates, and known phases found again."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import torch
 from ase import Atoms
-from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
+from crystal_fidelity.matching import SAME_PHASE, MatcherSettings
+from crystal_fidelity.structures import Crystal
+from crystal_fidelity.symmetry import cell_of, dataset, group_of
 from crystorus.data.compositions import Composition
-from crystorus.data.io import crystals_from_atoms
-from crystorus.data.spacegroups import dataset
+from crystorus.hull.candidates import SYMPREC
 
-NEAR = {"ltol": 0.1, "stol": 0.1, "angle_tol": 3.0, "scale": False}
-"""Candidates this close before they are relaxed go to the same minimum: one of them is relaxed."""
-SAME = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0, "scale": True}
-"""Relaxed phases this close are one phase: pymatgen's own tolerances."""
-_SYMPREC = 0.1  # Å
-
-
-def to_structure(atoms: Atoms) -> Structure:
-    """Return ASE atoms as a pymatgen structure."""
-    frac = atoms.get_scaled_positions(wrap=True)
-    return Structure(Lattice(atoms.cell.array), atoms.numbers.tolist(), frac)
+REDISCOVERED = "rediscovered"
+NEW_POLYMORPH = "new polymorph"
+KNOWN_COMPOSITION = "known composition"
+NOT_LISTED = "not in the references"
+NEAR = MatcherSettings(stol=0.1, ltol=0.1, angle_tol=3.0, scale=False)
+"""Candidates this close before they are relaxed relax to the same minimum."""
 
 
-def _primitive(atoms: Atoms) -> Structure:
-    """Return the primitive cell within 0.1 Å; of a relaxed supercell pymatgen does not find it."""
-    data = dataset(crystals_from_atoms(atoms, dtype=torch.float64), _SYMPREC)
-    if data is None or len(data.prim_std_cell.numbers) == len(atoms):
-        return to_structure(atoms)
-    cell = data.prim_std_cell
-    return Structure(Lattice(cell.basis), cell.numbers, cell.positions)
+@dataclass(frozen=True, eq=False)
+class Comparable:
+    """A structure with what every comparison needs, found once.
+
+    Attributes:
+        formula: Of one unit, as file names and tables have it.
+        primitive: The primitive cell within a tolerance; of a relaxed supercell pymatgen misses it.
+        space_group: Symbol and number within the same tolerance.
+    """
+
+    formula: str
+    primitive: Structure
+    space_group: tuple[str, int]
+
+    @classmethod
+    def of(cls, atoms: Atoms, symprec: float = SYMPREC) -> "Comparable":
+        """Search the symmetry of one structure within `symprec` Å."""
+        frac = atoms.get_scaled_positions(wrap=True)
+        crystal = Crystal(atoms.cell.array, frac, atoms.numbers)
+        data = dataset(crystal, symprec)
+        if data is not None and len(data.prim_std_cell.numbers) < len(atoms):
+            crystal = cell_of(data.prim_std_cell)
+        structure = Structure(
+            Lattice(crystal.lattice), crystal.atomic_numbers.tolist(), crystal.frac_coords
+        )
+        return cls(reduced_formula(atoms), structure, group_of(data))
 
 
 def reduced_formula(atoms: Atoms) -> str:
-    """Return the formula of one unit, as file names and tables have it."""
+    """Return the formula of one unit, such as LiFeO2."""
     return Composition.of(atoms.numbers.tolist()).reduced_formula
 
 
-@dataclass
-class Gallery:
-    """Structures to compare with, by reduced formula, in the order in which they came."""
+class StructureIndex:
+    """Structures to compare with, by reduced formula, in the order in which they came.
 
-    tolerances: dict[str, float | bool]
-    _members: dict[str, list[tuple[str, Structure]]] = field(default_factory=dict)
+    Args:
+        settings: How close two of them are the same.
+    """
 
-    def find(self, atoms: Atoms) -> str:
+    def __init__(self, settings: MatcherSettings = SAME_PHASE) -> None:
+        self._matcher = settings.matcher()
+        self._members: dict[str, list[tuple[str, Structure]]] = {}
+
+    def add(self, name: str, one: Comparable) -> None:
+        """Take a structure in."""
+        self._members.setdefault(one.formula, []).append((name, one.primitive))
+
+    def find(self, one: Comparable) -> str:
         """Return the name of the first member that is the same, empty if none is."""
-        members = self._members.get(reduced_formula(atoms), [])
-        if not members:
-            return ""
-        matcher, structure = self._matcher(), _primitive(atoms)
-        return next((name for name, other in members if matcher.fit(structure, other)), "")
+        members = self._members.get(one.formula, [])
+        same = (name for name, other in members if self._matcher.fit(one.primitive, other))
+        return next(same, "")
 
-    def closest(self, atoms: Atoms) -> tuple[str, float | None]:
+    def closest(self, one: Comparable) -> tuple[str, float | None]:
         """Return the name of the most similar member and the rms of the match, or "" and None.
 
         The rms is in units of (volume per atom)^(1/3).
         """
-        matcher, structure = self._matcher(), _primitive(atoms)
         best: tuple[str, float | None] = ("", None)
-        for name, other in self._members.get(reduced_formula(atoms), []):
-            found = matcher.get_rms_dist(structure, other)
+        for name, other in self._members.get(one.formula, []):
+            found = self._matcher.get_rms_dist(one.primitive, other)
             if found is not None and (best[1] is None or found[0] < best[1]):
                 best = (name, float(found[0]))
         return best
 
-    def holds_formula(self, formula: str) -> bool:
-        """Tell whether a member has this reduced formula."""
+    def __contains__(self, formula: str) -> bool:
         return formula in self._members
 
-    def add(self, name: str, atoms: Atoms) -> None:
-        """Take a structure in."""
-        member = (name, _primitive(atoms))
-        self._members.setdefault(reduced_formula(atoms), []).append(member)
 
-    def _matcher(self) -> StructureMatcher:
-        tolerance = self.tolerances
-        return StructureMatcher(
-            ltol=tolerance["ltol"],
-            stol=tolerance["stol"],
-            angle_tol=tolerance["angle_tol"],
-            scale=bool(tolerance["scale"]),
-        )
+@dataclass(frozen=True)
+class Novelty:
+    """What is known of a phase.
+
+    Attributes:
+        verdict: "rediscovered"; "new polymorph", unlike every reference of its composition;
+            "known composition", where one of these has no structure to compare with; "not in the
+            references", where there is none of its composition.
+        id: The known phase that it is, empty if none.
+        rms: Of the match, in units of (volume per atom)^(1/3).
+    """
+
+    verdict: str
+    id: str = ""
+    rms: float | None = None
+
+
+class KnownPhases:
+    """Known phases to match candidates with.
+
+    Args:
+        named: Name, reduced formula and structure of each, None where there is no structure.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, str, Comparable | None]]) -> None:
+        self._index = StructureIndex()
+        self._without: set[str] = set()
+        for name, formula, structure in named:
+            if structure is None:
+                self._without.add(formula)
+            else:
+                self._index.add(name, structure)
+
+    def compare(self, one: Comparable) -> Novelty:
+        """Match one structure."""
+        name, rms = self._index.closest(one)
+        if name:
+            return Novelty(REDISCOVERED, name, rms)
+        if one.formula in self._without:
+            return Novelty(KNOWN_COMPOSITION)
+        return Novelty(NEW_POLYMORPH if one.formula in self._index else NOT_LISTED)

@@ -15,7 +15,7 @@ import sqlite3
 import warnings
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -74,14 +74,25 @@ def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
     return list(iter_structures(path, workers=workers))
 
 
-def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
-    """Stream the structures of a file or folder in their order; see `read_structures`."""
+def iter_structures(
+    path: str | Path,
+    *,
+    workers: int = 1,
+    keep: Callable[[Mapping[str, str]], bool] | None = None,
+) -> Iterator[Entry]:
+    """Stream the structures of a file or folder in their order; see `read_structures`.
+
+    Args:
+        path: See `read_structures`.
+        workers: See `read_structures`.
+        keep: Which rows of a CSV are parsed, by their other columns; without it all.
+    """
     path = Path(path)
     if not path.exists():
         raise ReadingError(f"{path} does not exist, no such file or folder: give {FORMATS}")
     read, doubtful = 0, []
     try:
-        for entry in _entries(path, workers):
+        for entry in _entries(path, workers, keep):
             yield entry
             read += 1
             if isinstance(entry, Crystal) and entry.warning:
@@ -93,7 +104,7 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
         ) from error
     except OSError as error:
         raise ReadingError(f"{path} cannot be read ({error.strerror or error})") from error
-    if read == 0:
+    if read == 0 and keep is None:
         raise ReadingError(f"{path} is empty, it holds no structure: give {FORMATS}")
     if doubtful:
         more = f" (and {len(doubtful) - 3} more)" if len(doubtful) > 3 else ""
@@ -102,14 +113,17 @@ def iter_structures(path: str | Path, *, workers: int = 1) -> Iterator[Entry]:
         )
 
 
-def _entries(path: Path, workers: int) -> Iterator[Entry]:
+def _entries(
+    path: Path, workers: int, keep: Callable[[Mapping[str, str]], bool] | None
+) -> Iterator[Entry]:
     if path.is_dir():
         for group in map_in_order(_parse_file, _folder(path), workers):
             yield from group
     elif _kind(path) in ("cif", "poscar"):
         yield from _parse_file((path, _stem(path)))
     elif _kind(path) == "csv":
-        yield from map_in_order(_parse_row, _csv_rows(path), workers)
+        rows = (row for row in _csv_rows(path) if keep is None or keep(row[2]))
+        yield from map_in_order(_parse_row, rows, workers)
     elif _kind(path) == "xyz":
         yield from map_in_order(_parse_frame, _frames(path), workers)
     elif _kind(path) == "db":

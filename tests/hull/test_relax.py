@@ -1,16 +1,24 @@
 import numpy as np
 import pytest
-import torch
 from alloys import l12
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from scipy.optimize import minimize_scalar
 
-from crystorus.hull.calculators import energy_level, load_calculator
-from crystorus.hull.errors import CalculatorError
-from crystorus.hull.relaxation import RelaxJob, RelaxSettings, relax
-from crystorus.hull.screening import ScreenLimits, least_height, screen
+from crystal_fidelity.cells import niggli_reduce
+from crystal_fidelity.structures import from_atoms, to_atoms
+from crystal_fidelity.symmetry import dataset
+from crystorus.errors import CalculatorError
+from crystorus.hull.options import RelaxSettings, ScreenLimits
+from crystorus.hull.relax import (
+    RelaxJob,
+    energy_level,
+    least_height,
+    load_calculator,
+    relax,
+    screen,
+)
 
 
 def relaxed(atoms, **settings):
@@ -49,11 +57,9 @@ def test_a_fixed_cell_stays():
 
 def test_kept_symmetry_is_exact_and_lost_symmetry_is_not():
     """Of rattled body-centred copper, by moyopy at a tolerance far below the rattle."""
-    from crystorus.data.io import crystals_from_atoms
-    from crystorus.data.spacegroups import symmetry
 
     def group(atoms):
-        return symmetry(crystals_from_atoms(atoms, dtype=torch.float64), 1e-5).number
+        return dataset(from_atoms(atoms), 1e-5).number
 
     rattled = bulk("Cu", "bcc", a=2.9, cubic=True)
     rattled.rattle(0.02, seed=0)
@@ -111,11 +117,10 @@ def test_the_screen_names_what_is_wrong(atoms, words):
 
 
 def test_the_screen_lets_good_structures_pass(prototypes):
-    from crystorus.data.io import crystals_to_atoms, niggli_reduce
+    from crystorus.data.convert import split
 
     for name, crystal in prototypes.items():
-        (atoms,) = crystals_to_atoms(niggli_reduce(crystal))
-        assert screen(atoms, ScreenLimits()) == "", name
+        assert screen(to_atoms(niggli_reduce(split(crystal)[0])), ScreenLimits()) == "", name
 
 
 def test_the_height_of_a_skewed_cell_is_its_volume_over_its_largest_face():
@@ -135,7 +140,7 @@ def test_the_height_of_a_skewed_cell_is_its_volume_over_its_largest_face():
 )
 def test_calculators_that_cannot_be_had_are_named(path, words):
     with pytest.raises(CalculatorError, match=words):
-        load_calculator(path)
+        load_calculator(RelaxSettings(calculator=path).calculator)
 
 
 def test_levels_name_package_and_version():

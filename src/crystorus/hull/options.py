@@ -1,0 +1,356 @@
+"""Options of `crystorus hull`, `relax` and `rank`. Torch-free: wrong values are answered at once."""
+
+import importlib.util
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from crystorus.errors import CalculatorError, ReferencesError, RequestError, WorkersError
+from crystorus.sample.options import Quality, SampleOptions, StartName, parse_units
+
+CHGNET = "chgnet"
+MATERIALS_PROJECT = "materials-project"
+MP20 = Path("data/mp-20/train.csv")
+Optimizer = Literal["BFGS", "LBFGS", "FIRE"]
+_FIXED = Parameter(parse=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionOptions:
+    """Which compositions of a chemical system a campaign tries."""
+
+    max_atoms: int = 12
+    """Atoms per cell, at most."""
+    units: Annotated[
+        tuple[int, ...],
+        Parameter(
+            name="--z",
+            converter=lambda _, tokens: tuple(z for t in tokens for z in parse_units(t.value)),
+            n_tokens=1,
+            consume_multiple=False,
+        ),
+    ] = ()
+    """Formula units per cell, as in 1,2,4; all that fit by default."""
+    formulas: Annotated[tuple[str, ...], Parameter(name="--formula")] = ()
+    """Only this formula of the system; can be repeated."""
+    require: tuple[str, ...] = ()
+    """An element that every composition holds; can be repeated."""
+    exclude: tuple[str, ...] = ()
+    """An element that no composition holds; can be repeated."""
+    max_count: int = 8
+    """Largest count of one element in a reduced formula."""
+    min_elements: int = 2
+    """Elements of a composition, at least; 1 tries the elements as well."""
+    neutral: Annotated[bool, Parameter(name="--neutral", negative="--any-charge")] = True
+    """Leave out compounds that common oxidation states cannot balance; --any-charge keeps them."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1 and contradictions.
+
+        Raises:
+            RequestError: With the value and the remedy.
+        """
+        if self.max_atoms < 1:
+            raise RequestError(f"--max-atoms {self.max_atoms}: cells of at most 1 atom or more")
+        if self.max_count < 1 or self.min_elements < 1 or any(u < 1 for u in self.units):
+            raise RequestError("--max-count, --min-elements and --z take whole numbers from 1 up")
+        if both := set(self.require) & set(self.exclude):
+            raise RequestError(f"{min(both)} is both required and excluded: drop one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How many crystals a campaign samples, and how."""
+
+    n: int = 2
+    """Crystals per composition."""
+    budget: int = 200
+    """Crystals of the campaign, at most."""
+    seed: int = 0
+    """Same seed, same crystals."""
+    steps: int | None = None
+    """Denoising steps; the checkpoint's own by default."""
+    quality: Quality | None = None
+    """fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of --steps."""
+    candidates: int = 1
+    """Sampling runs from noise per crystal, of which the most probable crystal is kept."""
+    checkpoint: Path | None = None
+    """Folder of a trained model; the shipped one by default."""
+    start: StartName | None = None
+    """Begin at noise, at known crystals with other elements (templates), or half at each; by
+    default at templates with --library, else at noise."""
+    library: Path | None = None
+    """Known crystals from `crystorus templates build`; AFLOW's prototypes by default."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 or mps."""
+    trajectories: Annotated[bool, Parameter(negative="--no-trajectories")] = True
+    """Keep every denoising step, for the report to show."""
+
+    def __post_init__(self) -> None:
+        """Refuse what `crystorus sample` refuses, and files that are not there.
+
+        Raises:
+            RequestError: With the value and the remedy.
+        """
+        if self.budget < 1:
+            raise RequestError(f"--budget {self.budget}: give the campaign 1 crystal or more")
+        self.as_sample_options()
+        if self.library is not None and not self.library.is_file():
+            state = "is a folder" if self.library.is_dir() else "does not exist"
+            raise RequestError(
+                f"--library {self.library} {state}: make one with `crystorus templates build`"
+            )
+        if self.checkpoint is not None and not self.checkpoint.is_dir():
+            raise RequestError(f"--checkpoint {self.checkpoint} is no folder: name a checkpoint's")
+
+    def as_sample_options(self) -> SampleOptions:
+        """Return these as options of `crystorus sample`."""
+        return SampleOptions(
+            n=self.n,
+            seed=self.seed,
+            steps=self.steps,
+            quality=self.quality,
+            candidates=self.candidates,
+            checkpoint=self.checkpoint,
+            start=self.start,
+            library=self.library,
+            device=self.device,
+            keep_trajectory=self.trajectories,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenLimits:
+    """Geometric limits for structures passed to an interatomic potential.
+
+    Outside them energies are meaningless or the neighbour list exhausts memory.
+    """
+
+    min_distance: float = 0.5
+    """Å between two atoms, own images included; crystal-fidelity's limit of validity."""
+    min_volume: float = 2.0
+    """Å³ per atom; the densest element at zero pressure has 5."""
+    max_volume: float = 200.0
+    """Å³ per atom."""
+    min_height: float = 1.0
+    """Å between opposite faces of the cell: thinner ones need more images than memory holds."""
+    max_gap: float = 5.5
+    """Å; every atom needs a neighbour or image this close, an isolated one has no graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxSettings:
+    """How structures are relaxed."""
+
+    calculator: str = CHGNET
+    """chgnet, or module:factory of an ASE calculator, a function without arguments."""
+    fmax: float = 0.05
+    """Largest force in eV/Å at which a structure counts as relaxed."""
+    steps: Annotated[int, Parameter(name="--relax-steps")] = 300
+    """Steps of the optimiser, at most."""
+    optimizer: Optimizer = "BFGS"
+    """ASE's optimiser."""
+    relax_cell: Annotated[bool, Parameter(negative="--fixed-cell")] = True
+    """Move the cell too; --fixed-cell moves atoms only."""
+    keep_symmetry: Annotated[bool, Parameter(negative=())] = False
+    """Impose the initial space group on every step."""
+    symprec: Annotated[float, _FIXED] = 0.1
+    """Å; tolerance within which that space group is found."""
+    max_force: float = 300.0
+    """Force in eV/Å above which a structure is given up."""
+    volume_factor: Annotated[float, _FIXED] = 3.0
+    """Growth or shrinkage of the volume at which a cell has run away."""
+    screen: Annotated[ScreenLimits, _FIXED] = ScreenLimits()
+    """Outside these the calculator is never called."""
+
+    def __post_init__(self) -> None:
+        """Refuse forces and steps below zero, and paths that name no calculator.
+
+        Raises:
+            CalculatorError: With the value and the remedy.
+        """
+        for name, value in (("--fmax", self.fmax), ("--max-force", self.max_force)):
+            if not 0 < value < math.inf:
+                raise CalculatorError(f"{name} {value:g} eV/Å: give a force above 0, as in 0.05")
+        if self.steps < 1:
+            raise CalculatorError(f"--relax-steps {self.steps}: give 1 or more")
+        module, _, name = self.calculator.partition(":")
+        if self.calculator != CHGNET and not (module and name):
+            raise CalculatorError(
+                f"--calculator {self.calculator} names no factory: write module:function, as in "
+                "ase.calculators.emt:EMT, or chgnet"
+            )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "RelaxSettings":
+        """Return the settings that a campaign's database holds in JSON's types."""
+        return cls(**(record | {"screen": ScreenLimits(**record["screen"])}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Where relaxations run."""
+
+    workers: int = 1
+    """Local processes of one thread each; 0 works in this one."""
+    scheduler: str | None = None
+    """A Dask scheduler, used instead: tcp://host:8786, or tls://host:8786 with Dask's certificates.
+    Jobs are pickles, and tcp:// is neither encrypted nor authenticated: whoever reaches it can run
+    programs there, so use tls:// unless the network is yours alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers of processes.
+
+        Raises:
+            WorkersError: With the remedy.
+        """
+        if self.workers < 0:
+            raise WorkersError(f"--workers {self.workers}: give a number of processes from 0 up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """How relaxed structures are compared with known phases."""
+
+    references: tuple[str, ...] = ()
+    """Known phases: structures, pymatgen entries (.json) or materials-project; can be repeated;
+    MP-20's training crystals in data/mp-20 by default."""
+    held_out: tuple[str, ...] = ()
+    """Known phases to look for that take no part in the hull; can be repeated."""
+    mix_energy_levels: Annotated[bool, Parameter(negative=())] = False
+    """Let energies of different calculators or functionals meet on one hull."""
+    symprec: float = 0.1
+    """Tolerance of the space groups in Å."""
+    report: Annotated[bool, Parameter(negative="--no-report")] = True
+    """Draw the plots and the report."""
+    animate: tuple[str, ...] = ()
+    """A candidate whose denoising the report shows beside the best ones; can be repeated."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that is no length, and files that are not there.
+
+        Raises:
+            RequestError: With the value and the remedy.
+            ReferencesError: If a file of known phases does not exist.
+        """
+        if not 0 < self.symprec < math.inf:
+            raise RequestError(f"--symprec {self.symprec:g} Å: give a length above 0, as in 0.1")
+        for name in (*self.references, *self.held_out):
+            if name != MATERIALS_PROJECT and not Path(name).exists():
+                raise ReferencesError(
+                    f"{name} does not exist: name a file of structures or entries, or "
+                    f"{MATERIALS_PROJECT}"
+                )
+        if self.report and importlib.util.find_spec("matplotlib") is None:
+            raise RequestError(
+                "plots need matplotlib: pip install 'crystorus[hull]', or --no-report"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the references.
+
+        Raises:
+            ReferencesError: If none are named and MP-20 is not where `crystorus data get` puts it.
+        """
+        if not self.references and not MP20.is_file():
+            raise ReferencesError(
+                f"no references are named and {MP20} is not there: run `crystorus data get mp-20`, "
+                "or name known phases with --references FILE"
+            )
+        return self.references or (str(MP20),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCommandOptions:
+    """Options of `crystorus rank`."""
+
+    system: str | None = None
+    """A chemical system, as in Li-Fe-O; by default what is there."""
+    out: Path | None = None
+    """Where the table of a file of entries goes."""
+    calculator: str = CHGNET
+    """Of the campaign, named again: without it no other program than CHGNet is run."""
+    ranking: Annotated[RankOptions, Parameter(name="*", group="Rank")] = field(
+        default_factory=RankOptions
+    )
+    """How the structures are compared."""
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
+        default_factory=WorkerOptions
+    )
+    """Where new references are relaxed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HullOptions:
+    """Options of `crystorus hull`: compositions, sampling, relaxation, ranking."""
+
+    out: Path = Path("out")
+    """Folder of the campaign; an interrupted one goes on there."""
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    """Replace another campaign in the folder."""
+    compositions: Annotated[CompositionOptions, Parameter(name="*", group="Compositions")] = field(
+        default_factory=CompositionOptions
+    )
+    """Which compositions."""
+    sampling: Annotated[SamplingOptions, Parameter(name="*", group="Sampling")] = field(
+        default_factory=SamplingOptions
+    )
+    """How they are sampled."""
+    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = field(
+        default_factory=RelaxSettings
+    )
+    """How the samples are relaxed."""
+    ranking: Annotated[RankOptions, Parameter(name="*", group="Rank")] = field(
+        default_factory=RankOptions
+    )
+    """How the relaxed structures are compared."""
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
+        default_factory=WorkerOptions
+    )
+    """Where relaxations run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxOptions:
+    """Options of `crystorus relax`."""
+
+    out: Path | None = None
+    """Folder of a new campaign; an interrupted one goes on there."""
+    keep_duplicates: Annotated[bool, Parameter(negative=())] = False
+    """Relax near-duplicates too."""
+    overwrite: Annotated[bool, Parameter(negative=())] = False
+    """Replace another campaign in the folder."""
+    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = field(
+        default_factory=RelaxSettings
+    )
+    """How the structures are relaxed."""
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
+        default_factory=WorkerOptions
+    )
+    """Where relaxations run."""
+
+
+def check_calculator_module(calculator: str) -> None:
+    """Look for a calculator's module without importing what is in it.
+
+    Raises:
+        CalculatorError: If there is no such module here.
+    """
+    module = calculator.partition(":")[0]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise CalculatorError(
+            f"--calculator {calculator} cannot be had (ModuleNotFoundError: no module "
+            f"{module!r}): "
+            + (
+                "pip install 'crystorus[hull]', or name another with --calculator module:factory"
+                if calculator == CHGNET
+                else "install it where every worker runs, or correct the path"
+            )
+        )

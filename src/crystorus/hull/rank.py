@@ -1,0 +1,467 @@
+"""From relaxed structures to ranked phases: one of each, its place on the hull, its novelty."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ase import Atoms
+from ase.db.row import AtomsRow
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from pymatgen.core import Composition, Element
+
+from crystal_fidelity.files import disk_errors, write_atomic
+from crystorus.data.convert import crystals_from_atoms
+from crystorus.data.writers import cif_text, symmetrised_cif_text
+from crystorus.errors import CampaignError
+from crystorus.hull.campaign import WAITING, Campaign, start_of
+from crystorus.hull.candidates import (
+    DUPLICATE,
+    GENERATED,
+    INVALID,
+    REFERENCE,
+    REQUESTED,
+    safe_name,
+)
+from crystorus.hull.matching import (
+    SYMPREC,
+    Comparable,
+    KnownPhases,
+    Novelty,
+    StructureIndex,
+    reduced_formula,
+)
+from crystorus.hull.references import Known, check_levels, check_span, formula_of
+from crystorus.hull.relax import USABLE
+
+ON_HULL = 1e-8  # eV/atom
+METASTABLE = 0.1  # eV/atom
+TABLE, SUMMARY = "table.csv", "summary.json"
+PHASES, SYMMETRISED = "phases", "phases-symmetrised"
+COLUMNS = (
+    "rank", "name", "formula", "n_atoms", "e_above_hull", "e_above_full_hull",
+    "formation_energy", "energy_per_atom", "space_group", "space_group_number", "volume_change",
+    "novelty", "known_id", "rms", "held_out_id", "found", "start", "prototype_fraction", "origin",
+    "status", "reason", "file", "file_symmetrised",
+)  # fmt: skip
+ENTRY_COLUMNS = ("rank", "name", "formula", "e_above_hull", "formation_energy", "energy_per_atom")
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A point of the hull.
+
+    Attributes:
+        name: Its id.
+        composition: Of any multiple of the formula unit.
+        energy_per_atom: eV/atom.
+    """
+
+    name: str
+    composition: Composition
+    energy_per_atom: float
+
+
+class Hull:
+    """The convex hull of some phases over a chemical system, by pymatgen's PhaseDiagram.
+
+    Raises:
+        CampaignError: If pymatgen cannot build it.
+    """
+
+    def __init__(self, phases: Sequence[Phase], elements: Sequence[str]) -> None:
+        self.phases = tuple(phases)
+        self.elements = tuple(elements)
+        try:
+            entries = [
+                PDEntry(p.composition, p.energy_per_atom * p.composition.num_atoms, p.name)
+                for p in phases
+            ]
+            self.diagram = PhaseDiagram(entries, [Element(symbol) for symbol in elements])
+        except (ValueError, IndexError, ArithmeticError) as error:
+            raise CampaignError(
+                f"no hull of {'-'.join(elements)} can be built ({error}): check the energies of "
+                "the references"
+            ) from error
+
+    def energy_above(self, phase: Phase) -> float:
+        """Return eV/atom above the hull; negative for a phase below it, unless it is on it."""
+        on_hull = self.diagram.get_hull_energy_per_atom(phase.composition)
+        return phase.energy_per_atom - float(on_hull)
+
+    def formation_energy(self, phase: Phase) -> float:
+        """Return eV/atom relative to the most stable phases of the elements."""
+        return phase.energy_per_atom - sum(
+            self._elemental[element.symbol] * phase.composition.get_atomic_fraction(element)
+            for element in phase.composition
+        )
+
+    @property
+    def stable(self) -> tuple[str, ...]:
+        """Names of the phases on the hull."""
+        return tuple(sorted(entry.name for entry in self.diagram.stable_entries))
+
+    @property
+    def tie_lines(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of names of phases that coexist: the edges of the hull."""
+        named = [entry.name for entry in self.diagram.qhull_entries]
+        pairs = {
+            tuple(sorted((named[a], named[b])))
+            for facet in self.diagram.facets
+            for i, a in enumerate(facet)
+            for b in facet[i + 1 :]
+        }
+        return tuple(sorted((a, b) for a, b in pairs))
+
+    @cached_property
+    def _elemental(self) -> dict[str, float]:
+        refs = self.diagram.el_refs
+        return {element.symbol: float(entry.energy_per_atom) for element, entry in refs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class RankedPhase:
+    """A phase with all that the table says of it; numbers are None for a failure.
+
+    Attributes:
+        name: Of the candidate that stands for it.
+        row: Number of its relaxed row in the database.
+        formula: Reduced.
+        atoms: Relaxed.
+        status: What happened to it.
+        reason: In words.
+        start: Where its sampling run began, the template's id or "noise".
+        prototype_fraction: Of the prototype weights, those of its template's prototype.
+        origin: Whether the library holds it, as in the table of `crystorus sample`.
+        energy_per_atom: eV/atom.
+        formation_energy: eV/atom relative to the elements.
+        e_above_hull: eV/atom above the hull of the references, negative below it.
+        e_above_full_hull: eV/atom above the hull of references and candidates together.
+        volume_change: Relative, by the relaxation.
+        space_group: Symbol and number of the relaxed structure.
+        novelty: Against the references.
+        held_out: The held-out phase that it is, empty if none.
+        found: Candidates that relaxed to it.
+    """
+
+    name: str
+    row: int
+    formula: str
+    atoms: Atoms
+    status: str
+    reason: str = ""
+    start: str = ""
+    prototype_fraction: float | None = None
+    origin: str = ""
+    energy_per_atom: float | None = None
+    formation_energy: float | None = None
+    e_above_hull: float | None = None
+    e_above_full_hull: float | None = None
+    volume_change: float | None = None
+    space_group: tuple[str, int] = ("", 0)
+    novelty: Novelty | None = None
+    held_out: str = ""
+    found: int = 1
+
+    @property
+    def file(self) -> str:
+        """Where its CIF is, within its folder; a name of the database is never a path."""
+        return f"{self.formula}/{safe_name(self.name)}.cif"
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Its line of the table but for the rank: eV/atom, volume change as a fraction."""
+        ranked = self.energy_per_atom is not None
+        novelty = self.novelty or Novelty("")
+        return {
+            "name": self.name,
+            "formula": self.formula,
+            "n_atoms": str(len(self.atoms)),
+            "e_above_hull": _number(self.e_above_hull),
+            "e_above_full_hull": _number(self.e_above_full_hull),
+            "formation_energy": _number(self.formation_energy),
+            "energy_per_atom": _number(self.energy_per_atom),
+            "space_group": self.space_group[0],
+            "space_group_number": str(self.space_group[1] or ""),
+            "volume_change": _number(self.volume_change, 4),
+            "novelty": novelty.verdict,
+            "known_id": novelty.id,
+            "rms": _number(novelty.rms, 4),
+            "held_out_id": self.held_out,
+            "found": str(self.found) if ranked else "",
+            "start": self.start,
+            "prototype_fraction": _number(self.prototype_fraction, 3),
+            "origin": self.origin,
+            "status": self.status,
+            "reason": self.reason,
+            "file": f"{PHASES}/{self.file}" if ranked else "",
+            "file_symmetrised": f"{SYMMETRISED}/{self.file}" if ranked else "",
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What a campaign found.
+
+    Attributes:
+        phases: Ranked, failures last.
+        hull: Of the references.
+        full_hull: Of references and candidates.
+        duplicates: Row numbers of candidates that relaxed to the phase of another, with its name.
+        reference_atoms: Structures of the references that have one, relaxed where they were.
+        counts: The campaign in figures.
+    """
+
+    phases: tuple[RankedPhase, ...]
+    hull: Hull
+    full_hull: Hull
+    duplicates: dict[int, str]
+    reference_atoms: dict[str, Atoms]
+    counts: dict[str, int]
+
+
+def collect_references(
+    campaign: Campaign, known: Sequence[Known], elements: Sequence[str], *, mix: bool
+) -> tuple[list[Phase], dict[str, Atoms]]:
+    """Return the phases of the reference hull, and the structures of all that have one.
+
+    A phase with a structure has the energy of the campaign's calculator; where energies may be
+    mixed, and for a phase without a structure, it has the energy of its source.
+
+    Raises:
+        ReferencesError: If they do not span the system, or are of several levels.
+    """
+    rows = {row.name: row for row in campaign.relaxed(REFERENCE)}
+    phases, levels, atoms = [], set(), {}
+    for one in known:
+        row: AtomsRow | None = rows.get(one.row)
+        if row is not None and row.status not in USABLE:
+            row = None
+        # A structure that was not relaxed still tells which phase it is.
+        if row is not None or one.atoms is not None:
+            atoms[one.name] = one.atoms if row is None else row.toatoms()
+        if one.energy_per_atom is not None and (mix or one.atoms is None):
+            phases.append(Phase(one.name, one.composition, one.energy_per_atom))
+            levels.add(one.level)
+        elif row is not None:
+            phases.append(Phase(one.name, one.composition, row.energy_per_atom))
+            levels.add(row.level)
+    levels |= {r.level for r in campaign.relaxed(GENERATED) if r.status in USABLE}
+    check_levels(levels, mix=mix)
+    where = "the references"
+    if any(row.status not in USABLE for row in rows.values()):
+        where += " whose relaxation succeeded"
+    check_span((p.composition for p in phases), elements, where)
+    return phases, atoms
+
+
+def assess(
+    campaign: Campaign,
+    known: Sequence[Known],
+    elements: Sequence[str],
+    *,
+    mix: bool = False,
+    held_out: Sequence[Known] = (),
+    symprec: float = SYMPREC,
+) -> Ranking:
+    """Rank the relaxed candidates of a campaign.
+
+    Args:
+        campaign: Whose candidates.
+        known: Known phases that make the hull.
+        elements: Symbols of the system.
+        mix: Whether energies of several levels may meet.
+        held_out: Known phases that take no part in the hull and are looked for; those that are
+            among the references as well, or that come out of the library itself, are not found.
+        symprec: Å; tolerance of the space groups.
+
+    Raises:
+        ReferencesError: If there is no hull to compare with.
+    """
+    references, atoms = collect_references(campaign, known, elements, mix=mix)
+    hull = Hull(references, elements)
+    rows = campaign.relaxed(GENERATED)
+    usable = sorted(
+        (row for row in rows if row.status in USABLE), key=lambda r: (r.energy_per_atom, r.name)
+    )
+    # One symmetry search per structure serves every comparison; the lowest row stands for a phase.
+    shapes = {row.id: Comparable.of(row.toatoms()) for row in usable}
+    index, unique, duplicates = StructureIndex(), list[AtomsRow](), dict[int, str]()
+    for row in usable:
+        if first := index.find(shapes[row.id]):
+            duplicates[row.id] = first
+        else:
+            index.add(row.name, shapes[row.id])
+            unique.append(row)
+    own = {row.id: Phase(row.name, Composition(row.formula), row.energy_per_atom) for row in unique}
+    full = Hull([*references, *own.values()], elements)
+    compared = {name: Comparable.of(one) for name, one in atoms.items()}
+    listed = KnownPhases((k.name, formula_of(k.composition), compared.get(k.name)) for k in known)
+    sought = [(k, k.atoms and Comparable.of(k.atoms)) for k in held_out]
+    as_given = StructureIndex()
+    for one in known if held_out else ():
+        if one.atoms is not None:
+            as_given.add(one.name, Comparable.of(one.atoms))
+    sought = [(k, shape) for k, shape in sought if shape is None or not as_given.find(shape)]
+    hidden = KnownPhases((k.name, formula_of(k.composition), shape) for k, shape in sought)
+    found = Counter(duplicates.values())
+    ranked = []
+    for row in unique:
+        phase, shape = own[row.id], shapes[row.id]
+        unranked = _unranked(row)
+        copied = unranked.origin == "known"  # the library itself holds it
+        group = shape.space_group
+        if symprec != SYMPREC:
+            group = Comparable.of(row.toatoms(), symprec).space_group
+        ranked.append(
+            replace(
+                unranked,
+                energy_per_atom=phase.energy_per_atom,
+                formation_energy=hull.formation_energy(phase),
+                e_above_hull=hull.energy_above(phase),
+                e_above_full_hull=max(0.0, full.energy_above(phase)),
+                volume_change=row.volume_change,
+                space_group=group,
+                novelty=listed.compare(shape),
+                held_out="" if copied else hidden.compare(shape).id,
+                found=1 + found[row.name],
+            )
+        )
+    ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
+    failures = [_unranked(row) for row in rows if row.status not in (*USABLE, WAITING)]
+    counts = _count(campaign, ranked) | {
+        "known phases": len(references),
+        "held-out phases": len(sought),
+        **({"held out but known": n} if (n := len(held_out) - len(sought)) else {}),
+        "held-out phases found": len({phase.held_out for phase in ranked} - {""}),
+    }
+    return Ranking((*ranked, *failures), hull, full, duplicates, atoms, counts)
+
+
+def candidate_elements(campaign: Campaign) -> tuple[str, ...]:
+    """Return the symbols of all valid candidates, alphabetically."""
+    rows = campaign.originals(GENERATED)
+    return tuple(sorted({symbol for row in rows for symbol in row.symbols}))
+
+
+def _unranked(row: AtomsRow) -> RankedPhase:
+    """Return what is known of a candidate before, or without, its place on the hull."""
+    atoms = row.toatoms()
+    formula = reduced_formula(atoms)
+    reason = row.get("reason", "")
+    return RankedPhase(row.name, row.id, formula, atoms, row.status, reason, **start_of(row))
+
+
+def _count(campaign: Campaign, ranked: Sequence[RankedPhase]) -> dict[str, int]:
+    rows = [row for row in campaign.originals(GENERATED) if row.status != REQUESTED]
+    originals = Counter(row.status for row in rows)
+    templates = sum(start_of(row).get("start", "noise") != "noise" for row in rows)
+    relaxed = Counter(row.status for row in campaign.relaxed(GENERATED))
+    verdicts = Counter(phase.novelty.verdict for phase in ranked if phase.novelty)
+    heights = [phase.e_above_hull for phase in ranked if phase.e_above_hull is not None]
+    valid = len(rows) - originals[INVALID]
+    return {
+        "generated": len(rows),
+        **({"of them from templates": templates} if templates else {}),
+        "valid": valid,
+        "unique before relaxation": valid - originals[DUPLICATE],
+        "waiting": relaxed[WAITING],
+        **{status: relaxed[status] for status in sorted(relaxed) if status != WAITING},
+        "distinct phases": len(ranked),
+        f"within {METASTABLE:g} eV/atom of the hull": sum(h <= METASTABLE for h in heights),
+        "on or below the hull": sum(h <= ON_HULL for h in heights),
+        **{verdict: verdicts[verdict] for verdict in sorted(verdicts)},
+    }
+
+
+def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
+    """Write the table, the figures, and every ranked phase as CIF, as relaxed and symmetrised.
+
+    Args:
+        folder: Of the campaign.
+        ranking: What was found.
+        symprec: Å; tolerance of the symmetrised cells.
+    """
+    write_table(folder, COLUMNS, (phase.cells for phase in ranking.phases))
+    with disk_errors(folder):
+        write_atomic(folder / SUMMARY, json.dumps(ranking.counts, indent=2) + "\n")
+    for phase in ranking.phases:
+        if phase.energy_per_atom is None:
+            continue
+        crystal = crystals_from_atoms(phase.atoms)
+        texts = {
+            PHASES: cif_text(crystal, phase.name),
+            SYMMETRISED: symmetrised_cif_text(crystal, phase.name, symprec),
+        }
+        with disk_errors(folder):
+            for kind, text in texts.items():
+                target = folder / kind / phase.file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not (target.exists() and target.read_text(encoding="utf-8") == text):
+                    write_atomic(target, text)
+
+
+def write_table(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write rows by rank as CSV, in which no text is a formula of a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for rank, row in enumerate(rows, start=1):
+        writer.writerow({"rank": str(rank)} | {key: _safe_cell(row[key]) for key in row})
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / TABLE, text.getvalue())
+
+
+def rank_entries(
+    entries: Sequence[Known], known: Sequence[Known], elements: Sequence[str], *, mix: bool
+) -> list[dict[str, str]]:
+    """Return the lines of the table of entries, the most stable first.
+
+    Args:
+        entries: What is ranked.
+        known: Entries that make the hull.
+        elements: Symbols of the system.
+        mix: Whether energies of several levels may meet.
+
+    Raises:
+        ReferencesError: If there is no hull to compare with.
+    """
+    check_levels({entry.level for entry in (*entries, *known)}, mix=mix)
+    check_span((phase.composition for phase in known), elements, "the references")
+
+    def phase_of(one: Known) -> Phase:
+        assert one.energy_per_atom is not None
+        return Phase(one.name, one.composition, one.energy_per_atom)
+
+    hull = Hull([phase_of(one) for one in known], elements)
+    rows = [(hull.energy_above(p), hull.formation_energy(p), p) for p in map(phase_of, entries)]
+    rows.sort(key=lambda row: (row[0], row[2].name))
+    return [
+        {
+            "name": phase.name,
+            "formula": formula_of(phase.composition),
+            "e_above_hull": _number(above, 8),
+            "formation_energy": _number(formation, 8),
+            "energy_per_atom": _number(phase.energy_per_atom, 8),
+        }
+        for above, formation, phase in rows
+    ]
+
+
+def _number(value: float | None, digits: int = 6) -> str:
+    return "" if value is None else f"{value + 0.0:.{digits}f}"
+
+
+def _safe_cell(text: str) -> str:
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
