@@ -8,9 +8,11 @@ import csv
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from prototypes import all_prototypes
 from safetensors.torch import load_file
 
@@ -35,8 +37,6 @@ RUNS = {
 
 def write_data(folder: Path) -> None:
     """Write 40 strained prototypes of at most seven atoms to train on and 8 to validate on."""
-    import ase.io
-
     random = np.random.default_rng(0)
     small = [c for c in all_prototypes().values() if int(c.n_atoms) <= 7]
     atoms = []
@@ -44,7 +44,7 @@ def write_data(folder: Path) -> None:
         crystal = small[number % len(small)]
         strain = np.eye(3) + 0.05 * random.standard_normal((3, 3))
         atoms.append(
-            ase.Atoms(
+            Atoms(
                 numbers=crystal.atomic_numbers.numpy(),
                 cell=(strain @ crystal.lattice[0].double().numpy()).T,
                 scaled_positions=crystal.frac_coords.double().numpy(),

@@ -9,7 +9,7 @@ from crystal_fidelity.matching import FIELD
 from crystorus.config import SamplerConfig
 from crystorus.data.convert import crystals_to_structures
 from crystorus.diffusion.process import Denoiser, Diffusion
-from crystorus.diffusion.sampling import sample
+from crystorus.diffusion.sampling import trajectory
 from crystorus.geometry import Crystals
 from crystorus.sample.choosing import valid_crystals
 
@@ -17,10 +17,6 @@ LARGEST_CELL = 1000.0
 """Å³ per atom beyond which a cell is given up: caesium has 115 Å³, and what the sums over the
 reciprocal lattice cost grows with the volume, which an untrained network lets explode."""
 _BATCH = 32
-
-
-class _DivergedError(Exception):
-    """A cell that left all bounds."""
 
 
 def rms_distance(made: Crystals, known: Crystals) -> float | None:
@@ -76,24 +72,18 @@ def sample_quality(
         As `compare`.
     """
 
-    def give_up_diverged(_done: int, _steps: int, crystals: Crystals) -> None:
-        if not bool((crystals.volume.abs() <= LARGEST_CELL * crystals.n_atoms).all()):
-            raise _DivergedError
-
     def make(numbers: range) -> list[Crystals | None]:
         part = references.select(list(numbers)).to(device)
         atoms = (part.atomic_numbers, part.n_atoms)
-        try:
-            made = sample(
-                denoiser, diffusion, *atoms, sampler, list(numbers), on_step=give_up_diverged
-            )
-            return [*made.to("cpu").split()]
-        except _DivergedError:
-            if len(numbers) == 1:
+        for crystals in trajectory(denoiser, diffusion, *atoms, sampler, list(numbers)):
+            if bool((crystals.volume.abs() <= LARGEST_CELL * crystals.n_atoms).all()):
+                continue
+            # A crystal does not depend on its batch: halves find the ones to give up.
+            middle = len(numbers) // 2
+            if not middle:
                 return [None]
-        # A crystal does not depend on its batch: halves find the ones to give up.
-        middle = len(numbers) // 2
-        return [*make(numbers[:middle]), *make(numbers[middle:])]
+            return [*make(numbers[:middle]), *make(numbers[middle:])]
+        return [*crystals.to("cpu").split()]
 
     starts = range(0, len(references), _BATCH)
     batches = [make(range(first, min(first + _BATCH, len(references)))) for first in starts]
