@@ -34,10 +34,8 @@ SHIPPED_REFERENCES = "chgnet_references.json"
 class EnergyModel(Protocol):
     """A map from crystals to energies."""
 
-    @property
-    def identity(self) -> Identity:
-        """What makes the energies."""
-        ...
+    identity: Identity
+    """What makes the energies."""
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
         """Return eV/atom, NaN where the model cannot tell."""
@@ -151,13 +149,8 @@ class AseEnergies:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"{factory_path!r} cannot be imported: {error}") from error
         self._calculator: Any = factory()
-        self._identity = Identity(factory_path, "unknown", "of the calculator")
+        self.identity = Identity(factory_path, "unknown", "of the calculator")
         self.failures: dict[str, str] = {}
-
-    @property
-    def identity(self) -> Identity:
-        """The factory's name; its weights are not known to this package."""
-        return self._identity
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
         """Return eV/atom, NaN for failures, whose reasons are in `failures` by name."""

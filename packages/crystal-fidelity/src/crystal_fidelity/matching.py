@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,27 +171,15 @@ class MatchResult:
 
 
 def match_rate(
-    generated: Sequence[object],
-    reference: Sequence[object],
-    *,
-    protocol: MatchProtocol = "all",
-    settings: MatcherSettings = FIELD,
-    baseline: bool = False,
-    workers: int = 1,
-    timeout_s: float | None = None,
-    seed: int = 0,
+    generated: Sequence[object], reference: Sequence[object], **options: Any
 ) -> MatchResult:
     """Compare the i-th generated with the i-th reference structure.
 
     Args:
         generated: One structure per reference.
         reference: What should have come out.
-        protocol: See `match_rate_best_of`.
-        settings: Tolerances.
-        baseline: Whether to score random coordinates in the references' cells too.
-        workers: Processes.
-        timeout_s: Seconds for one pair.
-        seed: Of the random coordinates.
+        options: `protocol`, `settings`, `baseline`, `workers`, `timeout_s` and `seed` as
+            `match_rate_best_of` takes them.
 
     Returns:
         The outcome of each pair.
@@ -204,16 +192,7 @@ def match_rate(
             f"{len(generated)} generated and {len(reference)} reference structures: the i-th is "
             "matched with the i-th. Give one per reference, or K per reference with best-of K"
         )
-    return match_rate_best_of(
-        [generated],
-        reference,
-        protocol=protocol,
-        settings=settings,
-        baseline=baseline,
-        workers=workers,
-        timeout_s=timeout_s,
-        seed=seed,
-    )
+    return match_rate_best_of([generated], reference, **options)
 
 
 def match_rate_best_of(

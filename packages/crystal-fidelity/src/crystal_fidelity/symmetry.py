@@ -158,11 +158,13 @@ def _idealised(crystal: Crystal, symprec: float) -> Crystal | None:
     os.environ.setdefault("SPGLIB_WARNING", "OFF")  # what fails is answered below
     import spglib
 
-    cell = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
+    arrays = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
+    cell = tuple(array.tolist() for array in arrays)
     with suppress(spglib.SpglibError):
-        found = spglib.get_symmetry_dataset(cell, symprec=symprec)
+        found = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
         if found is not None:
-            return Crystal(found.std_lattice, found.std_positions, found.std_types)
+            types = np.asarray(found.std_types, dtype=np.int64)
+            return Crystal(found.std_lattice, found.std_positions, types)
     return None
 
 

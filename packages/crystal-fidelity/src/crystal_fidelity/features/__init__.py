@@ -54,15 +54,10 @@ class Identity:
 class Featurizer(Protocol):
     """A map from crystals to vectors."""
 
-    @property
-    def identity(self) -> Identity:
-        """What makes the features."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Length of a feature vector."""
-        ...
+    identity: Identity
+    """What makes the features."""
+    dimension: int
+    """Length of a feature vector."""
 
     def features(self, structures: Sequence[object]) -> "FeatureSet":
         """Return one vector per structure it can handle, and reasons for the others."""

@@ -14,6 +14,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -348,15 +349,15 @@ def atom_table() -> NDArray[np.float32]:
 
 
 class AlignnFeaturizer:
-    """256-d ALIGNN latents, cached by content of the structure.
+    """256-d ALIGNN latents, a `Featurizer`, cached by content of the structure.
 
     Args:
-        weights: safetensors made by `crystal-fidelity weights`, an official .zip or a .pt.
+        weights: Safetensors made by `crystal-fidelity weights`, an official .zip or a .pt.
         mode: "official" reproduces the published graphs, which rounding can change;
             "tie-tolerant" does not depend on orientation or cell.
-        cache: folder of cached rows; None is the default folder.
-        use_cache: whether to keep rows on disk.
-        on_progress: told what is being done.
+        cache: Folder of cached rows; None is the default folder.
+        use_cache: Whether to keep rows on disk.
+        on_progress: Called with what is being done.
     """
 
     def __init__(
@@ -368,25 +369,16 @@ class AlignnFeaturizer:
         use_cache: bool = True,
         on_progress: Progress = silent,
     ) -> None:
+        self.dimension = HIDDEN
         tensors = load_weights(weights)
         self._network = Alignn()
         self._network.load_state_dict(tensors, strict=True)
         self._network.eval()
         self._mode: GraphMode = mode
-        self._identity = Identity("ALIGNN", tensors_digest(tensors), f"{mode} graph")
+        self.identity = Identity("ALIGNN", tensors_digest(tensors), f"{mode} graph")
         folder = (cache or default_cache()) if use_cache else None
-        self._cache = RowCache(folder, self._identity, HIDDEN)
+        self._cache = RowCache(folder, self.identity, HIDDEN)
         self._on_progress = on_progress
-
-    @property
-    def identity(self) -> Identity:
-        """Name, weights and graph mode."""
-        return self._identity
-
-    @property
-    def dimension(self) -> int:
-        """256."""
-        return HIDDEN
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
         """Return latents per structure, those outside ALIGNN's domain named as failures."""
@@ -398,30 +390,24 @@ class AlignnFeaturizer:
             batch=BATCH,
             on_progress=self._on_progress,
         )
-        return feature_set(rows, names, reasons, self._identity)
+        return feature_set(rows, names, reasons, self.identity)
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:
         rows = np.full((len(crystals), HIDDEN), np.nan, dtype=np.float32)
-        waiting: list[tuple[int, CrystalGraph]] = []
+        batches: list[dict[int, CrystalGraph]] = [{}]
         pairs = 0
         for index, crystal in enumerate(crystals):
-            try:
+            with suppress(ValueError):  # no graph: the row stays NaN, a counted failure
                 graph = build_graph(crystal, self._mode)
-            except ValueError:  # no graph: the row stays NaN, a counted failure
-                continue
-            if waiting and pairs + len(graph.first_bonds) > MAX_PAIRS:
-                self._run(waiting, rows)
-                waiting, pairs = [], 0
-            waiting.append((index, graph))
-            pairs += len(graph.first_bonds)
-        if waiting:
-            self._run(waiting, rows)
+                pairs += len(graph.first_bonds)
+                if batches[-1] and pairs > MAX_PAIRS:
+                    batches.append({})
+                    pairs = len(graph.first_bonds)
+                batches[-1][index] = graph
+        for batch in filter(None, batches):
+            with torch.no_grad():
+                rows[list(batch)] = self._network(collate([*batch.values()])).numpy()
         return rows
-
-    def _run(self, waiting: list[tuple[int, CrystalGraph]], rows: NDArray[np.float32]) -> None:
-        with torch.no_grad():
-            latents = self._network(collate([graph for _, graph in waiting]))
-        rows[[index for index, _ in waiting]] = latents.numpy()
 
 
 # Weights

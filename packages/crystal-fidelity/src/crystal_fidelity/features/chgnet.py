@@ -55,25 +55,16 @@ class ChgnetModel:
         on_progress: Progress = silent,
     ) -> None:
         folder = (cache or default_cache()) if use_cache else None
-        self._identity = Identity(f"CHGNet {VERSION} crystal_fea/atom", _weights_digest(), "6 Å")
-        self._cache = RowCache(folder, self._identity, WIDTH + 1)
+        self.identity = Identity(f"CHGNet {VERSION} crystal_fea/atom", _weights_digest(), "6 Å")
+        self._cache = RowCache(folder, self.identity, WIDTH + 1)
         self._on_progress = on_progress
+        self.dimension = WIDTH
         self._network: Any = None
-
-    @property
-    def identity(self) -> Identity:
-        """Name, weights and graph."""
-        return self._identity
-
-    @property
-    def dimension(self) -> int:
-        """64."""
-        return WIDTH
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
         """Return features per structure, those outside CHGNet's domain named as failures."""
         rows, reasons, names = self._rows(structures)
-        return feature_set(rows[:, :WIDTH], names, reasons, self._identity)
+        return feature_set(rows[:, :WIDTH], names, reasons, self.identity)
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
         """Return total energies in eV/atom (no elemental references), NaN for failures."""
