@@ -161,7 +161,7 @@ def _idealised(crystal: Crystal, symprec: float) -> Crystal | None:
     arrays = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
     cell = tuple(array.tolist() for array in arrays)
     with suppress(spglib.SpglibError):
-        found = spglib.get_symmetry_dataset(cell, symprec=symprec)  # type: ignore[arg-type]
+        found = spglib.get_symmetry_dataset(cell, symprec=symprec)
         if found is not None:
             types = np.asarray(found.std_types, dtype=np.int64)
             return Crystal(found.std_lattice, found.std_positions, types)
