@@ -152,15 +152,21 @@ def test_a_signal_ends_a_command_with_its_status_and_how_to_go_on(tmp_path, kind
 
 
 def test_old_names_are_understood_with_a_hint(monkeypatch):
-    monkeypatch.setitem(cli.RENAMED, ("info", "--folder"), "--checkpoint")
-    found = crystorus("info", "--folder=/nowhere")
-    assert "warning: --folder is now --checkpoint" in found.stderr
-    assert "error: /nowhere holds no" in found.stderr
+    monkeypatch.setitem(cli.RENAMED, ("sample", "--number"), "--n")
+    found = crystorus("sample", "LiFeO2", "--number=0")
+    assert "warning: --number is now --n" in found.stderr
+    assert "error: 0 crystals each were asked for" in found.stderr
     assert "warning: judge is now train-scorer" in crystorus("judge", "--help").stderr
-    assert "is now" not in crystorus("info", "--", "--folder=/nowhere").stderr
+    assert "is now" not in crystorus("sample", "--", "--number=0").stderr
     for (command, old), new in cli.RENAMED.items():
         shown = crystorus(*command.split(), "--help").stdout
         assert new.split("=")[0] in shown, (command, old)
+
+
+def test_the_paper_is_not_installed_and_where_it_is_is_told():
+    found = crystorus("paper", "table2", "--budget", "cpu")
+    assert found.exit_code == 1
+    assert "`python -m reproduction table2 --budget cpu`" in found.stderr
 
 
 def test_output_that_is_cut_off_ends_quietly():
@@ -201,6 +207,10 @@ WRONG = [
     ("sample LiFeO2 --candidates 2x", "Invalid value for --candidates"),
     ("sample LiFeO2 --nonsense", "Unknown option: --nonsense"),
     ("refine x.cif --level 2", "--level is 2"),
+    ("hull Li-O --nonsense", "Unknown option: --nonsense"),
+    ("hull Li-O --budget 0", "--budget 0: give"),
+    ("relax x --fmax -1", "--fmax -1 eV/Å: give"),
+    ("rank x --symprec 0", "--symprec 0 Å: give"),
     ("train-scorer x --candidates 1", "--candidates is 1: give 2 to 100"),
     ("data get mp-20 --split all", 'Invalid value "all" for --split. Choose from: "train"'),
     ("data build a b --workers x", "Invalid value for --workers"),

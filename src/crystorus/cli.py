@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from crystal_fidelity.commandline import make_app, run
+from crystal_fidelity.commandline import FAILED, log, make_app, run
 
 
 def _version() -> str:
@@ -40,6 +40,7 @@ templates = make_app("templates", "Known crystals to start from.")
 
 RENAMED: dict[tuple[str, str], str] = {
     ("", "judge"): "train-scorer",
+    ("hull", "--sampler-steps"): "--steps",
 }
 """New name by (command, old option), and by ("", old command): understood for one version."""
 
@@ -69,13 +70,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 @app.command
-def info(checkpoint: Path | None = None) -> None:
+def info(checkpoint: Path | None = None, /) -> None:
     """Show a checkpoint's card: data, budget, losses, figures.
 
-    Parameters
-    ----------
-    checkpoint
-        A checkpoint folder; without it the shipped one.
+    Args:
+        checkpoint: A checkpoint folder; without it the shipped one.
     """
     from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_scorer_card
     from crystorus.terminal import show_card
@@ -87,6 +86,18 @@ def info(checkpoint: Path | None = None) -> None:
     scorer = read_scorer_card(folder)
     if scorer is not None:
         show_card("Its scorer, for --candidates", scorer)
+
+
+@app.command
+def paper(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+    """Say how the paper's tables and figures are measured again."""
+    command = " ".join(("python -m reproduction", *words))
+    log(
+        "note",
+        "the paper is measured again by the folder `reproduction` of the repository, which is not "
+        f"installed with the package: run `{command}` at the root of a clone",
+    )
+    return FAILED
 
 
 app.command("crystorus.sample.command:sample", help="Make crystals of given compositions.")
@@ -116,33 +127,9 @@ app.command(
     "crystorus.hull.command:relax", help="Screen and relax structures into an ASE database."
 )
 app.command(
-    "crystorus.hull.command:rank", help="Rank relaxed structures on a convex hull; plots and report."
+    "crystorus.hull.command:rank",
+    help="Rank relaxed structures on a convex hull; plots and report.",
 )
-
-
-def _old(parent: App, words: tuple[str, ...], help_text: str, name: str | None = None) -> None:
-    """Register a command that is still the previous command line's."""
-
-    def carry_out(
-        *rest: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    ) -> Any:
-        from crystorus.cli_old import app as before
-
-        try:
-            return before([*words, *rest], prog_name="crystorus", standalone_mode=False)
-        except Exception as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):
-                raise error.__cause__ from None
-            if hasattr(error, "show"):
-                error.show()
-                return 2
-            raise
-
-    name = name or words[-1]
-    parent.command(carry_out, name=name, help=help_text, help_flags=[], version_flags=[])
-
-
-_old(app, ("paper",), "Measure the paper's tables and figures again.")
 app.command(data)
 app.command(templates)
 

@@ -162,15 +162,3 @@ def _lines(card: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]
             yield depth, str(name), f"{len(value)} values"
         else:
             yield depth, str(name), f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# The former names, until nothing uses them.
-
-say = log
-
-
-def tell_of_versions(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Warn of other versions."""
-    log_versions(
-        what, {n: (v, now.get(n, "not installed")) for n, v in before.items() if now.get(n) != v}
-    )
