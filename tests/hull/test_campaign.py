@@ -429,7 +429,7 @@ def test_a_campaign_of_which_nothing_comes_through_says_so(tmp_path, alloys):
     squeezed.write(tmp_path / "bad" / "a.cif")
     done = crystorus("relax", tmp_path / "bad", "--out", tmp_path / "run", *ENERGY)
     one_sentence(done, "no structure of", "is fit to be relaxed")
-    ranked = crystorus("rank", tmp_path / "run", "--system", "Cu-Au", "--references", alloys, *AGAIN)  # fmt: skip
+    ranked = crystorus("rank", tmp_path / "run", "--system", "Cu-Au", "--references", alloys, *AGAIN)  # fmt: skip  # noqa: E501
     one_sentence(ranked, "none of 1 candidates came through (invalid)")
 
 
@@ -537,7 +537,7 @@ for check in checks:
 print([m for m in ("torch", "pymatgen", "matplotlib", "distributed") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, check=True, env=os.environ | {"PYTHONPATH": PATHS})  # fmt: skip
+                          text=True, check=True, env=os.environ | {"PYTHONPATH": PATHS})  # fmt: skip  # noqa: E501
     assert done.stdout.strip() == "[]"
 
 

@@ -117,7 +117,7 @@ def test_oxidation_states_say_nothing_about_energy(tmp_path, decorated):
     element = {"Fe0+": 1} if decorated else {"Fe": 1}
     path = entries(
         tmp_path / "e.json", ("fe", element, -8.0, {}), ("o2", {"O": 2}, -10.0, {}),
-        ("hem", simple, -34.0, {}), ("mag", mixed, -47.5, {}), ("wus", {"Fe": 1, "O": 1}, -14.2, {}),
+        ("hem", simple, -34.0, {}), ("mag", mixed, -47.5, {}), ("wus", {"Fe": 1, "O": 1}, -14.2, {}),  # noqa: E501
     )  # fmt: skip
     found = ranked(path, tmp_path / "out")
     assert {name: above for name, (above, _) in found.items()} == pytest.approx(IRON, abs=1e-8)

@@ -190,7 +190,7 @@ class Recorded(BaseHTTPRequestHandler):
         if self.headers.get("x-api-key") != KEY:
             self.send_response(401)
             self.end_headers()
-            return
+            return None
         if server.answer:
             return self.reply(*server.answer)
         if "_page" in query and not server.pages:

@@ -389,10 +389,10 @@ def relax_waiting(
     total, held = finished + len(jobs), list[RelaxOutcome]()
     proven = finished > 0
     on_progress(finished, total)
-    for number, result in run(relax, jobs, workers):
+    for number, found in run(relax, jobs, workers):
+        result, job = found, jobs[number]
         if isinstance(result, Lost):
-            lost = jobs[number]
-            result = RelaxOutcome(lost.id, "lost worker", result.reason, lost.atoms, 0, 0.0, 0.0)
+            result = RelaxOutcome(job.id, "lost worker", result.reason, job.atoms, 0, 0.0, 0.0)
         held.append(result)
         proven = proven or result.status not in ("failed", "lost worker")
         if proven:

@@ -1,4 +1,4 @@
-"""Options of `crystorus hull`, `relax` and `rank`. Torch-free: wrong values are answered at once."""
+"""Options of `crystorus hull`, `relax` and `rank`; light, so that wrong values are told at once."""
 
 import importlib.util
 import math
