@@ -308,7 +308,7 @@ def trajectory_file(folder: Path, name: str) -> Path:
     return folder / GENERATED_FILES / "trajectories" / f"{safe_name(name)}.extxyz"
 
 
-def start_of(row: AtomsRow) -> dict[str, str | float]:
+def start_of(row: AtomsRow) -> dict[str, Any]:
     """Return where the sampling run to a row's structure began; empty for one that was given.
 
     `start` is the template's id or "noise", `prototype_fraction` that of the prototype weights

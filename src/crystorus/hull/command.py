@@ -367,7 +367,10 @@ def _finish(
     remarks |= {row: {"same_as": name} for row, name in ranking.duplicates.items()}
     campaign.note(remarks, _NOTES)
     if options.report:
-        ranked_with = {"references": list(options.sources), "held_out": list(options.held_out)}
+        ranked_with: dict[str, Any] = {
+            "references": list(options.sources),
+            "held_out": list(options.held_out),
+        }
         ranked_with |= {"mix_energy_levels": options.mix_energy_levels, "symprec": options.symprec}
         write_report(
             campaign.path,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from ase import Atoms
 from ase.db.row import AtomsRow
@@ -103,7 +104,8 @@ class Hull:
     @property
     def stable(self) -> tuple[str, ...]:
         """Names of the phases on the hull."""
-        return tuple(sorted(entry.name for entry in self.diagram.stable_entries))
+        entries = cast("set[PDEntry]", self.diagram.stable_entries)
+        return tuple(sorted(entry.name for entry in entries))
 
     @property
     def tie_lines(self) -> tuple[tuple[str, str], ...]:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,7 +266,7 @@ def _levels(
 
 def _plain_composition(given: Any) -> Composition:
     """Return a composition of elements: oxidation states say nothing about energy, D is H."""
-    counts: Counter[str] = Counter()
+    counts = defaultdict[str, float](float)
     for species, amount in (given if isinstance(given, dict) else Composition(given)).items():
         counts[_symbol(str(species))] += float(amount)
     if not all(0 < n < math.inf for n in counts.values()):
