@@ -1,0 +1,110 @@
+"""Space groups in their standard primitive cells: operations, and the sites that atoms can take.
+
+A Wyckoff position is, in one primitive cell, an orbit of sites; a site is the affine subspace of
+the torus that its stabiliser leaves fixed. With the stabiliser S of a point x, that is the
+operations {R_h | t_h} that bring x back to itself up to a lattice vector n_h,
+
+    P = mean_h R_h,   c = mean_h (t_h + n_h)
+
+project any point onto the site: P² = P, since S is a group, and P x + c is fixed by all of S. The
+rank of P is the number of free coordinates.
+
+The 1 731 positions of the 230 groups are in `wyckoff.csv`, made by `tools/wyckoff_sites.py` from
+the operations alone, in units of 1/24 (projectors) and 1/48 (centres).
+
+Source: International Tables for Crystallography A (2016), ISBN 978-0-470-97423-0, chapter 1.4;
+    operations from moyo, doi:10.21105/joss.07721.
+"""
+
+import csv
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import moyopy
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+N_GROUPS = 230
+
+
+class Site(NamedTuple):
+    """A Wyckoff position of a space group.
+
+    Attributes:
+        multiplicity: Atoms in one primitive cell.
+        projector: P, fractional, [3, 3].
+        centre: c, fractional, [3].
+    """
+
+    multiplicity: int
+    projector: Array
+    centre: Array
+
+    @property
+    def freedom(self) -> int:
+        """Number of free coordinates, 0 to 3."""
+        return round(float(np.trace(self.projector)))
+
+
+@cache
+def operations(number: int) -> tuple[Array, Array]:
+    """Return R_g [operations, 3, 3] and t_g [operations, 3] in the standard primitive basis.
+
+    Args:
+        number: International number, 1 to 230.
+    """
+    found = moyopy.operations_from_number(number, primitive=True)
+    return np.array(found.rotations, dtype=float), np.array(found.translations, dtype=float)
+
+
+@cache
+def _all_sites() -> dict[int, tuple[Site, ...]]:
+    text = resources.files("crystorus.geometry").joinpath("wyckoff.csv").read_text("utf-8")
+    found: dict[int, list[Site]] = {number: [] for number in range(1, N_GROUPS + 1)}
+    for row in csv.DictReader(text.splitlines()):
+        projector = np.array(row["projector"].split(), dtype=float).reshape(3, 3) / 24
+        centre = np.array(row["centre"].split(), dtype=float) / 48
+        found[int(row["group"])].append(Site(int(row["multiplicity"]), projector, centre))
+    return {number: tuple(sites) for number, sites in found.items()}
+
+
+def sites(number: int) -> tuple[Site, ...]:
+    """Return the Wyckoff positions of a space group, by multiplicity.
+
+    Args:
+        number: International number, 1 to 230.
+    """
+    return _all_sites()[number]
+
+
+@cache
+def orbit(number: int, site: int) -> tuple[Array, Array]:
+    """Return how the atoms of an orbit follow from one free point x: x_i = A_i x + b_i.
+
+    The first is P x + c itself; the others are its images, A_i = R_g P and b_i = R_g c + t_g, one
+    operation g for each.
+
+    Args:
+        number: International number of the space group.
+        site: Number of the Wyckoff position in `sites`.
+
+    Returns:
+        A [multiplicity, 3, 3] and b [multiplicity, 3], fractional.
+    """
+    one, (rotations, translations) = sites(number)[site], operations(number)
+    # Operations with equal images of a point in general place on the site are of one coset; the
+    # identity is the first of all.
+    point = one.projector @ np.array([0.1234567, 0.2718282, 0.3141593]) + one.centre
+    images = rotations @ point + translations
+    apart = images[:, None] - images
+    same = np.abs(apart - np.rint(apart)).max(-1) < 1e-6
+    first = np.flatnonzero(same.argmax(1) == np.arange(len(same)))
+    return rotations[first] @ one.projector, rotations[first] @ one.centre + translations[first]
+
+
+@cache
+def point_group(number: int) -> Array:
+    """Return the distinct rotations R_g of a space group in its primitive basis, [n, 3, 3]."""
+    return np.unique(operations(number)[0], axis=0)

@@ -1,0 +1,265 @@
+"""Skeletons for a composition: which space group and which sites, from what is known or by rule.
+
+A table keeps of every training crystal its space group and which element sits on which Wyckoff
+position, nothing else: no coordinate, no cell. Crystals with the same pattern of element counts
+lend their skeleton to the wanted elements at the cost of exchanging theirs, as templates do
+(`templates.fitting`); those near in cost add up their weights where their skeletons agree. Where
+nothing is known, or a space group is asked for, all ways to fill its sites are enumerated.
+"""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import moyopy
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from crystal_fidelity.structures import Crystal
+from crystorus.data.compositions import Composition
+from crystorus.diffusion.space_groups import Skeleton
+from crystorus.geometry.space_groups import N_GROUPS, operations, sites
+from crystorus.templates.exchange import mp20_counts
+from crystorus.templates.fitting import assign, slots_of
+from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
+
+SYMPREC = 0.05
+"""Tolerance in Å within which the space groups of training crystals are found."""
+ENUMERATED = 2000
+"""Skeletons of one space group that are enumerated at most."""
+
+
+class WeightedSkeleton(NamedTuple):
+    """A skeleton for a composition, and the fraction of the weights that speak for it."""
+
+    skeleton: Skeleton
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class SkeletonTable:
+    """Skeletons of known crystals, by their pattern of element counts.
+
+    Attributes:
+        skeletons: One per crystal, in the order of the crystals.
+    """
+
+    skeletons: Sequence[Skeleton]
+    _patterns: dict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.skeletons)
+
+    def arrays(self) -> dict[str, NDArray[np.uint8]]:
+        """Return the table as arrays of bytes, for a file."""
+        orbits = [pair for skeleton in self.skeletons for pair in skeleton.orbits]
+        return {
+            "group": np.array([s.group for s in self.skeletons], dtype=np.uint8),
+            "n_orbits": np.array([len(s.orbits) for s in self.skeletons], dtype=np.uint8),
+            "element": np.array([z for z, _ in orbits], dtype=np.uint8),
+            "site": np.array([site for _, site in orbits], dtype=np.uint8),
+        }
+
+    @staticmethod
+    def open(path: Path) -> "SkeletonTable":
+        """Read a table.
+
+        Args:
+            path: A file with what `arrays` gives.
+
+        Raises:
+            ValueError: If the file is no table of skeletons.
+        """
+        arrays = load_file(path)
+        ends = np.cumsum(arrays["n_orbits"], dtype=np.int64).tolist()
+        pairs = list(zip(arrays["element"].tolist(), arrays["site"].tolist(), strict=True))
+        if len(pairs) != (ends[-1] if ends else 0):
+            raise ValueError(f"{path} names {len(pairs)} orbits of {ends[-1]}: copy it again")
+        spans = itertools.pairwise([0, *ends])
+        return SkeletonTable(
+            [
+                Skeleton(group, tuple(pairs[start:end]))
+                for group, (start, end) in zip(arrays["group"].tolist(), spans, strict=True)
+            ]
+        )
+
+    def find(
+        self,
+        composition: Composition,
+        *,
+        limit: int = 20,
+        groups: Collection[int] = range(1, N_GROUPS + 1),
+        exclude: int = -1,
+    ) -> list[WeightedSkeleton]:
+        """Return skeletons for a composition, the likeliest first.
+
+        Args:
+            composition: What one primitive cell is to hold.
+            limit: Skeletons at most.
+            groups: Space groups that are allowed.
+            exclude: A crystal that is not asked, by its number.
+        """
+        wanted, counts = slots_of(composition)
+        indices, elements = self._pattern(tuple(counts.tolist()))
+        if not len(indices):
+            return []
+        cost, slot = assign(elements, mp20_counts().cost[wanted], counts)
+        cost = np.where(indices == exclude, np.inf, cost)
+        near = np.argsort(cost, kind="stable")[:NEAREST]
+        near = near[np.isfinite(cost[near])]
+        weights: dict[Skeleton, float] = defaultdict(float)
+        for place in near.tolist():
+            known = self.skeletons[int(indices[place])]
+            if known.group not in groups:
+                continue
+            old = elements[place][slot[place]]
+            beyond = cost[place] - cost[near[0]]
+            weight = sum(w * np.exp(-beyond / t) for w, t in DECAYS)
+            if (old == wanted).all():  # what is asked for often is another polymorph
+                weight *= SAME_COMPOSITION_WEIGHT
+            exchange = dict(zip(old.tolist(), wanted.tolist(), strict=True))
+            orbits = ((exchange[z], site) for z, site in known.orbits)
+            weights[_ordered(known.group, orbits, composition)] += weight
+        total = sum(weights.values())
+        best = sorted(weights.items(), key=lambda pair: -pair[1])[:limit]
+        return [WeightedSkeleton(skeleton, weight / total) for skeleton, weight in best]
+
+    def _pattern(self, pattern: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the crystals of a pattern, and their elements by slot."""
+        if not self._patterns:
+            members: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
+            for index, skeleton in enumerate(self.skeletons):
+                counts: Counter[int] = Counter()
+                for z, site in skeleton.orbits:
+                    counts[z] += sites(skeleton.group)[site].multiplicity
+                slots = sorted((n, z) for z, n in counts.items())
+                members[tuple(n for n, _ in slots)].append((index, [z for _, z in slots]))
+            for key, pairs in members.items():
+                self._patterns[key] = (
+                    np.array([index for index, _ in pairs]),
+                    np.array([elements for _, elements in pairs]),
+                )
+        empty = (np.empty(0, np.int64), np.empty((0, len(pattern)), np.int64))
+        return self._patterns.get(pattern, empty)
+
+
+def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
+    """Return a skeleton whose atoms are in the order of the composition's."""
+    place = {z: place for place, (z, _) in enumerate(composition.counts)}
+    return Skeleton(group, tuple(sorted(orbits, key=lambda pair: (place[pair[0]], pair[1]))))
+
+
+def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
+    """Return the space group of a crystal and the sites of its atoms.
+
+    Args:
+        crystal: Any cell; the skeleton is of the primitive one.
+        symprec: Tolerance in Å.
+
+    Raises:
+        ValueError: If no space group is found.
+    """
+    cell = moyopy.Cell(
+        crystal.lattice.tolist(), crystal.frac_coords.tolist(), crystal.atomic_numbers.tolist()
+    )
+    try:
+        found = moyopy.MoyoDataset(cell, symprec=symprec)
+    except ValueError as error:
+        raise ValueError(f"no space group within {symprec:g} Å ({error})") from error
+    primitive, number = found.prim_std_cell, found.number
+    basis, frac = np.array(primitive.basis), np.array(primitive.positions)
+    numbers = np.array(primitive.numbers)
+    rotations, translations = operations(number)
+    images = np.einsum("gij,aj->agi", rotations, frac) + translations
+    # [atoms, operations, atoms]: how far the image of an atom is from every other one.
+    apart = images[:, :, None] - frac
+    distance = np.linalg.norm((apart - np.rint(apart)) @ basis, axis=-1)
+    distance[numbers[:, None, None] != numbers] = np.inf
+    target = distance.argmin(-1)
+    left, orbits = set(range(len(numbers))), []
+    while left:
+        first = min(left)
+        left -= set(target[first].tolist())
+        stays = target[first] == first
+        shift = translations[stays] - np.rint(images[first][stays] - frac[first])
+        projector, centre = rotations[stays].mean(0), shift.mean(0)
+        key = (*np.rint(projector * 24).astype(int).ravel(), *np.rint(centre * 48).astype(int))
+        orbits.append((int(numbers[first]), _site_of(number, tuple(int(k) for k in key))))
+    return Skeleton(number, tuple(sorted(orbits)))
+
+
+_SHIFTS = np.array(list(itertools.product(range(-2, 3), repeat=3)), dtype=float)
+
+
+@cache
+def _site_of(number: int, key: tuple[int, ...]) -> int:
+    """Return the Wyckoff position that a site P (1/24), c (1/48) belongs to.
+
+    Two sites are one if their projectors agree and a lattice vector n moves one centre to the
+    other: c' - c = (I - P) n.
+    """
+    projector, centre = np.array(key[:9]).reshape(3, 3) / 24, np.array(key[9:]) / 48
+    rotations, translations = operations(number)
+    across = np.eye(3) - projector
+    moves = _SHIFTS @ across.T
+    for index, site in enumerate(sites(number)):
+        if site.freedom != round(float(np.trace(projector))):
+            continue
+        for rotation, translation in zip(rotations, translations, strict=True):
+            turned = rotation @ site.projector @ np.linalg.inv(rotation)
+            if np.abs(turned - projector).max() > 1e-6:
+                continue
+            apart = centre - across @ (rotation @ site.centre + translation)
+            if np.abs(apart - moves).max(1).min() < 1e-2:
+                return index
+    raise ValueError(f"no site of space group {number} is {key}")
+
+
+def enumerate_skeletons(
+    composition: Composition, group: int, *, limit: int = ENUMERATED
+) -> list[Skeleton]:
+    """Return the ways to fill the sites of a space group, those with fewest orbits first.
+
+    A site without freedom holds one atom of one element; others take any number of orbits.
+
+    Args:
+        composition: What one primitive cell is to hold.
+        group: International number.
+        limit: Ways at most.
+    """
+    multiplicities = [site.multiplicity for site in sites(group)]
+    free = [site.freedom > 0 for site in sites(group)]
+
+    def fillings(count: int, first: int, taken: frozenset[int]) -> Iterator[tuple[int, ...]]:
+        """Yield multisets of sites from `first` on that hold `count` atoms."""
+        if count == 0:
+            yield ()
+            return
+        for site in range(first, len(multiplicities)):
+            if multiplicities[site] > count or (site in taken and not free[site]):
+                continue
+            left, used = count - multiplicities[site], taken | {site}
+            for rest in fillings(left, site if free[site] else site + 1, used):
+                yield (site, *rest)
+
+    def all_elements(
+        left: Sequence[tuple[int, int]], taken: frozenset[int]
+    ) -> Iterator[tuple[tuple[int, int], ...]]:
+        if not left:
+            yield ()
+            return
+        (z, count), *others = left
+        for filling in fillings(count, 0, taken):
+            for rest in all_elements(others, taken | set(filling)):
+                yield (*((z, site) for site in filling), *rest)
+
+    found = itertools.islice(all_elements(composition.counts, frozenset()), limit)
+    skeletons = [_ordered(group, orbits, composition) for orbits in found]
+    return sorted(skeletons, key=lambda skeleton: len(skeleton.orbits))
