@@ -24,6 +24,7 @@ from crystorus.diffusion.losses import denoising_error
 from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.process import Denoiser, Diffusion
 from crystorus.diffusion.sampling import Start, sample
+from crystorus.diffusion.space_groups import SpaceGroups
 from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_space
@@ -84,6 +85,7 @@ class CrystalModel:
         seeds: Sequence[int],
         sampler: SamplerConfig | None = None,
         start: Start | None = None,
+        groups: SpaceGroups | None = None,
         on_step: Callable[[int, int, Crystals], None] | None = None,
     ) -> Crystals:
         """Generate one crystal per composition; see `diffusion.sampling.trajectory`.
@@ -94,6 +96,7 @@ class CrystalModel:
             seeds: One per crystal; a crystal depends on its own seed only.
             sampler: Which sampler, and in how many steps; that of the configuration by default.
             start: Known crystals of these compositions to begin with.
+            groups: Space groups and sites that the crystals keep.
             on_step: Called with (steps done, steps, present crystals) after each step.
 
         Returns:
@@ -114,6 +117,7 @@ class CrystalModel:
             sampler,
             seeds,
             start=start.to(self.device) if start is not None else None,
+            groups=groups.to(self.device) if groups is not None else None,
             on_step=on_step,
         )
         held = start is not None and start.held_cells is not None

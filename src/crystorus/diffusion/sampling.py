@@ -11,6 +11,7 @@ from torch import Tensor
 from crystorus.config import SamplerConfig
 from crystorus.diffusion.noise_levels import CrystalNoise, sampling_times
 from crystorus.diffusion.process import Denoiser, Diffusion
+from crystorus.diffusion.space_groups import SpaceGroups, SymmetricNoise
 from crystorus.geometry import Crystals
 from crystorus.geometry.torus import wrap, wrap_displacement
 
@@ -57,6 +58,7 @@ def trajectory(
     seeds: Sequence[int],
     *,
     start: Start | None = None,
+    groups: SpaceGroups | None = None,
 ) -> Iterator[Crystals]:
     """Turn compositions into crystals, step by step: Algorithm 2 or one of its variants.
 
@@ -68,6 +70,8 @@ def trajectory(
         sampler: Which sampler, and in how many steps.
         seeds: One per crystal; a crystal depends on its own seed only.
         start: Known crystals of these compositions to begin with; pure noise without it.
+        groups: Space groups and sites that the crystals keep at every step; a start has to have
+            them.
 
     Yields:
         The crystals after each of the `steps + final_refinement_steps` steps; the last ones are
@@ -80,9 +84,15 @@ def trajectory(
     Source: [Klipfel24] Algorithm 2
     """
     noise = CrystalNoise(seeds, n_atoms)
+    if groups is not None:
+        noise = SymmetricNoise(seeds, n_atoms, groups)
+        noise.lattice = None if start is None else start.crystals.lattice
     if start is None:
         with torch.no_grad():
             crystals = diffusion.prior(atomic_numbers, n_atoms, noise)
+            if isinstance(noise, SymmetricNoise):
+                noise.lattice = noise.groups.compatible_cells(crystals.lattice)
+                crystals = crystals.with_geometry(noise.lattice, crystals.frac_coords)
         level = torch.full_like(n_atoms, max(round(sampler.first_fraction * diffusion.steps), 1))
     else:
         crystals, level = _noised(diffusion, start, noise), start.level
@@ -94,6 +104,11 @@ def trajectory(
     for now, then in itertools.pairwise(fractions):
         t, s = (level * now).round().long(), (level * then).round().long()
         moved = _step(denoiser, diffusion, crystals, t, s, sampler, noise)
+        if groups is not None:
+            # Symmetric already, but for rounding, which would grow from step to step.
+            displacement = wrap_displacement(moved.frac_coords - crystals.frac_coords)
+            frac_coords = wrap(crystals.frac_coords + groups.project_atoms(displacement))
+            moved = moved.with_geometry(moved.lattice, frac_coords)
         crystals = moved if start is None else _hold(start, crystals, moved, t)
         yield crystals
     if sampler.final_refinement_steps:
@@ -109,6 +124,7 @@ def trajectory(
             SamplerConfig("ode", steps),
             seeds,
             start=refined,
+            groups=groups,
         )
 
 
@@ -121,6 +137,7 @@ def sample(
     seeds: Sequence[int],
     *,
     start: Start | None = None,
+    groups: SpaceGroups | None = None,
     on_step: Callable[[int, int, Crystals], None] | None = None,
 ) -> Crystals:
     """Turn compositions into crystals: the end of a `trajectory`.
@@ -132,7 +149,9 @@ def sample(
         One crystal per composition.
     """
     total = sampler.steps + sampler.final_refinement_steps
-    frames = trajectory(denoiser, diffusion, atomic_numbers, n_atoms, sampler, seeds, start=start)
+    frames = trajectory(
+        denoiser, diffusion, atomic_numbers, n_atoms, sampler, seeds, start=start, groups=groups
+    )
     for done, crystals in enumerate(frames, start=1):
         if on_step is not None:
             on_step(done, total, crystals)

@@ -171,31 +171,35 @@ class SpaceGroups:
         return (found * ratio[:, None, None]).to(lattice)
 
 
-class SymmetricNoise:
-    """Random numbers of crystals inside their space groups, drawn as `CrystalNoise` draws them.
+class SymmetricNoise(CrystalNoise):
+    """Random numbers of crystals inside their space groups.
 
     Args:
-        noise: Numbers without symmetry.
+        seeds: One seed per crystal.
+        n_atoms: Number of atoms of each crystal.
         groups: The skeletons.
     """
 
-    def __init__(self, noise: CrystalNoise, groups: SpaceGroups) -> None:
-        self._noise, self._groups = noise, groups
+    def __init__(
+        self, seeds: Sequence[int], n_atoms: Int[Tensor, " crystals"], groups: SpaceGroups
+    ) -> None:
+        super().__init__(seeds, n_atoms)
+        self.groups = groups
         self.lattice: Tensor | None = None
         """Cells with the symmetry, ρ in Å, once there are any: strains then keep it."""
 
     def normal_atoms(self) -> Float[Tensor, "atoms 3"]:
         """Draw standard normal numbers for the free atoms and carry them to the images."""
-        return self._groups.project_atoms(self._noise.normal_atoms())
+        return self.groups.project_atoms(super().normal_atoms())
 
     def uniform_atoms(self) -> Float[Tensor, "atoms 3"]:
         """Draw points that are uniform on the torus of every site."""
-        return self._groups.positions(MANY_CELLS * self._noise.uniform_atoms())
+        return self.groups.positions(MANY_CELLS * super().uniform_atoms())
 
     def normal_cells(self) -> Float[Tensor, "crystals 6"]:
         """Draw coefficients of a strain that leaves the symmetry of the cells."""
-        coefficients = self._noise.normal_cells()
+        coefficients = super().normal_cells()
         if self.lattice is None:
             return coefficients
-        strain = self._groups.project_strain(from_coefficients(coefficients), self.lattice)
+        strain = self.groups.project_strain(from_coefficients(coefficients), self.lattice)
         return to_coefficients(strain)
