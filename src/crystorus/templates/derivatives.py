@@ -132,7 +132,7 @@ def _in_group(
     exclude: int,
 ) -> list[_Derivation]:
     costs = np.stack([library.substitution.cost[list(one.elements)].sum(0) for one in wanted])
-    cost, slots = assign(group, costs, counts)
+    cost, slots = assign(group.elements, costs, counts)
     cost[group.indices == exclude] = np.inf
     near = np.argsort(cost, kind="stable")[:_TEMPLATES]
     return [

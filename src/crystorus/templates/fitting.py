@@ -54,12 +54,12 @@ def slots_of(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assign(
-    group: PatternGroup, costs: np.ndarray, counts: np.ndarray
+    elements: np.ndarray, costs: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give every template of a pattern its wanted elements where they cost least.
 
     Args:
-        group: The templates.
+        elements: Elements of the templates by slot, [N, m].
         costs: What it costs to put what is wanted where an element was, [m, 119].
         counts: Atoms of what is wanted, ascending, [m].
 
@@ -69,7 +69,7 @@ def assign(
     """
     slots = list(itertools.islice(_assignments(counts.tolist()), _ASSIGNMENTS))
     rows = np.arange(len(counts))
-    each = (costs[rows, group.elements[:, slot]] for slot in slots)
+    each = (costs[rows, elements[:, slot]] for slot in slots)
     totals = np.stack([cost.sum(1) + WORST_AGAIN * cost.max(1) for cost in each])
     return totals.min(0), np.array(slots)[totals.argmin(0)]
 
@@ -89,7 +89,7 @@ def fit_pattern(
     group = library.group(tuple(counts.tolist()))
     if group is None:
         return None
-    cost, assigned = assign(group, library.substitution.cost[wanted], counts)
+    cost, assigned = assign(group.elements, library.substitution.cost[wanted], counts)
     cost[group.indices == exclude] = np.inf
     near = np.argsort(cost, kind="stable")[:limit]
     near = near[np.isfinite(cost[near])]

@@ -9,7 +9,7 @@ nothing is known, or a space group is asked for, all ways to fill its sites are 
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from crystal_fidelity.structures import Crystal
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry.space_groups import N_GROUPS, operations, sites
-from crystorus.templates.exchange import mp20_counts
+from crystorus.templates.substitution import mp20_counts
 from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
 
@@ -150,6 +150,26 @@ class SkeletonTable:
         return self._patterns.get(pattern, empty)
 
 
+def table_of(
+    crystals: Iterable[Crystal], *, progress: Callable[[int], None] | None = None
+) -> SkeletonTable:
+    """Find the skeletons of crystals; those without a space group are kept as P1.
+
+    Args:
+        crystals: Any cells.
+        progress: Called with the number of crystals done.
+    """
+    found = []
+    for done, crystal in enumerate(crystals, start=1):
+        try:
+            found.append(skeleton_of(crystal))
+        except ValueError:
+            found.append(Skeleton(1, tuple((z, 0) for z in sorted(crystal.atomic_numbers.tolist()))))
+        if progress is not None:
+            progress(done)
+    return SkeletonTable(found)
+
+
 def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
     """Return a skeleton whose atoms are in the order of the composition's."""
     place = {z: place for place, (z, _) in enumerate(composition.counts)}
@@ -174,15 +194,14 @@ def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
     except ValueError as error:
         raise ValueError(f"no space group within {symprec:g} Å ({error})") from error
     primitive, number = found.prim_std_cell, found.number
-    basis, frac = np.array(primitive.basis), np.array(primitive.positions)
+    basis, frac = np.array(primitive.basis), np.array(primitive.positions) % 1.0
     numbers = np.array(primitive.numbers)
     rotations, translations = operations(number)
     images = np.einsum("gij,aj->agi", rotations, frac) + translations
     # [atoms, operations, atoms]: how far the image of an atom is from every other one.
     apart = images[:, :, None] - frac
     distance = np.linalg.norm((apart - np.rint(apart)) @ basis, axis=-1)
-    distance[numbers[:, None, None] != numbers] = np.inf
-    target = distance.argmin(-1)
+    target = np.where(numbers[:, None, None] == numbers, distance, np.inf).argmin(-1)
     left, orbits = set(range(len(numbers))), []
     while left:
         first = min(left)
@@ -219,7 +238,7 @@ def _site_of(number: int, key: tuple[int, ...]) -> int:
             apart = centre - across @ (rotation @ site.centre + translation)
             if np.abs(apart - moves).max(1).min() < 1e-2:
                 return index
-    raise ValueError(f"no site of space group {number} is {key}")
+    raise LookupError(f"no site of space group {number} is {key}")
 
 
 def enumerate_skeletons(
