@@ -7,9 +7,10 @@ run code when it is read.
 """
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from crystal_fidelity.files import atomic_path, file_digest, write_atomic
 from crystorus.config import config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.diffusion.space_groups import Skeleton
 from crystorus.errors import CheckpointError
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.scorer import Scorer
@@ -31,6 +33,7 @@ FORMAT = 1
 """Version of the layout; a reader refuses higher ones."""
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+SKELETONS = "skeletons.safetensors"
 SCORER_WEIGHTS, SCORER_CARD = "scorer.safetensors", "scorer.json"
 FORMER_SCORER_WEIGHTS, FORMER_SCORER_CARD = "judge.safetensors", "judge.json"
 SHIPPED = Path(__file__).parent / "weights" / "mp20"
@@ -59,6 +62,52 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
         "card": model.card,
     }
     model.digest = _write_pair(folder, tensors, card, WEIGHTS, CARD)
+
+
+def save_skeletons(skeletons: Sequence[Skeleton], folder: Path) -> None:
+    """Write the skeletons of the training crystals into the folder of a checkpoint.
+
+    Args:
+        skeletons: One per training crystal.
+        folder: A checkpoint.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    orbits = [pair for skeleton in skeletons for pair in skeleton.orbits]
+    columns = {
+        "group": [skeleton.group for skeleton in skeletons],
+        "n_orbits": [len(skeleton.orbits) for skeleton in skeletons],
+        "element": [z for z, _ in orbits],
+        "site": [site for _, site in orbits],
+    }
+    tensors = {name: torch.tensor(row, dtype=torch.uint8) for name, row in columns.items()}
+    with atomic_path(folder / SKELETONS) as aside:
+        _save_tensors(tensors, str(aside))
+
+
+def read_skeletons(folder: Path) -> tuple[Skeleton, ...]:
+    """Read the skeletons of the training crystals; none if the checkpoint has no such file.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    path = folder / SKELETONS
+    if not path.exists():
+        return ()
+    tensors = _read_tensors(path)
+    try:
+        groups, sizes, elements, places = (
+            tensors[name].tolist() for name in ("group", "n_orbits", "element", "site")
+        )
+        ends = [0, *itertools.accumulate(sizes)]
+        orbits = list(zip(elements, places, strict=True))
+        if len(orbits) != ends[-1] or len(groups) != len(sizes):
+            raise ValueError(f"{len(orbits)} orbits of {ends[-1]}")
+        spans = zip(groups, itertools.pairwise(ends), strict=True)
+        return tuple(Skeleton(group, tuple(orbits[a:b])) for group, (a, b) in spans)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
 
 
 def save_scorer(scorer: Scorer, folder: Path, card: Mapping[str, Any]) -> None:
@@ -205,7 +254,7 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
         ) from error
     _load_state(model.denoiser, tensors, path, f"{config.preset} network")
     model.card, model.trained_elements = card.get("card", {}), elements
-    model.digest = card["sha256"]
+    model.digest, model.skeletons = card["sha256"], read_skeletons(path)
     model.denoiser.to(device).eval()
     scorer = read_scorer_card(path)
     if scorer is not None:

@@ -24,7 +24,7 @@ from crystorus.diffusion.losses import denoising_error
 from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.process import Denoiser, Diffusion
 from crystorus.diffusion.sampling import Start, sample
-from crystorus.diffusion.space_groups import SpaceGroups
+from crystorus.diffusion.space_groups import Skeleton, SpaceGroups
 from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_space
@@ -50,6 +50,7 @@ class CrystalModel:
         max_atoms: Atoms of the largest training crystal.
         digest: SHA-256 of the weights file, empty before there is one.
         scorer: Tells the right of several crystals from the others, if one was trained.
+        skeletons: Space group and sites of every training crystal, if they were kept.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class CrystalModel:
     max_atoms: int = 20
     digest: str = ""
     scorer: Scorer | None = None
+    skeletons: tuple[Skeleton, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -213,7 +213,7 @@ def _settings(config: Tree) -> Tree:
 
 
 def _accelerator(device: str) -> str:
-    return device.split(":")[0]
+    return device.split(":", maxsplit=1)[0]
 
 
 def _empty(folder: Path) -> None:

@@ -19,13 +19,25 @@ from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
 from crystorus.diffusion.sampling import Start, refinement_start
+from crystorus.diffusion.space_groups import SpaceGroups
 from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
 from crystorus.sample.requests import Request
+from crystorus.templates.skeletons import WeightedSkeleton
 
 FINAL_REFINEMENT_STEPS = 8
 """Deterministic steps that end a crystal that was kept, if its sampler names none: they halve the
 crystals without symmetry (docs/choosing.md)."""
+
+REDRAWS = 4
+"""Further tries for a crystal inside a space group of which no candidate is valid: atoms that
+symmetry brings onto each other cannot part."""
+
+WEIGHT_OF_SKELETONS = 1.0
+"""How much the logarithm of a skeleton's weight counts beside that of the scorer's confidence."""
+
+LEAST_WEIGHT = 1e-3
+"""Weight of a skeleton that no known crystal speaks for."""
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps of the whole batch)."""
@@ -73,14 +85,16 @@ def choose_crystals(
     seeds: Sequence[int],
     sampler: SamplerConfig,
     candidates: int,
+    skeletons: Sequence[Sequence[WeightedSkeleton]] = (),
     keep_trajectory: bool = False,
     on_step: OnStep = lambda done, total: None,
 ) -> tuple[Crystals, Float[Tensor, " crystals"], list[Crystals]]:
     """Make several candidates of every crystal and keep the most probable valid one of each.
 
     The candidates of a crystal are made one after another, so that memory does not grow with their
-    number. Where none is valid the first is kept. What is kept is refined deterministically at the
-    end (`diffusion`, final refinement).
+    number. Inside space groups, crystals of which no candidate is valid are tried again; where none
+    is valid the first is kept. What was chosen among several is refined deterministically at the
+    end (`diffusion`, final refinement), which keeps its symmetry.
 
     Args:
         model: A loaded checkpoint.
@@ -89,6 +103,8 @@ def choose_crystals(
         seeds: One per crystal.
         sampler: How each candidate is made.
         candidates: How many, from 1 up.
+        skeletons: Of each crystal the space group and sites of every candidate; none for no
+            symmetry.
         keep_trajectory: Whether the steps of the crystals that are kept are returned.
         on_step: Called after each step of each candidate.
 
@@ -96,51 +112,77 @@ def choose_crystals(
         The crystals on the CPU; the scorer error of each, infinite where no candidate is valid; and
         the steps of those that were kept.
     """
-    kept: Crystals | None = None
-    kept_steps: list[Crystals] = []
-    error = torch.full((len(n_atoms),), torch.inf)
-    refinement = sampler.final_refinement_steps or FINAL_REFINEMENT_STEPS
-    total = candidates * sampler.steps + refinement
+    choose = candidates > 1
+    refinement = (sampler.final_refinement_steps or FINAL_REFINEMENT_STEPS) if choose else 0
+    plain = replace(sampler, final_refinement_steps=0) if choose else sampler
+    total = candidates * (plain.steps + plain.final_refinement_steps) + refinement
     done = 0
 
+    def groups_of(places: Sequence[int], number: int) -> SpaceGroups | None:
+        if not skeletons:
+            return None
+        return SpaceGroups.of([_candidate(skeletons[n], number).skeleton for n in places])
+
     def run(
-        seeds: Sequence[int], sampler: SamplerConfig, start: Start | None = None
+        places: Sequence[int], number: int, sampler: SamplerConfig, start: Start | None = None
     ) -> list[Crystals]:
-        """Sample every crystal once; returns the steps if they are wanted, then the crystals."""
+        """Sample crystals once; returns the steps if they are wanted, then the crystals."""
         steps: list[Crystals] = []
 
         def after(_step: int, _steps: int, present: Crystals) -> None:
             nonlocal done
-            done += 1
+            done = min(done + 1, total)
             on_step(done, total)
             if keep_trajectory:
                 steps.append(present.to(device="cpu"))
 
         made = model.sample(
-            atomic_numbers, n_atoms, seeds=seeds, sampler=sampler, on_step=after, start=start
+            torch.cat([numbers[n] for n in places]),
+            n_atoms[places],
+            seeds=[candidate_seed(seeds[n], number) for n in places],
+            sampler=sampler,
+            start=start,
+            groups=groups_of(places, number) if start is None else None,
+            on_step=after,
         )
         return [*steps, made.to(device="cpu")]
 
-    for number in range(candidates):
-        *steps, made = run(
-            [candidate_seed(seed, number) for seed in seeds],
-            replace(sampler, final_refinement_steps=0),
+    numbers = atomic_numbers.split(n_atoms.tolist())
+    everyone = list(range(len(n_atoms)))
+    kept: list[Crystals] = []  # the steps, then the crystals
+    error = torch.full((len(n_atoms),), torch.inf)
+    best = error.clone()
+    for number in range(candidates + (REDRAWS if skeletons else 0)):
+        places = everyone if number < candidates else best.isinf().nonzero()[:, 0].tolist()
+        if not places:
+            break
+        made = run(places, number, plain)
+        found = (
+            _scorer_error(model, made[-1], [seeds[n] for n in places], sampler)
+            if choose
+            else torch.where(valid_crystals(made[-1]), 0.0, torch.inf)
         )
-        found = _scorer_error(model, made, seeds, sampler)
-        better = found < error
-        error = torch.where(better, found, error)
-        if kept is None:
-            kept, kept_steps = made, steps
-            continue
-        kept = _where(better, made, kept)
-        kept_steps = [_where(better, new, old) for new, old in zip(steps, kept_steps, strict=True)]
-    assert kept is not None
+        preference = found.clone()
+        if skeletons:
+            weights = [_candidate(skeletons[n], number).weight for n in places]
+            preference -= WEIGHT_OF_SKELETONS * torch.tensor(weights).clamp_min(LEAST_WEIGHT).log()
+        better = preference < best[places]
+        kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
+        best[places] = torch.where(better, preference, best[places])
+        error[places] = torch.where(better, found, error[places])
+    if not choose:
+        return kept[-1], torch.full_like(error, torch.nan), kept[:-1]
     *steps, final = run(
-        seeds,
+        everyone,
+        0,
         SamplerConfig("ode", refinement, precision=sampler.precision),
-        start=refinement_start(kept, model.diffusion.steps),
+        start=refinement_start(kept[-1], model.diffusion.steps),
     )
-    return final, error, kept_steps + steps
+    return final, error, kept[:-1] + steps
+
+
+def _candidate(skeletons: Sequence[WeightedSkeleton], number: int) -> WeightedSkeleton:
+    return skeletons[number % len(skeletons)]
 
 
 def _scorer_error(
@@ -174,9 +216,14 @@ def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
     return valid
 
 
-def _where(better: Bool[Tensor, " crystals"], made: Crystals, kept: Crystals) -> Crystals:
-    """Return the crystals of `made` where they are better, else those of `kept`."""
-    return kept.with_geometry(
-        torch.where(better[:, None, None], made.lattice, kept.lattice),
-        torch.where(better[kept.crystal_of_atom, None], made.frac_coords, kept.frac_coords),
-    )
+def _where(
+    places: Sequence[int], better: Bool[Tensor, " made"], made: Crystals, kept: Crystals
+) -> Crystals:
+    """Return the kept crystals with those of `made`, which stand at `places`, where better."""
+    if better.all() and len(better) == len(kept):
+        return made
+    parts = kept.split()
+    for place, one, wanted in zip(places, made.split(), better.tolist(), strict=True):
+        if wanted:
+            parts[place] = one
+    return Crystals.concat(parts)

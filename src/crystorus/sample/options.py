@@ -47,6 +47,51 @@ def parse_units(units: int | str | Iterable[int]) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+CRYSTAL_SYSTEMS = {
+    "triclinic": (1, 2), "monoclinic": (3, 15), "orthorhombic": (16, 74), "tetragonal": (75, 142),
+    "trigonal": (143, 167), "hexagonal": (168, 194), "cubic": (195, 230),
+}  # fmt: skip
+"""First and last space group of every crystal system."""
+
+
+def parse_space_groups(text: str) -> frozenset[int]:
+    """Read space groups: "225", "Fm-3m", "cubic", or several with commas.
+
+    Args:
+        text: What a user wrote. "known" allows all, "none" none of them.
+
+    Returns:
+        International numbers.
+
+    Raises:
+        RequestError: If one is no space group.
+    """
+    found: set[int] = set()
+    for word in (part.strip() for part in text.split(",")):
+        if word in ("known", "none"):
+            if text.strip() != word:
+                raise RequestError(
+                    f"--space-group {text}: {word} stands alone, leave it or the rest out"
+                )
+            return frozenset(range(1, 231) if word == "known" else ())
+        if word.lower() in CRYSTAL_SYSTEMS:
+            first, last = CRYSTAL_SYSTEMS[word.lower()]
+            found |= set(range(first, last + 1))
+        elif word.isdecimal() and 1 <= int(word) <= 230:
+            found.add(int(word))
+        else:
+            import gemmi
+
+            group = gemmi.find_spacegroup_by_name(word) if word else None
+            if group is None:
+                raise RequestError(
+                    f"--space-group has {word!r}: give a number from 1 to 230, a symbol such as "
+                    f"Fm-3m, or one of {', '.join(CRYSTAL_SYSTEMS)}"
+                )
+            found.add(group.number)
+    return frozenset(found)
+
+
 def check_option(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Refuse a number outside [low, high], NaN included.
 
@@ -150,6 +195,10 @@ class SampleOptions(RunOptions):
     """Add the noise of that level, which breaks the template's symmetry."""
     new_only: Annotated[bool, Parameter(group=_START)] = False
     """Leave out crystals that the library has at this composition."""
+    space_group: Annotated[str, Parameter(group=_START)] = "known"
+    """Symmetry that crystals from noise keep: a number (225), a symbol (Fm-3m), a crystal system
+    (cubic) or several of these with commas; known: the space groups of known crystals with the same
+    element counts; none."""
     keep_trajectory: Annotated[bool, Parameter(group=_FILES)] = False
     """Write every denoising step too."""
 
@@ -161,6 +210,7 @@ class SampleOptions(RunOptions):
         """
         super().__post_init__()
         parse_units(self.z)
+        parse_space_groups(self.space_group)
         if not 1 <= self.candidates <= MAX_CANDIDATES:
             raise RequestError(
                 f"{self.candidates} candidates per crystal were asked for: give 1 to "

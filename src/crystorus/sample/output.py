@@ -108,13 +108,21 @@ def run_settings(
     return json.loads(json.dumps(settings | {"options": given}))
 
 
+def _weight(request: Request) -> str:
+    """Return the fraction of the weights that speak for a crystal's prototype or skeleton."""
+    if request.start is not None:
+        return f"{request.start.prototype_fraction:.3f}"
+    return f"{request.skeletons[0].weight:.3f}" if request.skeletons else ""
+
+
 def _described(request: Request) -> tuple[object, ...]:
     """Return what decides a crystal's start, and what it is compared with; nothing for noise."""
     phases = request.known_phases
     compared = () if phases is None else ([name for name, _ in phases],)
     start = request.start
     if start is None:
-        return compared
+        inside = [list(one.skeleton) for one in request.skeletons]
+        return (*([inside] if inside else []), *compared)
     digest = hashlib.sha256()
     for part in (start.crystal.lattice, start.crystal.frac_coords, start.crystal.atomic_numbers):
         digest.update(np.round(part.double().numpy(), 3).tobytes())
@@ -364,7 +372,7 @@ def describe(
         "start": "noise" if start is None else start.name,
         "substitution": "" if start is None else start.substitution,
         "level": "" if start is None else f"{start.level:g}",
-        "prototype_fraction": "" if start is None else f"{start.prototype_fraction:.3f}",
+        "prototype_fraction": _weight(request),
         "origin": "",
         "known_as": "",
         "cif_file": "",

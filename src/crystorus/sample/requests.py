@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crystal_fidelity.structures import Crystal
     from crystorus.geometry.crystals import Crystals
     from crystorus.sample.start import StartingStructure
+    from crystorus.templates.skeletons import WeightedSkeleton
 
 MAX_CRYSTALS = 1_000_000  # of one run, whose requests are held in memory
 
@@ -38,6 +39,8 @@ class Request:
         seed: Of its own noise, 0 … 2⁶³ - 1.
         composition: How many atoms of each element the cell holds.
         start: What to start from; None is pure noise.
+        skeletons: Space groups and sites to keep, the likeliest first, one per candidate, each with
+            its weight; empty for no symmetry.
         known_phases: Name and crystal (a batch of one) of every phase of its reduced formula that
             the library holds; None if there is no library to compare with.
     """
@@ -47,6 +50,7 @@ class Request:
     seed: int
     composition: Composition
     start: "StartingStructure | None" = None
+    skeletons: "tuple[WeightedSkeleton, ...]" = ()
     known_phases: "tuple[tuple[str, Crystals], ...] | None" = None
 
     @property

@@ -23,7 +23,8 @@ from crystorus.networks.precision import has_fast_bf16
 from crystorus.sample.choosing import OnStep, check_choice, choose_crystals
 from crystorus.sample.options import Quality, RefineOptions, SampleOptions
 from crystorus.sample.requests import Request
-from crystorus.sample.start import Origin, give_templates, origin_of, start_of
+from crystorus.sample.start import Origin, give_skeletons, give_templates, origin_of, start_of
+from crystorus.templates.skeletons import table_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -243,6 +244,13 @@ def plan_sampling(
         if library is None:
             library = open_library(options.library) if options.library else aflow_prototypes()
         requests = give_templates(requests, library, model.statistics, options, on_done=on_template)
+    if model.skeletons:
+        requests = give_skeletons(requests, table_of(model.skeletons), options)
+    elif options.space_group not in ("known", "none"):
+        raise RequestError(
+            f"--space-group {options.space_group} needs a checkpoint with skeletons.safetensors: "
+            "leave it out, or train again"
+        )
     check_choice(options.candidates, requests)
     batch_atoms = options.batch_atoms or default_batch_atoms(
         options.candidates * from_noise.steps, options.device
@@ -431,12 +439,13 @@ def _make_batch(
     seeds = [request.seed for request in batch]
     from_noise = batch[0].start is None
     steps: list[Crystals] = []
-    if from_noise and plan.candidates > 1:
+    if from_noise and (plan.candidates > 1 or batch[0].skeletons):
         crystals, error, steps = choose_crystals(
             model,
             atomic_numbers,
             n_atoms,
             seeds=seeds,
+            skeletons=[request.skeletons for request in batch],
             sampler=plan.sampler,
             candidates=plan.candidates,
             keep_trajectory=plan.keep_trajectory,
@@ -480,9 +489,12 @@ def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple
         windows[-1].append(request)
         total += request.n_atoms
     for window in windows:
-        # A batch begins at noise or at structures, noised or not.
-        window.sort(key=lambda request: (request.start is not None, request.n_atoms))
-        for _, alike in groupby(window, key=lambda request: request.start is not None):
+        # A batch begins at noise or at structures, noised or not, inside space groups or not.
+        def kind(request: Request) -> tuple[bool, bool]:
+            return request.start is not None, bool(request.skeletons)
+
+        window.sort(key=lambda request: (*kind(request), request.n_atoms))
+        for _, alike in groupby(window, key=kind):
             current: list[Request] = []
             for request in alike:  # the largest comes last: all are padded to it
                 if current and (len(current) + 1) * request.n_atoms > batch_atoms:

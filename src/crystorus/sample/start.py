@@ -10,12 +10,14 @@ from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_structures
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.diffusion.sampling import Start
+from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
-from crystorus.sample.options import TEMPLATE_LEVEL, SampleOptions
+from crystorus.sample.options import TEMPLATE_LEVEL, SampleOptions, parse_space_groups
 from crystorus.sample.requests import Request
 
 if TYPE_CHECKING:
     from crystorus.templates.library import TemplateLibrary
+    from crystorus.templates.skeletons import SkeletonTable
 
 Origin = Literal["not compared", "known", "substituted", "changed", "not in library"]
 
@@ -111,6 +113,63 @@ def give_templates(
         start_here = found[composition][turn] if there else None
         result.append(replace(request, start=start_here, known_phases=phases[composition]))
         on_done(done)
+    return tuple(result)
+
+
+def give_skeletons(
+    requests: Sequence[Request], table: "SkeletonTable", options: SampleOptions
+) -> tuple[Request, ...]:
+    """Return the requests from noise with space groups and sites to keep.
+
+    The samples of a composition, and the candidates of a sample, take one skeleton each, the
+    likeliest first; where there are fewer, they begin again at the first. A space group that was
+    asked for and that no known crystal has is filled in all ways that its sites allow. With "known",
+    compositions that no known crystal resembles are sampled without symmetry.
+
+    Args:
+        requests: What is wanted.
+        table: Skeletons of known crystals.
+        options: `space_group` and `candidates`.
+
+    Raises:
+        RequestError: If no sites of the space groups asked for hold a composition.
+    """
+    from crystorus.templates.skeletons import WeightedSkeleton, enumerate_skeletons
+
+    groups = parse_space_groups(options.space_group)
+    if not groups:
+        return tuple(requests)
+    wanted: dict[Composition, int] = {}
+    for request in requests:
+        if request.start is None:
+            count = (request.sample + 1) * options.candidates
+            wanted[request.composition] = max(wanted.get(request.composition, 0), count)
+    found: dict[Composition, list[WeightedSkeleton]] = {}
+    for composition, count in wanted.items():
+        several = table.find(composition, limit=count, groups=groups)
+        if len(several) < count and options.space_group != "known":
+            known = {one.skeleton for one in several}
+            ways = [s for group in sorted(groups) for s in enumerate_skeletons(composition, group)]
+            ways.sort(key=lambda skeleton: len(skeleton.orbits))
+            several += [WeightedSkeleton(s, 0.0) for s in ways if s not in known][
+                : count - len(known)
+            ]
+            if not several:
+                raise RequestError(
+                    f"no sites of the space group {options.space_group} hold "
+                    f"{composition.formula} in a primitive cell: ask for other formula units (--z) "
+                    "or another --space-group"
+                )
+        found[composition] = several
+    result = []
+    for request in requests:
+        several = found.get(request.composition, [])
+        if request.start is None and several:
+            first = request.sample * options.candidates
+            places = range(first, first + options.candidates)
+            chosen = tuple(several[place % len(several)] for place in places)
+            request = replace(request, skeletons=chosen)
+        result.append(request)
     return tuple(result)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystorus.data.compositions import Composition
-from crystorus.templates.library import PatternGroup, TemplateLibrary
+from crystorus.templates.library import TemplateLibrary
 
 WORST_AGAIN = 0.6
 """Factor with which the costliest substitution of a template is counted again."""

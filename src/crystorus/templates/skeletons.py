@@ -11,22 +11,20 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import moyopy
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from crystal_fidelity.structures import Crystal
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry.space_groups import N_GROUPS, operations, sites
-from crystorus.templates.substitution import mp20_counts
 from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
+from crystorus.templates.substitution import mp20_counts
 
 SYMPREC = 0.05
 """Tolerance in Å within which the space groups of training crystals are found."""
@@ -56,39 +54,6 @@ class SkeletonTable:
 
     def __len__(self) -> int:
         return len(self.skeletons)
-
-    def arrays(self) -> dict[str, NDArray[np.uint8]]:
-        """Return the table as arrays of bytes, for a file."""
-        orbits = [pair for skeleton in self.skeletons for pair in skeleton.orbits]
-        return {
-            "group": np.array([s.group for s in self.skeletons], dtype=np.uint8),
-            "n_orbits": np.array([len(s.orbits) for s in self.skeletons], dtype=np.uint8),
-            "element": np.array([z for z, _ in orbits], dtype=np.uint8),
-            "site": np.array([site for _, site in orbits], dtype=np.uint8),
-        }
-
-    @staticmethod
-    def open(path: Path) -> "SkeletonTable":
-        """Read a table.
-
-        Args:
-            path: A file with what `arrays` gives.
-
-        Raises:
-            ValueError: If the file is no table of skeletons.
-        """
-        arrays = load_file(path)
-        ends = np.cumsum(arrays["n_orbits"], dtype=np.int64).tolist()
-        pairs = list(zip(arrays["element"].tolist(), arrays["site"].tolist(), strict=True))
-        if len(pairs) != (ends[-1] if ends else 0):
-            raise ValueError(f"{path} names {len(pairs)} orbits of {ends[-1]}: copy it again")
-        spans = itertools.pairwise([0, *ends])
-        return SkeletonTable(
-            [
-                Skeleton(group, tuple(pairs[start:end]))
-                for group, (start, end) in zip(arrays["group"].tolist(), spans, strict=True)
-            ]
-        )
 
     def find(
         self,
@@ -150,9 +115,15 @@ class SkeletonTable:
         return self._patterns.get(pattern, empty)
 
 
-def table_of(
+@lru_cache(maxsize=2)
+def table_of(skeletons: tuple[Skeleton, ...]) -> SkeletonTable:
+    """Return the table of skeletons, which is made once."""
+    return SkeletonTable(skeletons)
+
+
+def skeletons_of(
     crystals: Iterable[Crystal], *, progress: Callable[[int], None] | None = None
-) -> SkeletonTable:
+) -> tuple[Skeleton, ...]:
     """Find the skeletons of crystals; those without a space group are kept as P1.
 
     Args:
@@ -164,10 +135,12 @@ def table_of(
         try:
             found.append(skeleton_of(crystal))
         except ValueError:
-            found.append(Skeleton(1, tuple((z, 0) for z in sorted(crystal.atomic_numbers.tolist()))))
+            found.append(
+                Skeleton(1, tuple((z, 0) for z in sorted(crystal.atomic_numbers.tolist())))
+            )
         if progress is not None:
             progress(done)
-    return SkeletonTable(found)
+    return tuple(found)
 
 
 def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
