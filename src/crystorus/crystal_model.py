@@ -103,7 +103,7 @@ class CrystalModel:
 
         Returns:
             Crystals in reduced cells, since sampling ends in whatever basis it began with. Where
-            a cell is held, all stay in their bases.
+            a cell is held, all stay in their bases; inside space groups, in the standard ones.
 
         Raises:
             ValueError: If the sampler has more steps than the process has noise levels, or there
@@ -123,7 +123,8 @@ class CrystalModel:
             on_step=on_step,
         )
         held = start is not None and start.held_cells is not None
-        return crystals if held else in_reduced_cell(crystals)
+        # Vectors of symmetric cells are equally long: rounding would decide which come first.
+        return crystals if held or groups is not None else in_reduced_cell(crystals)
 
     @torch.no_grad()
     def scorer_error(

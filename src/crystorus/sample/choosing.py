@@ -112,7 +112,7 @@ def choose_crystals(
         The crystals on the CPU; the scorer error of each, infinite where no candidate is valid; and
         the steps of those that were kept.
     """
-    choose = candidates > 1
+    choose = candidates > 1 or not skeletons
     refinement = (sampler.final_refinement_steps or FINAL_REFINEMENT_STEPS) if choose else 0
     plain = replace(sampler, final_refinement_steps=0) if choose else sampler
     total = candidates * (plain.steps + plain.final_refinement_steps) + refinement

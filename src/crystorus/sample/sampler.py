@@ -445,7 +445,7 @@ def _make_batch(
             atomic_numbers,
             n_atoms,
             seeds=seeds,
-            skeletons=[request.skeletons for request in batch],
+            skeletons=[r.skeletons for r in batch] if batch[0].skeletons else (),
             sampler=plan.sampler,
             candidates=plan.candidates,
             keep_trajectory=plan.keep_trajectory,

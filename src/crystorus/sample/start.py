@@ -122,9 +122,9 @@ def give_skeletons(
     """Return the requests from noise with space groups and sites to keep.
 
     The samples of a composition, and the candidates of a sample, take one skeleton each, the
-    likeliest first; where there are fewer, they begin again at the first. A space group that was
-    asked for and that no known crystal has is filled in all ways that its sites allow. With "known",
-    compositions that no known crystal resembles are sampled without symmetry.
+    likeliest first; where there are fewer, they begin again at the first. Space groups that were
+    asked for are filled in all ways that their sites allow where known crystals do not suffice;
+    with "known", compositions that no known crystal resembles are sampled without symmetry.
 
     Args:
         requests: What is wanted.
@@ -151,9 +151,8 @@ def give_skeletons(
             known = {one.skeleton for one in several}
             ways = [s for group in sorted(groups) for s in enumerate_skeletons(composition, group)]
             ways.sort(key=lambda skeleton: len(skeleton.orbits))
-            several += [WeightedSkeleton(s, 0.0) for s in ways if s not in known][
-                : count - len(known)
-            ]
+            others = [WeightedSkeleton(s, 0.0) for s in ways if s not in known]
+            several += others[: count - len(known)]
             if not several:
                 raise RequestError(
                     f"no sites of the space group {options.space_group} hold "
@@ -161,16 +160,16 @@ def give_skeletons(
                     "or another --space-group"
                 )
         found[composition] = several
-    result = []
-    for request in requests:
+
+    def chosen(request: Request) -> tuple[WeightedSkeleton, ...]:
         several = found.get(request.composition, [])
-        if request.start is None and several:
-            first = request.sample * options.candidates
-            places = range(first, first + options.candidates)
-            chosen = tuple(several[place % len(several)] for place in places)
-            request = replace(request, skeletons=chosen)
-        result.append(request)
-    return tuple(result)
+        if request.start is not None or not several:
+            return ()
+        first = request.sample * options.candidates
+        places = range(first, first + options.candidates)
+        return tuple(several[place % len(several)] for place in places)
+
+    return tuple(replace(request, skeletons=chosen(request)) for request in requests)
 
 
 def start_of(batch: Sequence[Request], levels: int) -> Start | None:
