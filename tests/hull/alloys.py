@@ -145,7 +145,9 @@ def guided_fake(step_s: float = 0.0):
                 trained_elements=frozenset({3, 8, 26}), max_atoms=20, digest="0" * 64,
             )  # fmt: skip
 
-        def sample(self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, on_step=None):
+        def sample(
+            self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, groups=None, on_step=None
+        ):
             parts = zip(atomic_numbers.split(n_atoms.tolist()), seeds, strict=True)
             crystals = Crystals.concat([random_crystal(numbers, seed) for numbers, seed in parts])
             if start is not None:

@@ -39,7 +39,9 @@ class FakeModel(CrystalModel):
         self.failure, self.failing_batch = failure, failing_batch
         self.batches = []
 
-    def sample(self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, groups=None, on_step=None):
+    def sample(
+        self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, groups=None, on_step=None
+    ):
         self._maybe_fail(n_atoms)
         crystals = Crystals.concat(
             [

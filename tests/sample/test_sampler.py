@@ -322,7 +322,9 @@ def test_trajectories_are_those_of_the_crystals_that_were_kept():
     class Numbered(FakeModel):
         """Lattices that say which candidate and which step they are of."""
 
-        def sample(self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, groups=None, on_step=None):
+        def sample(
+            self, atomic_numbers, n_atoms, *, seeds, sampler, start=None, groups=None, on_step=None
+        ):
             for step in range(1, sampler.steps + 1):
                 marks = [50.0 if start is not None else self.number(seed) for seed in seeds]
                 scale = torch.tensor(marks)[:, None, None] + step
