@@ -156,7 +156,7 @@ class RelaxSettings:
     """ASE's optimiser."""
     relax_cell: Annotated[bool, Parameter(negative="--fixed-cell")] = True
     """Move the cell too; --fixed-cell moves atoms only."""
-    keep_symmetry: Annotated[bool, Parameter(negative=())] = False
+    keep_symmetry: bool = False
     """Impose the initial space group on every step."""
     symprec: Annotated[float, _FIXED] = 0.1
     """Å; tolerance within which that space group is found."""
@@ -221,7 +221,7 @@ class RankOptions:
     MP-20's training crystals in data/mp-20 by default."""
     held_out: tuple[str, ...] = ()
     """Known phases to look for that take no part in the hull; can be repeated."""
-    mix_energy_levels: Annotated[bool, Parameter(negative=())] = False
+    mix_energy_levels: bool = False
     """Let energies of different calculators or functionals meet on one hull."""
     symprec: float = 0.1
     """Tolerance of the space groups in Å."""
@@ -291,7 +291,7 @@ class HullOptions:
 
     out: Path = Path("out")
     """Folder of the campaign; an interrupted one goes on there."""
-    overwrite: Annotated[bool, Parameter(negative=())] = False
+    overwrite: bool = False
     """Replace another campaign in the folder."""
     compositions: Annotated[CompositionOptions, Parameter(name="*", group="Compositions")] = field(
         default_factory=CompositionOptions
@@ -321,9 +321,9 @@ class RelaxOptions:
 
     out: Path | None = None
     """Folder of a new campaign; an interrupted one goes on there."""
-    keep_duplicates: Annotated[bool, Parameter(negative=())] = False
+    keep_duplicates: bool = False
     """Relax near-duplicates too."""
-    overwrite: Annotated[bool, Parameter(negative=())] = False
+    overwrite: bool = False
     """Replace another campaign in the folder."""
     relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = field(
         default_factory=RelaxSettings

@@ -207,7 +207,7 @@ def read_entries(path: Path) -> tuple[list[Known], list[str]]:
     if not isinstance(listed, list) or not listed:
         raise ReferencesError(f"{path} holds no list of pymatgen entries: give a JSON list of them")
     label, found, run_types = label_of(path), [], []
-    corrected = False
+    uncorrected = 0
     taken: Counter[str] = Counter()
     for number, one in enumerate(listed, start=1):
         kind = one.get("@class") if isinstance(one, dict) else None
@@ -232,29 +232,31 @@ def read_entries(path: Path) -> tuple[list[Known], list[str]]:
         name += f"-again{taken[name] - 1}" if taken[name] > 1 else ""
         parameters = one.get("parameters")
         run_types.append(parameters.get("run_type") if isinstance(parameters, dict) else None)
-        corrected = corrected or correction != 0
+        uncorrected += correction == 0 and str(run_types[-1]).endswith("U")
         found.append(Known(name, label, composition, energy / composition.num_atoms, "", atoms))
-    levels, warnings = _levels(path, run_types, corrected=corrected)
+    levels, warnings = _levels(path, run_types, uncorrected)
     return [replace(one, level=level) for one, level in zip(found, levels, strict=True)], warnings
 
 
-def _levels(
-    path: Path, run_types: Sequence[Any], *, corrected: bool
-) -> tuple[list[str], list[str]]:
+def _levels(path: Path, run_types: Sequence[Any], uncorrected: int) -> tuple[list[str], list[str]]:
     """Return the level of each entry: the file, and the functional where the file has several.
 
     GGA and GGA+U are one level, which the corrections of the Materials Project join.
+
+    Args:
+        path: The file.
+        run_types: Of its entries, as in their parameters.
+        uncorrected: How many GGA+U entries have no correction.
     """
     named = {str(run_type) for run_type in run_types if run_type}
     families = {"GGA and GGA+U" if name in _GGA else name for name in named}
     base, warnings = f"entries of {path.name}", []
-    plain = {name for name in named if name in _GGA}
-    if not corrected and len({name[-1] == "U" for name in plain}) == 2:
+    if uncorrected and named & {"GGA", "PBE"}:
         counts = Counter(str(run_type) for run_type in run_types)
-        listed = ", ".join(f"{counts[name]} {name}" for name in sorted(plain))
+        listed = ", ".join(f"{counts[name]} {name}" for name in sorted(named & set(_GGA)))
         warnings.append(
-            f"{path.name} mixes energies without corrections ({listed}), which are not of one "
-            "scale: apply MaterialsProject2020Compatibility to the entries"
+            f"{path.name} mixes {listed}, and {uncorrected} GGA+U energies have no correction: "
+            "they are not of one scale; apply MaterialsProject2020Compatibility to the entries"
         )
     if len(families) < 2:
         return [base] * len(run_types), warnings
