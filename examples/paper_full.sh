@@ -1,6 +1,6 @@
 #!/bin/sh
 # The paper's tables and figures at its own settings. Kill it at any time and start it again: it goes on.
-#   DEVICE=cuda sh examples/paper_full.sh
+#   DEVICE=cuda sh examples/paper_full.sh    # from the root of a clone
 # With several machines on one file system, give each its own seeds, SEEDS=0, SEEDS=1, …; a last run
 # without SEEDS collects the tables.
 set -eu
@@ -11,7 +11,7 @@ DEVICE=${DEVICE:-cpu}
 crystorus data get mp-20 --folder "$MP20" --split train --split val --split test
 
 run() {
-    crystorus paper "$@" --budget full --out "$OUT" --device "$DEVICE" \
+    python -m reproduction "$@" --budget full --out "$OUT" --device "$DEVICE" \
         --data "$MP20/train.csv" --validation "$MP20/val.csv" --held-out "$MP20/test.csv" \
         ${ALIGNN:+--alignn-weights "$ALIGNN"} ${SEEDS:+--seeds "$SEEDS"}
 }

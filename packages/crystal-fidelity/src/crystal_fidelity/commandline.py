@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-_PACKAGES = ("crystorus.", "crystal_fidelity.")
+_PACKAGES = ("crystorus.", "crystal_fidelity.", "reproduction")
 _STYLES = {"error": "bold red", "warning": "bold yellow", "stopped": "bold yellow"}
 
 
