@@ -20,7 +20,7 @@ from reproduction.symmetry import LATTICE_SYSTEMS, shares
 
 Tree = dict[str, Any]
 COLOURS = {"paper": "#2d6a8f", "default": "#c8553d", "checkpoint": "#5b8e4a", "real": "#333333"}
-MORE = ("#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab", "#444444", "#d98fb0")
+MORE = ("#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab", "#d98fb0", "#7a4a2b")
 GROUP_COLOURS = {
     "oxide": "#d1495b", "halide": "#3a9d5d", "chalcogenide": "#e0a526", "pnictide": "#3b6fb6",
     "boride to germanide": "#8a5a9e", "hydride": "#3fb8c4", INTERMETALLIC: "#9aa3ab",
