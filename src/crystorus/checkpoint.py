@@ -26,6 +26,7 @@ from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.diffusion.space_groups import Skeleton
 from crystorus.errors import CheckpointError
+from crystorus.geometry.space_groups import N_GROUPS, sites
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.scorer import Scorer
 
@@ -83,7 +84,8 @@ def save_skeletons(skeletons: Sequence[Skeleton], folder: Path) -> None:
     }
     tensors = {name: torch.tensor(row, dtype=torch.uint8) for name, row in columns.items()}
     with atomic_path(folder / SKELETONS) as aside:
-        _save_tensors(tensors, str(aside))
+        _save_tensors(tensors, aside, folder / SKELETONS)
+        aside.chmod(0o644)
 
 
 def read_skeletons(folder: Path) -> tuple[Skeleton, ...]:
@@ -105,7 +107,11 @@ def read_skeletons(folder: Path) -> tuple[Skeleton, ...]:
         if len(orbits) != ends[-1] or len(groups) != len(sizes):
             raise ValueError(f"{len(orbits)} orbits of {ends[-1]}")
         spans = zip(groups, itertools.pairwise(ends), strict=True)
-        return tuple(Skeleton(group, tuple(orbits[a:b])) for group, (a, b) in spans)
+        skeletons = tuple(Skeleton(group, tuple(orbits[a:b])) for group, (a, b) in spans)
+        for group, several in skeletons:
+            if not 1 <= group <= N_GROUPS or any(s >= len(sites(group)) for _, s in several):
+                raise ValueError(f"space group {group} has no such sites")
+        return skeletons
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
 
@@ -134,16 +140,21 @@ def _write_pair(
     """Write weights and the card that names their digest; returns it."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(folder / weights) as aside:
-        try:
-            save_file(plain, aside, metadata={"format": str(FORMAT)})
-        except SafetensorError as error:  # hides the error of the system in its text
-            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-            raise OSError(number, os.strerror(number), str(folder / weights)) from error
+        _save_tensors(plain, aside, folder / weights)
         aside.chmod(0o644)
         digest = file_digest(aside)
         text = json.dumps({"format": FORMAT, "sha256": digest, **about}, indent=2)
         write_atomic(folder / card, text + "\n")
     return digest
+
+
+def _save_tensors(tensors: dict[str, Tensor], aside: Path, path: Path) -> None:
+    """Write tensors aside; an error names the file that they are for."""
+    try:
+        save_file(tensors, aside, metadata={"format": str(FORMAT)})
+    except SafetensorError as error:  # hides the error of the system in its text
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -158,6 +158,8 @@ def options_of(kind: type[Options], settings: dict[str, Any]) -> Options:
     }
     if "z" in values:
         values["z"] = parse_units(values["z"])
+    if "space_group" in values:
+        values["space_group"] = str(values["space_group"])
     return kind(**values)
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import moyopy
@@ -52,6 +52,10 @@ class SkeletonTable:
         default_factory=dict, repr=False
     )
 
+    @cached_property
+    def _groups(self) -> NDArray[np.int64]:
+        return np.array([skeleton.group for skeleton in self.skeletons])
+
     def __len__(self) -> int:
         return len(self.skeletons)
 
@@ -76,14 +80,13 @@ class SkeletonTable:
         if not len(indices):
             return []
         cost, slot = assign(elements, mp20_counts().cost[wanted], counts)
-        cost = np.where(indices == exclude, np.inf, cost)
+        allowed = np.isin(self._groups[indices], list(groups)) & (indices != exclude)
+        cost = np.where(allowed, cost, np.inf)
         near = np.argsort(cost, kind="stable")[:NEAREST]
         near = near[np.isfinite(cost[near])]
         weights: dict[Skeleton, float] = defaultdict(float)
         for place in near.tolist():
             known = self.skeletons[int(indices[place])]
-            if known.group not in groups:
-                continue
             old = elements[place][slot[place]]
             beyond = cost[place] - cost[near[0]]
             weight = sum(w * np.exp(-beyond / t) for w, t in DECAYS)
@@ -144,9 +147,25 @@ def skeletons_of(
 
 
 def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
-    """Return a skeleton whose atoms are in the order of the composition's."""
+    """Return a skeleton in its usual form, the atoms in the order of the composition's."""
     place = {z: place for place, (z, _) in enumerate(composition.counts)}
-    return Skeleton(group, tuple(sorted(orbits, key=lambda pair: (place[pair[0]], pair[1]))))
+    elements = [z for z, _ in composition.counts]
+    usual = usual_form(group, ((place[z], site) for z, site in orbits))
+    return Skeleton(group, tuple((elements[n], site) for n, site in usual))
+
+
+def usual_form(group: int, orbits: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the one of several names of a skeleton that is used: the least.
+
+    Another origin or orientation gives the sites of a crystal other numbers: rocksalt has Na on 4a
+    and Cl on 4b, or the other way round.
+
+    Args:
+        group: International number.
+        orbits: Element, or any number that stands for it, and site of every orbit.
+    """
+    several = tuple(orbits)
+    return min(tuple(sorted((z, to[s]) for z, s in several)) for to in site_permutations(group))
 
 
 def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
@@ -182,12 +201,20 @@ def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
         stays = target[first] == first
         shift = translations[stays] - np.rint(images[first][stays] - frac[first])
         projector, centre = rotations[stays].mean(0), shift.mean(0)
-        key = (*np.rint(projector * 24).astype(int).ravel(), *np.rint(centre * 48).astype(int))
-        orbits.append((int(numbers[first]), _site_of(number, tuple(int(k) for k in key))))
-    return Skeleton(number, tuple(sorted(orbits)))
+        orbits.append((int(numbers[first]), _site_of(number, _key(projector, centre))))
+    return Skeleton(number, usual_form(number, orbits))
 
 
 _SHIFTS = np.array(list(itertools.product(range(-2, 3), repeat=3)), dtype=float)
+_ALL_SMALL = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=9))).reshape(-1, 3, 3)
+_UNIMODULAR = _ALL_SMALL[np.abs(np.abs(np.linalg.det(_ALL_SMALL)) - 1) < 0.5]
+_PARTS = sorted({k / 8 for k in range(8)} | {k / 6 for k in range(6)})
+_ORIGINS = np.array(list(itertools.product(_PARTS, repeat=3)))
+
+
+def _key(projector: NDArray[np.float64], centre: NDArray[np.float64]) -> tuple[int, ...]:
+    parts = (*np.rint(projector * 24).ravel(), *np.rint(centre * 48))
+    return tuple(int(part) for part in parts)
 
 
 @cache
@@ -204,14 +231,60 @@ def _site_of(number: int, key: tuple[int, ...]) -> int:
     for index, site in enumerate(sites(number)):
         if site.freedom != round(float(np.trace(projector))):
             continue
-        for rotation, translation in zip(rotations, translations, strict=True):
-            turned = rotation @ site.projector @ np.linalg.inv(rotation)
-            if np.abs(turned - projector).max() > 1e-6:
-                continue
-            apart = centre - across @ (rotation @ site.centre + translation)
-            if np.abs(apart - moves).max(1).min() < 1e-2:
-                return index
+        turned = rotations @ site.projector @ np.linalg.inv(rotations)
+        alike = np.abs(turned - projector).max((1, 2)) < 1e-6
+        centres = rotations[alike] @ site.centre + translations[alike]
+        apart = (centre - centres @ across.T)[:, None] - moves
+        if (np.abs(apart).max(2) < 1e-2).any():
+            return index
     raise LookupError(f"no site of space group {number} is {key}")
+
+
+@cache
+def site_permutations(number: int) -> tuple[tuple[int, ...], ...]:
+    """Return how other origins and orientations renumber the Wyckoff positions of a space group.
+
+    A map x → W x + w that carries the group into itself and keeps every cell of that symmetry, that
+    is Wᵀ G W = G for a general metric G of it, is an isometry of the crystal: what it makes of a
+    skeleton is the same skeleton, and is sampled with the same probabilities. These maps are the
+    Euclidean normaliser of a general metric (International Tables A, 2016, chapter 3.5). Axes are
+    not exchanged unless the cell allows it: a cell is no part of a skeleton, but the lengths of
+    standard cells are ordered, and so is the prior.
+
+    Args:
+        number: International number.
+
+    Returns:
+        The new number of every position, once for each distinct renumbering.
+    """
+    rotations, translations = operations(number)
+    random = np.random.default_rng(0).normal(size=(3, 3))
+    metric = (rotations.transpose(0, 2, 1) @ (np.eye(3) + random @ random.T) @ rotations).mean(0)
+    kept = _UNIMODULAR.transpose(0, 2, 1) @ metric @ _UNIMODULAR
+    found, covered = set(), set()
+    for turn in _UNIMODULAR[np.abs(kept - metric).max((1, 2)) < 1e-8]:
+        if turn.tobytes() in covered:
+            continue
+        covered |= {np.rint(turn @ rotation).tobytes() for rotation in rotations}
+        back = np.linalg.inv(turn)
+        turned = np.rint(turn @ rotations @ back)
+        same = (np.abs(turned[:, None] - rotations) < 0.5).all((2, 3))
+        if not same.any(1).all():
+            continue
+        # {W|w}{R|t}{W|w}⁻¹ = {R'|W t + w - R' w} has to be an operation, up to a lattice vector.
+        beyond = translations @ turn.T - translations[same.argmax(1)]
+        origins = _ORIGINS
+        for rotation, shift in zip(turned, beyond, strict=True):
+            apart = shift + origins - origins @ rotation.T
+            origins = origins[(np.abs(apart - np.rint(apart)) < 1e-6).all(1)]
+        for origin in origins:
+            renumbered = []
+            for site in sites(number):
+                projector = turn @ site.projector @ back
+                centre = (np.eye(3) - projector) @ (turn @ site.centre + origin)
+                renumbered.append(_site_of(number, _key(projector, centre)))
+            found.add(tuple(renumbered))
+    return tuple(sorted(found))
 
 
 def enumerate_skeletons(
@@ -219,7 +292,8 @@ def enumerate_skeletons(
 ) -> list[Skeleton]:
     """Return the ways to fill the sites of a space group, those with fewest orbits first.
 
-    A site without freedom holds one atom of one element; others take any number of orbits.
+    A site without freedom holds one atom of one element; others take any number of orbits. Ways
+    that differ by the choice of the origin or orientation are one (`site_permutations`).
 
     Args:
         composition: What one primitive cell is to hold.
@@ -253,5 +327,5 @@ def enumerate_skeletons(
                 yield (*((z, site) for site in filling), *rest)
 
     found = itertools.islice(all_elements(composition.counts, frozenset()), limit)
-    skeletons = [_ordered(group, orbits, composition) for orbits in found]
+    skeletons = dict.fromkeys(_ordered(group, orbits, composition) for orbits in found)
     return sorted(skeletons, key=lambda skeleton: len(skeleton.orbits))
