@@ -82,7 +82,8 @@ def parse_space_groups(text: str) -> frozenset[int]:
         else:
             import gemmi
 
-            group = gemmi.find_spacegroup_by_name(word) if word else None
+            symbol = "" if word.isdecimal() else word.replace("_", "")  # gemmi takes 0 for P1
+            group = gemmi.find_spacegroup_by_name(symbol) if symbol else None
             if group is None:
                 raise RequestError(
                     f"--space-group has {word!r}: give a number from 1 to 230, a symbol such as "

@@ -1,0 +1,138 @@
+"""`--space-group`: what it reads, what crystals from noise keep, and none of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import spglib
+import torch
+
+import crystorus
+from crystorus.data.convert import split
+from crystorus.errors import RequestError
+from crystorus.sample.api import options_of
+from crystorus.sample.options import SampleOptions, parse_space_groups
+from crystorus.sample.requests import choose_compositions, make_requests
+from crystorus.sample.start import give_skeletons
+from crystorus.templates.skeletons import SkeletonTable, skeleton_of, table_of
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return crystorus.load()
+
+
+def asked(formula: str, table: SkeletonTable, **settings):
+    options = options_of(SampleOptions, settings)
+    requests = make_requests(choose_compositions([formula], options), n=options.n)
+    return give_skeletons(requests, table, options)
+
+
+def groups_found(crystals) -> list[int]:
+    """Space groups by spglib, within 0.001 Å."""
+    return [
+        spglib.get_symmetry_dataset((c.lattice, c.frac_coords, c.atomic_numbers), 1e-3).number
+        for c in split(crystals)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("225", {225}),
+        ("Fm-3m", {225}),
+        ("cubic", set(range(195, 231))),
+        ("Cubic", set(range(195, 231))),
+        ("225, Fm-3m", {225}),
+        ("1,Pnma,R-3m", {1, 62, 166}),
+        ("triclinic,P6_3/mmc", {1, 2, 194}),
+        ("P21/c", {14}),
+        ("P2_1/c", {14}),
+        ("known", set(range(1, 231))),
+        ("none", set()),
+    ],
+)
+def test_space_groups_are_read_by_number_symbol_and_system(text, groups):
+    assert parse_space_groups(text) == groups
+    assert SampleOptions(space_group=text).space_group == text
+
+
+def test_the_systems_share_the_groups_out():
+    systems = ["triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal"]
+    several = [parse_space_groups(system) for system in [*systems, "cubic"]]
+    assert sorted(group for groups in several for group in groups) == list(range(1, 231))
+
+
+@pytest.mark.parametrize(
+    "text", ["231", "0", "-1", "", "225,", "2.5", "nonsense", "Fm-4m", "known,225", "225,none"]
+)
+def test_what_is_no_space_group_is_refused_in_one_sentence(text):
+    with pytest.raises(RequestError) as error:
+        SampleOptions(space_group=text)
+    assert "--space-group" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_samples_and_candidates_take_the_likeliest_skeletons_in_turn(shipped):
+    table = table_of(shipped.skeletons)
+    requests = asked("SrTiO3", table, n=3, candidates=2)
+    taken = [one for request in requests for one in request.skeletons]
+    assert [len(request.skeletons) for request in requests] == [2, 2, 2]
+    assert len({one.skeleton for one in taken}) == 6
+    weights = [one.weight for one in taken]
+    assert weights == sorted(weights, reverse=True)
+    assert taken[0].skeleton.group == 221
+    for request in requests:
+        for one in request.skeletons:
+            assert tuple(one.skeleton.atomic_numbers) == request.composition.atomic_numbers
+
+
+def test_a_group_that_no_known_crystal_has_is_enumerated_and_begins_again():
+    nothing_known = SkeletonTable(())
+    (first, second, third) = asked("NaCl", nothing_known, space_group="Fm-3m", n=3)
+    assert first.skeletons == second.skeletons == third.skeletons
+    assert first.skeletons[0].skeleton.group == 225
+    assert first.skeletons[0].weight == 0
+    cubic = asked("NaCl", nothing_known, space_group="cubic", n=4)
+    assert len({request.skeletons[0].skeleton.group for request in cubic}) > 1
+    assert all(request.skeletons == () for request in asked("NaCl", nothing_known, n=2))
+    assert all(
+        request.skeletons == () for request in asked("NaCl", nothing_known, space_group="none")
+    )
+
+
+def test_a_group_whose_sites_hold_no_such_cell_is_refused(shipped):
+    with pytest.raises(RequestError, match="no sites of the space group 227 hold NaCl"):
+        asked("NaCl", table_of(shipped.skeletons), space_group="227")
+
+
+@pytest.mark.parametrize("group", [225, "Fm-3m", "225,Fm-3m"])
+def test_crystals_have_the_group_that_was_asked_for(shipped, group):
+    made = crystorus.generate("NaCl", model=shipped, space_group=group, quality="fast", n=2)
+    assert groups_found(made.crystals) == [225, 225]
+
+
+def test_known_crystals_lend_their_groups_and_several_may_be_named(shipped):
+    words = dict(model=shipped, quality="fast")
+    assert groups_found(crystorus.generate("SrTiO3", **words).crystals) == [221]
+    made = crystorus.generate("LiFeO2", **words, space_group="cubic,R-3m", n=2)
+    groups = groups_found(made.crystals)
+    assert groups[0] == 166
+    assert all(group == 166 or group >= 195 for group in groups)
+    assert skeleton_of(split(made.crystals)[0], symprec=1e-3) is not None
+
+
+def test_without_space_groups_crystals_are_the_models_own(shipped):
+    made = crystorus.generate("SrTiO3", model=shipped, space_group="none", n=2, steps=6)
+    numbers = torch.cat([torch.tensor(r.composition.atomic_numbers) for r in made.requests])
+    plain = shipped.sample(
+        numbers,
+        torch.tensor([5, 5]),
+        seeds=[request.seed for request in made.requests],
+        sampler=replace(shipped.config.sampling, steps=6),
+    )
+    assert torch.equal(made.crystals.lattice, plain.lattice)
+    assert torch.equal(made.crystals.frac_coords, plain.frac_coords)
+    assert groups_found(made.crystals) == [1, 1]
+    kept = crystorus.generate("SrTiO3", model=shipped, n=2, steps=6)
+    assert not np.allclose(kept.crystals.lattice.numpy(), plain.lattice.numpy())
