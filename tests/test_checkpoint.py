@@ -141,7 +141,10 @@ def test_weights_that_are_not_finite_are_refused(saved):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"format": "x"}', '{"format": 1}', '{"format": 1e400}', "[" * 100_000],
+)
 def test_damaged_cards_are_refused(saved, text):
     (saved / CARD).write_text(text)
     with pytest.raises(CheckpointError, match=CARD):
@@ -153,6 +156,7 @@ def test_damaged_cards_are_refused(saved, text):
     [
         ({"trained_elements": ["x"]}, "damaged.*'x'"),
         ({"max_atoms": "many"}, "damaged.*'many'"),
+        ({"max_atoms": float("inf")}, "damaged.*infinity"),
         ({"config": [1]}, "does not know"),
         ({"config": {"network": {"channels": 10**12}}}, "cannot be built"),
     ],

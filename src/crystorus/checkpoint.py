@@ -182,8 +182,10 @@ def _read_card(folder: Path, name: str, needed: set[str]) -> dict[str, Any]:
         card = json.loads(path.read_text())
         version = int(card["format"])
         missing = needed - set(card)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({_first(error)}): copy the checkpoint again"
+        ) from error
     if version > FORMAT:
         raise CheckpointError(
             f"{folder} is of checkpoint format {version}, this crystorus reads up to {FORMAT}: "
@@ -245,7 +247,7 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
     try:
         elements = frozenset(int(z) for z in card["trained_elements"])
         max_atoms = int(card["max_atoms"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{path / CARD} is damaged ({_first(error)}): copy the checkpoint again"
         ) from error

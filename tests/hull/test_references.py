@@ -16,6 +16,7 @@ from pymatgen.entries.computed_entries import (
     ConstantEnergyAdjustment,
 )
 
+from crystal_fidelity import reading
 from crystal_fidelity.structures import from_atoms, to_pymatgen
 from crystorus.errors import ReferencesError
 from crystorus.hull.matching import Comparable, KnownPhases
@@ -55,6 +56,33 @@ def test_entries_have_the_energies_that_pymatgen_gives_them(tmp_path, name):
         assert one.energy_per_atom == pytest.approx(entry.energy_per_atom, abs=1e-12)
     assert [f.atoms is not None for f in found] == [False, False, False, True]
     assert found[3].atoms.get_volume() == pytest.approx(4.2**3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"energy": 10**400},
+        {"correction": 10**400},
+        {"composition": {"Fe": 10**400}},
+        {"composition": {"Fe": 1e308, "O": 1e308}},
+        {"energy_adjustments": [{"value": 10**400}]},
+        {"structure": {"sites": [{"species": [{"element": "Fe"}], "abc": [0, 0, 0]}],
+                       "lattice": {"matrix": [[0, 0, 0]] * 3}}},
+    ],
+)  # fmt: skip
+def test_entries_with_absurd_values_are_named_in_one_line(tmp_path, changes):
+    entry = {"@class": "ComputedEntry", "composition": {"Fe": 1}, "energy": -1.0}
+    with pytest.raises(ReferencesError, match="entry 1 ") as said:
+        read_entries(save(tmp_path / "entries.json", [entry | changes]))
+    assert len(str(said.value)) < 400
+
+
+def test_gzipped_entries_that_expand_a_thousandfold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "FREE_SIZE", 1 << 20)
+    path = tmp_path / "entries.json.gz"
+    path.write_bytes(gzip.compress(b'["' + b"a" * (1 << 24) + b'"]'))
+    with pytest.raises(ReferencesError, match="more than 100 times its size"):
+        read_entries(path)
 
 
 def test_a_file_of_entries_cannot_name_a_module_to_import(tmp_path):

@@ -264,16 +264,37 @@ def test_a_torchscript_program_is_refused_before_torch_sees_it(tmp_path, monkeyp
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_tensors_beyond_their_numbers_are_refused(tmp_path):
+@pytest.mark.parametrize(("shape", "strides"), [((9,), (1,)), ((10**6, 3000), (0, 0))])
+def test_tensors_beyond_their_numbers_are_refused(tmp_path, shape, strides):
     class Reach:
         def __reduce__(self):
             storage = torch.zeros(4).untyped_storage()
             typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32)
-            return torch._utils._rebuild_tensor_v2, (typed, 0, (9,), (1,), False, {})
+            return torch._utils._rebuild_tensor_v2, (typed, 0, shape, strides, False, {})
 
     torch.save({"model": {"x": Reach()}}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="beyond its numbers"):
         load_weights(tmp_path / "a.pt")
+
+
+def test_a_pickle_that_takes_gigabytes_for_its_places_is_refused(tmp_path):
+    place = pickle.LONG_BINPUT + (10**8).to_bytes(4, "little")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", pickle.PROTO + b"\x02" + pickle.NONE + place + pickle.STOP)
+    with pytest.raises(ValueError, match="a place beyond its size"):
+        load_weights(tmp_path / "a.pt")
+
+
+def test_an_archive_that_holds_itself_for_ever_is_refused(tmp_path):
+    content = b"x"
+    for _ in range(2000):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("checkpoint_1.pt", content)
+        content = buffer.getvalue()
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="not a whole"):
+        load_weights(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, 100_000, -100])

@@ -375,6 +375,7 @@ def test_extxyz_keys_columns_and_the_total_energy(tmp_path):
     ("text", "words"),
     [(frame().replace("pos:R:3", "pos:R:999999999"), "more than 1000 columns"),
      (frame(comment="deep='_JSON " + "[" * 100000 + "'"), "not a frame"),
+     (frame(comment="a=b " * 150_000), "> 524288 characters"),
      (frame().replace("species:S:1:", ""), "name no species")],
 )  # fmt: skip
 def test_frames_made_to_exhaust_memory_are_failures(tmp_path, text, words):
@@ -456,6 +457,51 @@ def test_a_damaged_row_does_not_end_a_database_and_pairs_come_with_it(tmp_path):
     assert found[1].info["label"] == "l1"
     assert "damaged" in found[0].reason
     assert "periodic along 2" in found[3].reason
+
+
+@pytest.mark.parametrize("pairs", ["5", "[1]", '"text"', "[" * 100_000])
+def test_pairs_of_a_row_that_are_no_object_damage_that_row_only(tmp_path, pairs):
+    path = tmp_path / "set.db"
+    with connect(path) as database:
+        for one in everything()[:2]:
+            database.write(to_atoms(one))
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE systems SET key_value_pairs = ? WHERE id = 1", (pairs,))
+    first, second = read_structures(path)
+    assert "damaged" in first.reason
+    assert isinstance(second, Crystal)
+
+
+def test_a_database_with_broken_utf_8_in_its_schema_is_refused(tmp_path):
+    path = tmp_path / "set.db"
+    with connect(path) as database:
+        database.write(to_atoms(everything()[0]))
+    path.write_bytes(path.read_bytes().replace(b"key_value_pairs", b"key_\xc5alue_pairs"))
+    with pytest.raises(ReadingError, match="not an ASE database"):
+        read_structures(path)
+
+
+def test_a_view_that_computes_without_end_is_refused(tmp_path):
+    path = tmp_path / "endless.db"
+    columns = ", ".join(f"1 AS {name}" for name in COLUMNS_OF_SYSTEMS)
+    with sqlite3.connect(path) as raw:
+        raw.execute(
+            "CREATE VIEW systems AS WITH RECURSIVE t(id) AS (SELECT 1 UNION ALL SELECT id + 1 "
+            f"FROM t) SELECT id, {columns} FROM t"
+        )
+    with pytest.raises(ReadingError, match="no table of systems"):
+        read_structures(path)
+
+
+def test_reasons_are_one_line_of_bounded_length_that_ends_in_the_remedy():
+    digits = "9" * 5000
+    entry = parse_cif(CIF.replace("_cell_length_a", f"_cell_length_a {digits} #"), "a")
+    assert len(entry.reason) < 500
+    assert entry.reason.startswith("_cell_length_a is '999")
+    assert entry.reason.endswith("not a number")
+
+
+COLUMNS_OF_SYSTEMS = ("numbers", "positions", "cell", "pbc", "key_value_pairs", "energy")
 
 
 def test_a_foreign_database_is_refused_and_not_written_into(tmp_path):

@@ -12,7 +12,7 @@ from ase import Atoms
 from crystal_fidelity.cells import niggli_reduce
 from crystal_fidelity.files import file_digest
 from crystal_fidelity.reading import iter_structures
-from crystal_fidelity.structures import ReadFailure, from_atoms, to_atoms
+from crystal_fidelity.structures import Entry, ReadFailure, to_atoms
 from crystorus.data.compositions import Composition, FormulaError, parse_formula
 from crystorus.errors import ReadingError
 from crystorus.hull.options import SamplingOptions
@@ -72,16 +72,15 @@ def safe_name(text: str) -> str:
     return f"id-{name}"
 
 
-def niggli_atoms(atoms: Atoms) -> Atoms:
-    """Return the same crystal in its Niggli cell: graphs of skewed cells need many images.
+def niggli_atoms(entry: Entry) -> Atoms:
+    """Return a crystal in its Niggli cell: graphs of skewed cells need many images.
 
     Raises:
-        ReadingError: If it is no crystal.
+        ReadingError: If it could not be read.
     """
-    crystal = from_atoms(atoms)
-    if isinstance(crystal, ReadFailure):
-        raise ReadingError(crystal.reason)
-    return to_atoms(niggli_reduce(crystal))
+    if isinstance(entry, ReadFailure):
+        raise ReadingError(entry.reason)
+    return to_atoms(niggli_reduce(entry))
 
 
 def structures_of(
@@ -114,9 +113,7 @@ def structures_of(
             name = f"{name}-again{taken[name] - 1}"
         details = {"id": entry.name}
         try:
-            if isinstance(entry, ReadFailure):
-                raise ReadingError(entry.reason)
-            atoms = to_atoms(niggli_reduce(entry))
+            atoms = niggli_atoms(entry)
         except ReadingError as error:
             yield InputStructure(name, kind, Atoms(), INVALID, source, str(error), details=details)
         else:

@@ -4,7 +4,6 @@ Energies belong to a level, a name of what computed them. A hull of two levels c
 cannot be compared, so it is refused unless it is asked for.
 """
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -23,6 +22,8 @@ from ase import Atoms
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import file_digest, write_atomic
+from crystal_fidelity.reading import open_text
+from crystal_fidelity.structures import checked
 from crystorus.data.compositions import Composition as CellComposition
 from crystorus.errors import ReadingError, ReferencesError
 from crystorus.hull.candidates import INVALID, niggli_atoms, safe_name, structures_of
@@ -34,6 +35,7 @@ ENDPOINT_VARIABLE = "MP_API_ENDPOINT"
 ENDPOINT = "https://api.materialsproject.org/"
 _FIELDS = ("material_id", "formula_pretty", "energy_per_atom", "structure", "deprecated")
 _KEY_LENGTH, _PER_PAGE, _TIMEOUT_S = 32, 1000, 60
+_FAILURES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 _ENTRY_CLASSES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
 _GGA = ("GGA", "GGA+U", "GGA_U", "PBE", "PBE+U")
 _SPECIES = re.compile(r"([A-Z][a-z]?)[\d.]*[+-]?")
@@ -193,12 +195,13 @@ def read_entries(path: Path) -> tuple[list[Known], list[str]]:
     Raises:
         ReferencesError: If it is none.
     """
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
+        with open_text(path) as stream:
             listed = json.load(stream)
     except FileNotFoundError as error:
         raise ReferencesError(f"{path} does not exist: name another file") from error
+    except ReadingError as error:
+        raise ReferencesError(str(error)) from error
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ReferencesError(
             f"{path} is no JSON, or cut short ({str(error)[:80]}): fetch it again"
@@ -221,9 +224,10 @@ def read_entries(path: Path) -> tuple[list[Known], list[str]]:
             correction = _correction(one)
             energy = float(one["energy"]) + correction
             atoms = _plain_structure(one["structure"]) if one.get("structure") else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReferencesError(f"{path}, entry {number} cannot be read ({error})") from error
-        if not (composition and math.isfinite(energy)):
+        except _FAILURES as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ReferencesError(f"{path}, entry {number} cannot be read ({reason})") from error
+        if not (composition and math.isfinite(energy) and math.isfinite(composition.num_atoms)):
             raise ReferencesError(
                 f"{path}, entry {number} has no atoms or no finite energy: correct it"
             )
@@ -305,15 +309,15 @@ def _correction(one: Mapping[str, Any]) -> float:
 
 def _plain_structure(given: Mapping[str, Any]) -> Atoms:
     """Return the reduced cell of a pymatgen structure's fields; oxidation states are dropped."""
-    symbols, frac = [], []
+    numbers, frac = [], []
     for site in given["sites"]:
         (species,) = site["species"]  # several species, or a partial one, are no crystal
         if abs(float(species.get("occu", 1.0)) - 1.0) > 1e-6:
             raise ValueError("a site is partially occupied")
-        symbols.append(_symbol(str(species["element"])))
+        numbers.append(Element(_symbol(str(species["element"]))).Z)
         frac.append([float(x) for x in site["abc"]])
     cell = np.array(given["lattice"]["matrix"], dtype=float)
-    return niggli_atoms(Atoms(symbols, scaled_positions=frac, cell=cell, pbc=True))
+    return niggli_atoms(checked(cell, frac, numbers))
 
 
 # The Materials Project
@@ -330,7 +334,7 @@ def _from_materials_project(elements: Sequence[str], folder: Path) -> tuple[list
             name = safe_name(str(one["material_id"]))
             energy = one.get("energy_per_atom")
             given = None if energy is None else float(energy)
-        except (KeyError, TypeError, ValueError, AttributeError, ReadingError):
+        except (*_FAILURES, ReadingError):
             skipped += 1
             continue
         formula = Composition(atoms.get_chemical_formula())

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -48,10 +49,20 @@ MAX_RATIO, FREE_SIZE = 100, 1 << 28
 """A gzip file may expand to the second (256 MiB), or to the first times its own size."""
 MAX_COLUMNS = 1000
 """Columns of an atom table in extended XYZ."""
+MAX_COMMENT = 1 << 19
+"""Characters of a comment line in extended XYZ, whose keys take ASE quadratic time."""
 MAX_DIGITS = 9
 """Digits of a number of atoms."""
 _CIF_ENDINGS, _POSCAR_ENDINGS = (".cif", ".mcif"), (".vasp", ".poscar")
-_FAILURES = (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError)
+_FAILURES = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 Raw = tuple[str, str, dict[str, str]]
 """Name, text of one structure, and what else is known of it."""
@@ -187,8 +198,11 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _open_text(path: Path) -> IO[str]:
-    """Open UTF-8, UTF-16 with its mark or, byte by byte, Latin-1 text; line ends are kept."""
+def open_text(path: Path) -> IO[str]:
+    """Open UTF-8, UTF-16 with its mark or, byte by byte, Latin-1 text; line ends are kept.
+
+    Reading a gzip file (.gz) raises a `ReadingError` where it expands beyond `MAX_RATIO`.
+    """
     raw = io.BufferedReader(_Bounded(path)) if path.suffix.lower() == ".gz" else path.open("rb")
     mark = raw.peek(2)[:2]
     utf16 = mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -242,7 +256,7 @@ def _parse_file(job: tuple[Path, str]) -> list[Entry]:
     path, name = job
     name = name or path.name
     try:
-        with _open_text(path) as stream:
+        with open_text(path) as stream:
             text = stream.read(MAX_TEXT + 1)
         if len(text) > MAX_TEXT:
             raise ReadingError(f"it has more than {MAX_TEXT} characters")
@@ -341,7 +355,7 @@ def _species_of_vasp4(
 
 def _csv_rows(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(CSV_FIELD_LIMIT)
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         first = stream.readline(MAX_TEXT)
         if first.strip().lower().startswith("sep="):  # Excel
             first = stream.readline(MAX_TEXT)
@@ -397,7 +411,7 @@ def _parse_row(raw: Raw) -> Entry:
 def _frames(path: Path) -> Iterator[Raw]:
     """Cut a stream into frames; after a broken one, reading goes on where the next begins."""
     index, found = 0, False
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         lines = _Lines(stream)
         while (count := lines.next_text()) is not None:
             name = f"{_stem(path)}-{index}"
@@ -477,6 +491,10 @@ def _parse_frame(raw: Raw) -> Entry:
 def _frame(lines: list[str], name: str) -> Entry:
     from ase.io.extxyz import key_val_str_to_dict
 
+    if len(lines[0]) > MAX_COMMENT:
+        return ReadFailure(
+            name, f"its comment line has {len(lines[0])} > {MAX_COMMENT} characters: shorten it"
+        )
     values = key_val_str_to_dict(lines[0])
     info = {
         key: str(value)
@@ -533,10 +551,14 @@ def _database_rows(path: Path) -> Iterator[Entry]:
     `select` ends at the first damaged row.
     """
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_TEXT)
     try:
+        # A view, or a column that is computed, may take any time and memory.
+        plain = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'systems'"
         columns = {row[1] for row in connection.execute("PRAGMA table_info(systems)")}
         wanted = ("numbers", "positions", "cell", "pbc", "key_value_pairs", "energy")
-        if not columns.issuperset(wanted):
+        if not connection.execute(plain).fetchone() or not columns.issuperset(wanted):
             raise ReadingError(f"{path} is not an ASE database: it has no table of systems")
         identities = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
         query = f"SELECT {', '.join(wanted)} FROM systems WHERE id = ?"

@@ -30,6 +30,8 @@ MIN_FLATNESS = 1e-9
 """Cells whose volume is a smaller fraction of |a||b||c| are singular in double precision."""
 SNAP_TOLERANCE = 1e-4
 """Relative, as `frac_tolerance` of pymatgen's CifParser."""
+MAX_REASON = 400
+"""Characters of the reason why a structure cannot be read."""
 GRAM_PER_CM3 = 1.66053906660
 """One u per Å³ in g/cm³."""
 
@@ -75,10 +77,17 @@ class Crystal:
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """A structure that could not be read: its name and why."""
+    """A structure that could not be read: its name and why, in one line of bounded length."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        reason = " ".join(self.reason.split())
+        if len(reason) > MAX_REASON:  # what stands in the file; the remedy is at the end
+            half = MAX_REASON // 2
+            reason = f"{reason[:half]} … {reason[-half:]}"
+        object.__setattr__(self, "reason", reason)
 
 
 Entry = Crystal | ReadFailure

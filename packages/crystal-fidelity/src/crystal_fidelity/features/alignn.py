@@ -10,7 +10,9 @@ Source: Choudhary and DeCost 2021, doi:10.1038/s41524-021-00650-1
 import hashlib
 import io
 import json
+import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -443,6 +445,20 @@ _INERT = ("torch.optim", "ignite", "collections", "numpy", "functools")
 """Optimiser states that lie beside the weights: replaced by nothing, never built."""
 
 
+_TORN = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
 class _Nothing:
     """Stands for an object of the checkpoint that is not a weight."""
 
@@ -462,7 +478,14 @@ class _StateReader(pickle.Unpickler):
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        text = archive.read(f"{root}data.pkl")
+        try:
+            puts = [arg for code, arg, _ in pickletools.genops(text) if "PUT" in code.name]
+        except ValueError as error:
+            raise pickle.UnpicklingError(f"the file has a broken pickle ({error})") from error
+        if max(map(int, puts), default=0) > len(text):  # memory is taken for all places before it
+            raise pickle.UnpicklingError("the file asks for a place beyond its size")
+        super().__init__(io.BytesIO(text))
         self._archive, self._root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
@@ -493,7 +516,8 @@ class _StateReader(pickle.Unpickler):
         storage: NDArray[Any], offset: int, shape: Any, strides: Any, *_rest: object
     ) -> Tensor:
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if min([offset, *shape, *strides]) < 0 or (0 not in shape and last >= len(storage)):
+        beyond = 0 not in shape and max(last + 1, math.prod(shape)) > len(storage)
+        if min([offset, *shape, *strides]) < 0 or beyond:
             raise pickle.UnpicklingError("the file asks for a tensor beyond its numbers")
         steps = [step * storage.itemsize for step in strides]
         view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(shape), steps)
@@ -534,7 +558,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         content = _read_state(path.read_bytes(), path)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {error}, which is not a tensor") from error
-    except (zipfile.BadZipFile, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
+    except _TORN as error:
         raise ValueError(
             f"{path} is not a whole checkpoint of torch 1.6 or later ({error}): download it again"
         ) from error
