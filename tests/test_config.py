@@ -65,6 +65,13 @@ def test_overrides_reach_nested_settings():
         ("diffusion", "write it as section.key=value"),
         ("preset.deeper=1", "is a value, not a section"),
         ("network=3", "must be a section"),
+        ("network.channels=1000000", "network.channels = 1000000: give at most 1024"),
+        ("network.blocks=1000", "network.blocks = 1000: give at most 64"),
+        ("network.sums.radial=[16, 10, 9999]", "give at most 1024"),
+        ("network.sums.cutoff=nan", "network.sums.cutoff = nan: give a number above 0"),
+        ("network.sums.reciprocal_cutoff=1e6", "at most 30"),
+        ("diffusion.steps=10000000000", "diffusion.steps = 10000000000: give at most 100000"),
+        ("diffusion.steps=" + "[" * 100_000, "expected int"),
     ],
 )
 def test_mistakes_are_named(override, message):
@@ -76,8 +83,10 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no configuration at"):
         load_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = [")
-    with pytest.raises(ConfigError, match="not readable TOML"):
-        load_config(tmp_path / "bad.toml")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    for name in ("bad.toml", "deep.toml"):
+        with pytest.raises(ConfigError, match="not readable TOML"):
+            load_config(tmp_path / name)
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not readable TOML"):
         load_config(tmp_path / "bytes.toml")

@@ -24,6 +24,13 @@ Precision = Literal["fp32", "bf16"]
 TorusTarget = Literal["posterior_mean", "shortest", "unwrapped"]
 LatticeSpace = Literal["log", "euclidean"]
 
+MAX_WIDTH, MAX_BLOCKS = 1024, 64
+"""Largest size and number of blocks of a network."""
+MAX_CUTOFF = 30.0
+"""Å, and 1/Å in reciprocal space: the terms of a sum grow with its cube."""
+MAX_LEVELS = 100_000
+"""Largest number of noise levels."""
+
 RENAMED = {
     "sampling": {
         "first": "first_fraction",
@@ -47,6 +54,9 @@ class LatticeSumConfig:
     """|G| in 1/Å (2π convention) where the reciprocal sums end smoothly."""
     reciprocal: tuple[int, int, int] = (8, 6, 4)
     """Gaussians in |G|."""
+
+    def __post_init__(self) -> None:
+        _check_network(self)
 
     @property
     def widths(self) -> tuple[int, int, int]:
@@ -73,6 +83,9 @@ class FieldNetConfig:
     """Message-passing blocks."""
     sums: LatticeSumConfig = field(default_factory=LatticeSumConfig)
     """Resolution of the lattice sums."""
+
+    def __post_init__(self) -> None:
+        _check_network(self)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,9 @@ class GemsNetConfig:
     encoder: bool = True
     """Pass z^enc (Eq. 9b), not z^emb, to the decoder: ablation (c) of Table 4."""
 
+    def __post_init__(self) -> None:
+        _check_network(self)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -156,6 +172,9 @@ class DiffusionConfig:
     weighted: bool = True
     """Whether their errors count in units of each level; the paper's, in fractions of the cell."""
 
+    def __post_init__(self) -> None:
+        _check_levels(self.steps)
+
 
 @dataclass(frozen=True)
 class PaperDiffusionConfig:
@@ -171,6 +190,9 @@ class PaperDiffusionConfig:
     """"euclidean" is Table 4 (d)."""
     target: TorusTarget = "shortest"
     """"unwrapped" is Table 4 (e)."""
+
+    def __post_init__(self) -> None:
+        _check_levels(self.steps)
 
 
 @dataclass(frozen=True)
@@ -307,6 +329,22 @@ class Config:
     """How to sample unless told otherwise."""
 
 
+def _check_network(settings: LatticeSumConfig | FieldNetConfig | GemsNetConfig) -> None:
+    """Keep the card of somebody else's checkpoint from asking for all memory."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not 0 < value <= MAX_CUTOFF:
+            raise ConfigError(f"{name} = {value}: give a number above 0, at most {MAX_CUTOFF:g}")
+        most = MAX_BLOCKS if name == "blocks" else MAX_WIDTH
+        sizes = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(size, int) and size > most for size in sizes):
+            raise ConfigError(f"{name} = {value}: give at most {most}")
+
+
+def _check_levels(steps: int) -> None:
+    if steps > MAX_LEVELS:
+        raise ConfigError(f"steps = {steps}: give at most {MAX_LEVELS}")
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply overrides.
 
@@ -326,7 +364,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"no configuration at {path}: give a .toml, as configs/default.toml"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable TOML: {error}") from error
     if tree.get("preset") == "paper" and "steps" in tree.get("network", {}):
         levels = tree.get("diffusion", {}).get("steps", PaperDiffusionConfig.steps)
@@ -342,7 +380,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"override {override!r}: write it as section.key=value")
         try:
             value = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         *sections, last = key.strip().split(".")
         branch = tree
@@ -479,5 +517,5 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{key} = {value!r}: expected {hint.__name__}")
+        raise ConfigError(f"{key} = {str(value)[:80]!r}: expected {hint.__name__}")
     return value
