@@ -30,8 +30,11 @@ from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.store import open_store
 from crystorus.geometry import Crystals
+from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import Request
 from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make, sampler_at
+from crystorus.sample.start import give_skeletons
+from crystorus.templates.skeletons import table_of
 
 if __package__ in (None, ""):
     from nearest_template import substitute
@@ -58,6 +61,7 @@ def generate(
     workers: Workers,
     checkpoint: Path = SHIPPED,
     candidates: int = 1,
+    space_group: str = "known",
 ) -> tuple[Crystals, Tensor, float]:
     """Sample one crystal per composition, in the order given.
 
@@ -68,6 +72,9 @@ def generate(
         Request(n, 0, seed * 1_000_003 + n, Composition.of(one.atomic_numbers.tolist()))
         for n, one in enumerate(wanted.split())
     ]
+    if model.skeletons:
+        options = SampleOptions(candidates=candidates, space_group=space_group)
+        requests = give_skeletons(requests, table_of(model.skeletons), options)
     plan = SamplingPlan(sampler, candidates=candidates, batch_atoms=batch_atoms)
     began = time.perf_counter()
     made = GeneratedCrystals.concat(
@@ -134,14 +141,15 @@ def main() -> None:
     parser.add_argument("--sampler", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--anti-annealing", type=float, default=None)
-    parser.add_argument("--first", type=float, default=None)
-    parser.add_argument("--last", type=float, default=None)
+    parser.add_argument("--first-fraction", type=float, default=None)
+    parser.add_argument("--last-fraction", type=float, default=None)
     parser.add_argument("--temperature", type=float, default=None)
-    parser.add_argument("--stretch", type=float, default=None)
-    parser.add_argument("--settle", type=int, default=None)
+    parser.add_argument("--over-relaxation", type=float, default=None)
+    parser.add_argument("--final-refinement-steps", type=int, default=None)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--quality", default="default", help="fast, default or best, before these")
     parser.add_argument("--candidates", type=int, default=1, help="walks, the likeliest is kept")
+    parser.add_argument("--space-group", default="known", help="as in crystorus sample")
     parser.add_argument("--batch-atoms", type=int, default=1024)
     parser.add_argument("--processes", type=int, default=1, help="that sample")
     parser.add_argument("--workers", type=int, default=2, help="processes that compare")
@@ -170,7 +178,15 @@ def main() -> None:
     wanted = store.select(chosen)
     workers = Workers(a.processes)
     crystals, errors, seconds = generate(
-        model, wanted, sampler, a.seed, a.batch_atoms, workers, a.checkpoint, a.candidates
+        model,
+        wanted,
+        sampler,
+        a.seed,
+        a.batch_atoms,
+        workers,
+        a.checkpoint,
+        a.candidates,
+        a.space_group,
     )
     reference = to_fidelity(wanted)
     report = {
@@ -179,6 +195,7 @@ def main() -> None:
         "sampler": vars(sampler),
         "seed": a.seed,
         "candidates": a.candidates,
+        "space_group": a.space_group,
         "seconds_per_crystal": seconds / a.n,
         "processes": a.processes,
         "threads": torch.get_num_threads() if a.processes == 1 else "shared out",
