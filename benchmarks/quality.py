@@ -191,7 +191,7 @@ def main() -> None:
     reference = to_fidelity(wanted)
     report = {
         "checkpoint": model.digest,
-        "judge": model.scorer_digest if a.candidates > 1 else "",
+        "scorer": model.scorer_digest if a.candidates > 1 else "",
         "sampler": vars(sampler),
         "seed": a.seed,
         "candidates": a.candidates,
