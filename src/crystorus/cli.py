@@ -49,7 +49,8 @@ _NOTHING = "interrupted; nothing was written"
 AFTER_INTERRUPT = {
     "sample": "interrupted; finished crystals are kept, the same command goes on from them",
     "refine": "interrupted; finished crystals are kept, the same command goes on from them",
-    "train": "interrupted; the state is saved, the same command with --resume goes on from it",
+    "train": "interrupted; once training has begun its state is saved, and the same command with "
+    "--resume goes on from it",
     "train-scorer": _GO_ON,
     "hull": _GO_ON,
     "relax": _GO_ON,

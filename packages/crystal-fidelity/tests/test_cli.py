@@ -48,6 +48,16 @@ def test_compare_prints_a_table_and_writes_everything(files, run):
     assert all(s["protocol"] for s in content["scores"])
 
 
+def test_brackets_in_a_path_are_no_markup(files, run):
+    path = files / "made[bold]and[" / "x].extxyz"
+    path.parent.mkdir()
+    path.write_bytes((files / "made.extxyz").read_bytes())
+    status, out, error = run("validity", path, "--workers", 1)
+    assert status == 0
+    assert "unexpected" not in error
+    assert "made[bold]and[/x].extxyz" in "".join(out.split())
+
+
 def test_validity_names_the_invalid(files, run):
     report = files / "out.json"
     status, _, error = run("validity", files / "made.extxyz", "--workers", 1, "--json", report)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crystal_fidelity import __version__
 from crystal_fidelity.compare import Comparison
@@ -52,7 +53,9 @@ FIELDS = {
 
 def score_table(scores: Sequence[Score], title: str = "") -> Table:
     """Return the scores as a rich table that fits 80 columns; numbers point to the protocols."""
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    # A Text is printed as it is: brackets in a path are no markup.
+    heading = Text(title, style="table.title") if title else None
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     table.add_column("", justify="right")
     table.add_column("metric", overflow="fold")
