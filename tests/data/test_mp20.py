@@ -160,6 +160,8 @@ def test_a_copy_on_disk_takes_the_place_of_the_network(tmp_path, release):
     (tmp_path / "copy" / "val.csv").rename(tmp_path / "any name.csv")
     get_mp20(tmp_path / "b", splits=["val"], source=tmp_path / "any name.csv")
     assert names(tmp_path / "b") == ["val.csv", "val.csv.sha256"]
+    with pytest.raises(DownloadError, match="nowhere does not exist: name"):
+        get_mp20(tmp_path / "c", source=tmp_path / "nowhere")
     with pytest.raises(DownloadError, match=r"one file for 2 splits.*train\.csv, val\.csv"):
         get_mp20(tmp_path / "c", source=tmp_path / "any name.csv")
     with pytest.raises(DownloadError, match=r"val\.csv does not exist"):

@@ -21,8 +21,9 @@ def data_get(
         name: The data set.
         folder: Where its files go; data/NAME without it.
         split: Which part; can be repeated. Without it train and val.
-        url: Another copy of the release, without it that of CDVAE.
-        source: A file or folder on disk to take instead of the network's.
+        url: Address of another copy of the release; without it that of CDVAE.
+        source: Take it from disk, not from the network: a folder with train.csv and val.csv, or
+            the file of one --split.
     """
     from crystorus.data.mp20 import get_mp20
     from crystorus.terminal import echo, progress

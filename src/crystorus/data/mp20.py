@@ -57,6 +57,8 @@ def get_mp20(
         raise DownloadError(
             f"MP-20 has no split {unknown[0]!r}: choose from {', '.join(release['splits'])}"
         )
+    if source is not None and not source.exists():
+        raise DownloadError(f"{source} does not exist: name a file of MP-20 or a folder of them")
     if source is not None and not source.is_dir() and len(splits) != 1:
         raise DownloadError(
             f"{source} is one file for {len(splits)} splits: name a folder with "
