@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data val.store --library train.store -n 1000 --out scores.json
 
-The crystals are made by `crystorus` and judged by `crystal_fidelity`: validity (0.5 Å, own images
+The crystals are made by `crystorus` and measured by `crystal_fidelity`: validity (0.5 Å, own images
 included), density EMD, match rate and RMSE (StructureMatcher stol 0.5, angle 10°, ltol 0.3, all N
 in the denominator). Beside them random coordinates in the true cell, and substitution into the
 nearest training crystal. `--data` and `--library` are stores made by `crystorus data build`.
@@ -107,7 +107,7 @@ def score(
     baseline: bool,
     errors: Tensor | None = None,
 ) -> dict:
-    """Return the figures of one set, with the reliability of a judge's confidence if it chose."""
+    """Return the figures of one set, with the reliability of a scorer's confidence if it chose."""
     match = match_rate(generated, reference, baseline=baseline, workers=workers)
     rms = match.rms[match.matched]
     result = {
@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--final-refinement-steps", type=int, default=None)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
     parser.add_argument("--quality", default="default", help="fast, default or best, before these")
-    parser.add_argument("--candidates", type=int, default=1, help="walks, the likeliest is kept")
+    parser.add_argument(
+        "--candidates", type=int, default=1, help="made of each, the likeliest is kept"
+    )
     parser.add_argument("--space-group", default="known", help="as in crystorus sample")
     parser.add_argument("--batch-atoms", type=int, default=1024)
     parser.add_argument("--processes", type=int, default=1, help="that sample")

@@ -14,7 +14,7 @@ term is that of the pairs. `--processes 2` does everything twice, side by side, 
 line per combination.
 
 Crystals are those of `--data` (a store), or random ones with MP-20's range of sizes. Sampling is
-timed in the middle of the walk: that of an untrained network ends in cells no trained one visits.
+timed in the middle of sampling: that of an untrained network ends in cells no trained one visits.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def training_work(
 def sampling_work(
     model: CrystalModel, batches: Sequence[Crystals], bf16: bool
 ) -> Callable[[], object]:
-    """Return one evaluation of the network on all batches, in the middle of the walk."""
+    """Return one evaluation of the network on all batches, in the middle of sampling."""
     model.denoiser.eval()
     denoiser = in_precision(model.denoiser, "bf16" if bf16 else "fp32")
     noisy = []

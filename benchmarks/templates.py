@@ -1,15 +1,16 @@
-"""Score starts from templates on validation: substitution alone and template-guided walks.
+"""Score starts from templates on validation: substitution alone and sampling from them.
 
     python benchmarks/templates.py --library train.templates --data val.store -n 9047 --out t.json
 
-For every composition the best candidate of the library is taken, substituted, and walked with the
-model; `--best-of K` scores the best of the first K candidates too. Rows: the nearest template by
-elemental properties (the plain baseline), the candidate with most votes as substituted, the same
-after the walk, the same with noise where no template is, and for compositions in the library
+For every composition the best candidate of the library is taken, substituted, and sampled from
+with the model; `--best-of K` scores the best of the first K candidates too. Rows: the nearest
+template by elemental properties (the plain baseline), the template of the greatest weight as
+substituted, the same after sampling, the same with noise where no template is, and for compositions
+in the library
 (`--new-only`) the first candidate that is none of its phases. Figures as in `quality.py`, split
 by atoms, by whether the composition is in the library, by the cost of the first candidate, by the
-votes' share, and by whether any candidate has the prototype of the truth. `--potential` lets
-CHGNet's energies decide between prototypes where the votes are divided; it saw the energies of
+prototype fraction, and by whether any candidate has the prototype of the truth. `--potential` lets
+CHGNet's energies decide between prototypes where the weights are divided; it saw the energies of
 these very crystals in its training, so its row is no prediction. `--write` keeps truth and crystals
 as extxyz for other metrics.
 """
@@ -51,14 +52,14 @@ ATOMS = ((1, 5), (6, 10), (11, 15), (16, 20))
 COSTS = (0.0, 0.2, 0.4, 0.8, 1.6, np.inf)
 SAME = 0.12
 DIVIDED = 0.6
-"""Share of votes of the first prototype below which a potential is asked."""
+"""Fraction of the weights of the first prototype below which a potential is asked."""
 ASKED = 6
-"""Prototypes whose energy is asked for, those with a hundredth of the votes at least."""
+"""Prototypes whose energy is asked for, those with a hundredth of the weights at least."""
 ENERGY_SCALE = 0.08
-"""eV/atom that weigh as much as a factor of e in the votes; fitted on 391 compositions."""
+"""eV/atom that weigh as much as a factor of e in the weights; fitted on 391 compositions."""
 
 
-def walk(
+def sample_all(
     model: CrystalModel,
     starts: list[Crystals],
     level: float,
@@ -66,7 +67,7 @@ def walk(
     *,
     noised: bool,
 ) -> list[Crystals]:
-    """Walk from every start, in batches of similar size, in the order given."""
+    """Sample from every start, in batches of similar size, in the order given."""
     order = sorted(range(len(starts)), key=lambda n: int(starts[n].n_atoms[0]))
     done: list[Crystals | None] = [None] * len(starts)
     for first in range(0, len(order), 64):
@@ -108,7 +109,10 @@ def splits(
     for low, high in pairwise(COSTS):
         groups[f"cost {low:g} to {high:g}"] = (cost >= low) & (cost < high)
     share = np.array([f[0].prototype_fraction if f else 0.0 for f in found])
-    groups |= {"share of votes above 0.9": share > 0.9, "share of votes below 0.5": share < 0.5}
+    groups |= {
+        "prototype fraction above 0.9": share > 0.9,
+        "prototype fraction below 0.5": share < 0.5,
+    }
     known = np.array([prototype_known(w, f) for w, f in zip(wanted, found, strict=True)])
     return groups | {"prototype among candidates": known, "prototype not among them": ~known}
 
@@ -135,7 +139,7 @@ def new_only(
     guided = [give_templates([r], library, model.statistics, options)[0] for r in requests]
     places = [n for n, request in enumerate(guided) if request.start is not None]
     starts = [guided[n].start.crystal for n in places]
-    made = walk(model, starts, a.level, sampler, noised=a.noised)
+    made = sample_all(model, starts, a.level, sampler, noised=a.noised)
     still_new = [
         phase_of(c, guided[n].known_phases) is None for n, c in zip(places, made, strict=True)
     ]
@@ -150,11 +154,11 @@ def by_potential(
     library: TemplateLibrary,
     wanted: list[Crystals],
     found: list[list[Template]],
-    walked: list[Crystals],
+    sampled: list[Crystals],
     a: argparse.Namespace,
     sampler: SamplerConfig,
 ) -> tuple[dict, np.ndarray]:
-    """Score the prototype with most votes times exp(-E / 0.08 eV), E from CHGNet after the walk.
+    """Score the prototype of greatest weight times exp(-E / 0.08 eV), E from CHGNet after sampling.
 
     Returns:
         The figures, and which compositions of those with a template matched.
@@ -171,11 +175,11 @@ def by_potential(
         for some in asked.values()
         for c in some
     ]
-    made = walk(model, starts, a.level, sampler, noised=a.noised)
+    made = sample_all(model, starts, a.level, sampler, noised=a.noised)
     began = time.process_time()
     energies = ChgnetModel(use_cache=False).energies(to_fidelity(Crystals.concat(made)))
     seconds = time.process_time() - began
-    chosen, first = dict(zip(places, walked, strict=True)), 0
+    chosen, first = dict(zip(places, sampled, strict=True)), 0
     for n, some in asked.items():
         energy = np.nan_to_num(energies[first : first + len(some)], nan=np.inf)
         worth = np.log([c.prototype_fraction for c in some]) - energy / ENERGY_SCALE
@@ -249,7 +253,7 @@ def main() -> None:
     parser.add_argument("--noised", action="store_true")
     parser.add_argument("--best-of", type=int, default=1)
     parser.add_argument("--new-only", action="store_true")
-    parser.add_argument("--potential", action="store_true", help="CHGNet where votes are divided")
+    parser.add_argument("--potential", action="store_true", help="CHGNet where weights are divided")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--write", type=Path, help="a folder for the crystals as extxyz")
     parser.add_argument("--out", type=Path)
@@ -270,8 +274,8 @@ def main() -> None:
         substitute(library, found[n][0], model.statistics).to(dtype=torch.float32) for n in places
     ]
     began = time.process_time()
-    rows["guided"] = walk(model, rows["substituted"], a.level, sampler, noised=a.noised)
-    report["walk_cpu_seconds_per_crystal"] = (time.process_time() - began) / len(places)
+    rows["guided"] = sample_all(model, rows["substituted"], a.level, sampler, noised=a.noised)
+    report["sampling_cpu_seconds_per_crystal"] = (time.process_time() - began) / len(places)
     if a.write is not None:
         a.write.mkdir(parents=True, exist_ok=True)
         for name, crystals in {"truth": [wanted[n] for n in places], **rows}.items():
@@ -305,11 +309,11 @@ def or_noise(
     model: CrystalModel,
     wanted: list[Crystals],
     places: list[int],
-    walked: list[Crystals],
+    sampled: list[Crystals],
     workers: int,
 ) -> dict:
-    """Score what `sample` makes: from noise, by the checkpoint's own walk, where no template is."""
-    made = dict(zip(places, walked, strict=True))
+    """Score what `sample` makes: from noise, as the checkpoint says, where no template is."""
+    made = dict(zip(places, sampled, strict=True))
     lacking = [n for n in range(len(wanted)) if n not in made]
     if lacking:
         batch = Crystals.concat([wanted[n] for n in lacking])
@@ -353,7 +357,7 @@ def best_of(
             )
             for n in places
         ]
-        made = walk(model, starts, a.level, sampler, noised=a.noised)
+        made = sample_all(model, starts, a.level, sampler, noised=a.noised)
         rounds.append(to_fidelity(Crystals.concat(made)))
     reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
     match = match_rate_best_of(rounds, reference, workers=a.workers)

@@ -1,11 +1,11 @@
 """Put a trained checkpoint into the package, with the figures measured on validation.
 
     python tools/ship_checkpoint.py runs/a/last --figures scores.json --sampler paper --steps 100
-    python tools/ship_checkpoint.py runs/judge/judged --judge --figures scores.json
+    python tools/ship_checkpoint.py runs/scorer/checkpoint --scorer --figures scores.json
 
 Refuses weights over 15 MB, and a checkpoint that does not match more of validation than the one
-it would replace; a judge goes with the weights that it judges. With `--judge` the judge alone is
-shipped, beside the very weights that it was trained for.
+it would replace; a scorer goes with the weights that it was trained for. With `--scorer` it alone
+is shipped, beside these very weights.
 """
 
 import argparse
@@ -34,16 +34,18 @@ def match_percent(card: dict) -> float:
     return float(card.get("validation", {}).get("model", {}).get("match_percent", -1))
 
 
-def ship_judge(folder: Path, figures: dict) -> None:
-    """Put a judge beside the shipped weights, with the figures of its choices."""
+def ship_scorer(folder: Path, figures: dict) -> None:
+    """Put a scorer beside the shipped weights, with the figures of its choices."""
     card = read_scorer_card(folder)
     if card is None:
         raise SystemExit(f"{folder} holds no {SCORER_CARD}")
     shipped = read_card(SHIPPED)["sha256"]
     if card["card"]["checkpoint_sha256"] != shipped:
-        raise SystemExit(f"{folder} judges other weights than {shipped[:12]}…, which ship")
+        raise SystemExit(
+            f"the scorer of {folder} is for other weights than {shipped[:12]}…, which ship"
+        )
     if figures["scorer"] != card["sha256"]:
-        raise SystemExit(f"the figures are about another judge: {figures['judge'][:12]}…")
+        raise SystemExit(f"the figures are about another scorer: {figures['scorer'][:12]}…")
     card["card"]["validation"] = figures
     (SHIPPED / SCORER_CARD).write_text(json.dumps(card, indent=2) + "\n")
     shutil.copyfile(folder / SCORER_WEIGHTS, SHIPPED / SCORER_WEIGHTS)
@@ -51,17 +53,17 @@ def ship_judge(folder: Path, figures: dict) -> None:
 
 
 def main() -> None:
-    """Ship one checkpoint or judge."""
+    """Ship one checkpoint or scorer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--figures", type=Path, required=True, help="from benchmarks/quality.py")
-    parser.add_argument("--judge", action="store_true", help="ship its judge alone")
+    parser.add_argument("--scorer", action="store_true", help="ship its scorer alone")
     parser.add_argument("--sampler", default="bridge")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--anti-annealing", type=float, default=0.0)
     a = parser.parse_args()
-    if a.judge:
-        ship_judge(a.checkpoint, json.loads(a.figures.read_text()))
+    if a.scorer:
+        ship_scorer(a.checkpoint, json.loads(a.figures.read_text()))
         return
     size = (a.checkpoint / WEIGHTS).stat().st_size
     if size > LIMIT:
