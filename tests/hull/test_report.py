@@ -2,6 +2,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +122,12 @@ def test_the_axis_of_energies_fits_what_it_shows():
     low, high = energy_range([0.0, -3.0, 0.3, 9.0])
     assert low < -3.0
     assert 0.3 < high < 1.0
+
+
+def test_every_column_of_the_table_is_explained():
+    page = Path(__file__).parents[2] / "docs/tables.md"
+    sections = page.read_text(encoding="utf-8").split("\n## ")
+    section = next(part for part in sections if "`hull`" in part.splitlines()[0])
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    explained = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert explained == ["rank", *ranking(["Cu", "Au"]).phases[0].cells]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -313,6 +314,15 @@ def test_the_table_is_no_table_of_structures(tmp_path):
     header = (tmp_path / "out/table.csv").read_text().splitlines()[0].split(",")
     assert "cif" not in header
     assert {"cif_file", "cif_symmetrised_file"} <= set(header)
+    page = Path(__file__).parents[2] / "docs/tables.md"
+    sections = page.read_text(encoding="utf-8").split("\n## ")
+    assert columns_explained(next(s for s in sections if "`sample`" in s)) == header
+
+
+def columns_explained(section):
+    """Return the columns that the first cells of a Markdown table name, in order."""
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
 
 
 FORKING = """
