@@ -84,7 +84,7 @@ def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
     found = {}
     exec(code, found)  # noqa: S102
     assert len(found["atoms"]) == len(found["structures"]) == 8
-    assert len(found["film"]) == 50
+    assert len(found["trajectory"]) == 50
 
 
 @pytest.mark.usefixtures("fake_shipped")

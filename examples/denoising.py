@@ -1,6 +1,6 @@
-"""One crystal from noise to order, every step a frame, to be watched with `ase gui film.extxyz`.
+"""One crystal from noise to order, every step a frame: `ase gui denoising.extxyz`.
 
-python examples/film.py SrTiO3 film.extxyz
+python examples/denoising.py SrTiO3 denoising.extxyz
 """
 
 import sys
@@ -10,7 +10,7 @@ import ase.io
 import crystorus
 
 
-def main(formula: str = "SrTiO3", path: str = "film.extxyz") -> None:
+def main(formula: str = "SrTiO3", path: str = "denoising.extxyz") -> None:
     """Write the trajectory of one crystal."""
     crystal = crystorus.generate(formula, seed=1, keep_trajectory=True)
     steps = crystal.trajectory_to_ase()[0]
