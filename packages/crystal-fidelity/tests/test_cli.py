@@ -58,6 +58,18 @@ def test_brackets_in_a_path_are_no_markup(files, run):
     assert "made[bold]and[/x].extxyz" in "".join(out.split())
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--timeout", "nan"), ("--timeout", 0), ("--best-of", 0), ("--seed", -1)]
+)
+def test_settings_beyond_their_limits_are_refused(files, run, option, value):
+    path = files / "real.extxyz"
+    for command in ("compare", "match"):
+        status, _, error = run(command, path, path, option, value, "--workers", 1)
+        assert status in (1, 2)
+        assert f"{option} is {value}: give" in error
+        assert "unexpected" not in error
+
+
 def test_validity_names_the_invalid(files, run):
     report = files / "out.json"
     status, _, error = run("validity", files / "made.extxyz", "--workers", 1, "--json", report)

@@ -11,3 +11,7 @@ class ReadingError(FidelityError, ValueError):
 
 class ReadingWarning(UserWarning):
     """Structures were read, but something in them is doubtful, or files were left out."""
+
+
+class OptionError(FidelityError, ValueError):
+    """An option whose value is out of its limits."""

@@ -1,11 +1,14 @@
 """Options of a comparison, written once: the command line and the Python interface take them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
+
+from crystal_fidelity.errors import OptionError
 
 Metric = Literal[
     "validity",
@@ -53,7 +56,11 @@ def _metrics_of(_type: Any, tokens: Sequence[Any]) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """How structures are paired and compared."""
+    """How structures are paired and compared.
+
+    Raises:
+        OptionError: A value is out of its limits.
+    """
 
     match_protocol: Annotated[MatchProtocol, Parameter(name="--protocol")] = "all"
     """Which pairs may match."""
@@ -65,6 +72,14 @@ class MatchSettings:
     """Of random splits and baselines."""
     workers: Annotated[int, Parameter(parse=False)] = 1
     """Processes for reading and matching."""
+
+    def __post_init__(self) -> None:
+        if self.best_of < 1:
+            raise OptionError(f"--best-of is {self.best_of}: give 1 candidate or more")
+        if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
+            raise OptionError(f"--timeout is {self.timeout_s:g}: give a number of seconds above 0")
+        if self.seed < 0:
+            raise OptionError(f"--seed is {self.seed}: give 0 or more")
 
 
 @dataclass(frozen=True)
