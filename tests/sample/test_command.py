@@ -477,7 +477,7 @@ def test_a_data_set_is_fetched_from_the_address_given(crystorus, empty_server, t
     words = ["val.csv", "is not MP-20"]
     refused(crystorus, words, *data_get(tmp_path, url, "val"))
     refused(crystorus, ["train.csv"], *data_get(tmp_path, url, "train"))
-    refused(crystorus, ["'exam'", "train, val, test"], *data_get(tmp_path, url, "exam"))
+    refused(crystorus, ["exam", "train"], *data_get(tmp_path, url, "exam"), code=2)
     assert not list((tmp_path / "data").glob("*.csv"))
 
 
