@@ -172,10 +172,13 @@ def test_a_time_limit_runs_the_rate_down_and_validates_at_the_end(stores, tmp_pa
     assert load_checkpoint(tmp_path / "run" / "last").card["steps"] == len(steps)
 
 
-def test_sources_are_read_once_and_kept_beside_the_run(stores, tmp_path):
+def test_sources_are_read_once_and_kept_beside_the_run(stores, tmp_path, capfd):
     settings = config(stores, epochs=1)
     data = dataclasses.replace(settings.data, train=str(stores / "train.extxyz"))
     train(dataclasses.replace(settings, data=data), tmp_path / "run")
+    said = capfd.readouterr().err
+    assert said.count("read once") == 1
+    assert "train.extxyz" in said
     kept = open_store(tmp_path / "run" / "data" / "train.store")
     assert len(kept) == 48
     train(settings, tmp_path / "other")

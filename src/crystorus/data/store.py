@@ -287,13 +287,20 @@ def store_from(
     return CrystalStore(path, header, arrays)
 
 
-def open_or_build(source: Path, cache: Path, *, n_workers: int = 1) -> CrystalStore:
+def open_or_build(
+    source: Path,
+    cache: Path,
+    *,
+    n_workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> CrystalStore:
     """Open a store; of anything else open the one built before, or build it.
 
     Args:
         source: A store, or anything `build_store` reads.
         cache: Where a store that is built is kept.
         n_workers: Processes that parse.
+        progress: Called with the number of structures read so far.
 
     Raises:
         ReadingError: If the source is broken or holds nothing usable, or is not what the cached
@@ -302,7 +309,7 @@ def open_or_build(source: Path, cache: Path, *, n_workers: int = 1) -> CrystalSt
     if is_kind(source, STORE):
         return open_store(source)
     if not cache.is_file():
-        return build_store(source, cache, n_workers=n_workers)
+        return build_store(source, cache, n_workers=n_workers, progress=progress)
     store = open_store(cache)
     if source.exists() and [s["sha256"] for s in store.header["sources"]] != [digest_of(source)]:
         raise ReadingError(

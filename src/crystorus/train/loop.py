@@ -33,7 +33,7 @@ from crystorus.checkpoint import load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset
-from crystorus.data.store import open_or_build
+from crystorus.data.store import STORE, is_kind, open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise, training_losses
 from crystorus.diffusion.process import Denoiser, Diffusion
@@ -168,7 +168,11 @@ def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
                 f'data.{name} = "{source}" does not exist: fetch MP-20 with `crystorus data get '
                 f"mp-20`, or give data.{name}=… a file of crystals"
             )
-        store = open_or_build(source, cache, n_workers=min(4, os.cpu_count() or 1))
+        if not (is_kind(source, STORE) or cache.is_file()):
+            log("plan", f"the structures of {source} are read once, into {cache}")
+        with progress(f"reading {source.name}", "structures") as update:
+            n_workers = min(4, os.cpu_count() or 1)
+            store = open_or_build(source, cache, n_workers=n_workers, progress=update)
         chosen = np.flatnonzero(store.n_atoms <= config.data.max_atoms)
         if len(chosen) < fewest:
             raise TrainingError(
