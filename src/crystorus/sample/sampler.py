@@ -249,7 +249,7 @@ def plan_sampling(
     elif options.space_group not in ("known", "none"):
         raise RequestError(
             f"--space-group {options.space_group} needs a checkpoint with skeletons.safetensors: "
-            "leave it out, or train again"
+            "leave it out, or write that file with checkpoint.save_skeletons"
         )
     check_choice(options.candidates, requests)
     batch_atoms = options.batch_atoms or default_batch_atoms(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crystal_fidelity.structures import Crystal, ReadFailure
     from crystal_fidelity.validity import structural_validity
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Crystal",
