@@ -480,10 +480,12 @@ class _StateReader(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         text = archive.read(f"{root}data.pkl")
         try:
-            puts = [arg for code, arg, _ in pickletools.genops(text) if "PUT" in code.name]
+            puts = [
+                int(arg or 0) for code, arg, _ in pickletools.genops(text) if "PUT" in code.name
+            ]
         except ValueError as error:
             raise pickle.UnpicklingError(f"the file has a broken pickle ({error})") from error
-        if max(map(int, puts), default=0) > len(text):  # memory is taken for all places before it
+        if max(puts, default=0) > len(text):  # memory is taken for all places before it
             raise pickle.UnpicklingError("the file asks for a place beyond its size")
         super().__init__(io.BytesIO(text))
         self._archive, self._root = archive, root
