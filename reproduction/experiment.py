@@ -5,16 +5,14 @@ Every step keeps its result in the experiment's folder; one that is finished is 
 
 import csv
 import json
-import math
 import time
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
 import crystal_fidelity
 from crystal_fidelity.commandline import log
@@ -23,10 +21,12 @@ from crystal_fidelity.features import DISTANCE_NAMES
 from crystal_fidelity.files import file_digest, write_atomic
 from crystal_fidelity.options import Settings
 from crystal_fidelity.reading import read_structures
+from crystal_fidelity.report import write_json
 from crystal_fidelity.structures import Entry, ReadFailure
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
-from crystorus.config import Config, Preset, SamplerConfig, config_from_dict, config_to_dict
+from crystorus.config import SamplerConfig, config_to_dict
 from crystorus.data.compositions import Composition
+from crystorus.data.convert import crystals_from_structures
 from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.data.writers import extxyz_text
 from crystorus.errors import TrainingError
@@ -37,10 +37,8 @@ from crystorus.sample.requests import make_requests, usable_structures
 from crystorus.sample.sampler import SamplingPlan, make
 from crystorus.train.loop import BEST, FAILED, train
 from reproduction import DivergedError, ReproductionError
+from reproduction.settings import Budget, Options, Tree, Variant, merged, variant_config
 
-Tree = dict[str, Any]
-FOLDER = Path(__file__).parent
-BudgetName = Literal["smoke", "cpu", "full"]
 MAX_ATOMS = 20
 CHOICE_SEED = 4
 """Seed of the choice of held-out compositions; the project's other figures used 0 to 3."""
@@ -63,101 +61,6 @@ CARD = (
     *("training_minutes", "figures", "hardware", "torch", "commit", "date"),
 )
 """What results keep of a checkpoint's card."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of Table 4: a preset with one thing changed."""
-
-    name: str
-    """Names its folders and rows."""
-    preset: Preset
-    """What it is a variant of."""
-    label: str
-    """What the table calls it."""
-    overrides: Tree
-    """Settings that differ from the preset's."""
-    weights: str
-    """The variant whose weights it samples with, itself if it is trained."""
-    printed: int | None
-    """Its row in the paper's Table 4, if it has one."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How large an experiment is."""
-
-    name: BudgetName
-    about: str
-    """What it affords, in words."""
-    compositions: int
-    """Held-out compositions, one crystal each; 0 means all."""
-    seeds: tuple[int, ...]
-    """Trainings of the two presets."""
-    ablation_seeds: tuple[int, ...]
-    """Trainings of every variant of Table 4."""
-    noise_levels: tuple[float, ...]
-    """Fractions of the diffusion steps of Fig. 3."""
-    study_crystals: int
-    """Crystals of Fig. 4 on each side; 0 means all."""
-    gallery: int
-    """Crystals drawn in Fig. 1."""
-    settings: Tree
-    """Settings that differ from the presets', by preset."""
-    ablation: Tree
-    """Settings of Table 4's trainings that differ from those of Tables 2 and 3."""
-
-
-def _read_toml(name: str) -> Tree:
-    return tomllib.loads((FOLDER / name).read_text("utf-8"))
-
-
-def load_budget(name: BudgetName) -> Budget:
-    """Return a budget by name."""
-    table = _read_toml("budgets.toml")[name]
-    settings = {preset: table.pop(preset, {}) for preset in get_args(Preset)}
-    lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    defaults = {"ablation_seeds": lists["seeds"], "ablation": {}}
-    return Budget(name=name, settings=settings, **(defaults | table | lists))
-
-
-def load_variants() -> dict[str, Variant]:
-    """Return every variant by name, in the order of the table."""
-    defaults = {"overrides": {}, "printed": None}
-    rows = _read_toml("variants.toml")["variant"]
-    return {row["name"]: Variant(**defaults | {"weights": row["name"]} | row) for row in rows}
-
-
-def load_printed() -> Tree:
-    """Return the paper's tables as printed."""
-    return dict(json.loads((FOLDER / "printed.json").read_text("utf-8")))
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Tree:
-    """Return nested settings with some of them replaced."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def variant_config(variant: Variant, budget: Budget, *, ablation: bool, extra: Tree) -> Config:
-    """Return the settings of a variant's training and sampling.
-
-    Args:
-        variant: The variant.
-        budget: How much of it.
-        ablation: Whether it is trained as a row of Table 4.
-        extra: Data, seed and device.
-    """
-    tree: Tree = {"preset": variant.preset}
-    presets = _read_toml("budgets.toml")["presets"]
-    layers = [presets[variant.preset], budget.settings[variant.preset]]
-    layers += [budget.ablation] if ablation else []
-    for layer in (*layers, variant.overrides, extra):
-        tree = merged(tree, layer)
-    return config_from_dict(tree)
 
 
 @dataclass(frozen=True)
@@ -186,47 +89,26 @@ def choose(store: CrystalStore, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(CHOICE_SEED).permutation(small)[:count])
 
 
-def prepare(
-    out: Path,
-    budget: Budget,
-    train: Path | None = None,
-    validation: Path | None = None,
-    held_out: Path | None = None,
-) -> Inputs:
+def prepare(options: Options, budget: Budget) -> Inputs:
     """Make a folder the home of one experiment and return its crystals.
-
-    Args:
-        out: The folder.
-        budget: How many are taken.
-        train: Crystals to train on; prototypes by default.
-        validation: Crystals that choose the checkpoint.
-        held_out: Crystals whose compositions are sampled; those of `validation` by default.
 
     Raises:
         ReproductionError: If crystals are missing, or the folder holds an experiment on others.
         ReadingError: If they cannot be read.
     """
-    fetch = "fetch MP-20 with `crystorus data get mp-20`"
-    if (train is None) != (validation is None):
-        raise ReproductionError("--data and --validation go together: give both")
-    if train is None and held_out is not None:
-        raise ReproductionError("--held-out needs --data and --validation: give all three")
+    out, train, validation = options.out, options.data, options.validation
     if train is None and budget.name != "smoke":
         raise ReproductionError(
-            f"--budget {budget.name} needs --data TRAIN and --validation VALIDATION: {fetch}, or "
-            "take --budget smoke"
+            f"--budget {budget.name} needs --data TRAIN and --validation VALIDATION: fetch MP-20 "
+            "with `crystorus data get mp-20`, or take --budget smoke"
         )
-    for path in (train, validation, held_out):
-        if path is not None and not path.exists():
-            raise ReproductionError(
-                f"{path} does not exist: {fetch}, or give another file of crystals"
-            )
     folder = out / "data"
     folder.mkdir(parents=True, exist_ok=True)
     if train is None or validation is None:
         train, validation = _prototypes(folder)
-    files = {"train": train, "validation": validation, "held_out": held_out or validation}
-    stores, about = {}, {}
+    files = {"train": train, "validation": validation, "held_out": options.held_out or validation}
+    stores: dict[str, CrystalStore] = {}
+    about: Tree = {}
     for name, path in files.items():
         stores[name] = store = open_or_build(path, folder / f"{name}.store")
         names = [source["name"] for source in store.header["sources"]]
@@ -265,10 +147,6 @@ def _claim(out: Path, experiment: Tree) -> None:
 
 def _prototypes(folder: Path) -> tuple[Path, Path]:
     """Write the AFLOW prototypes that pymatgen carries, every fourth for validation."""
-    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
-
-    from crystorus.data.convert import crystals_from_structures
-
     train, validation = (folder / f"prototypes-{part}.extxyz" for part in ("train", "validation"))
     structures = [entry["snl"].structure for entry in AFLOW_PROTOTYPE_LIBRARY]
     small = [s for s in structures if s.is_ordered and len(s) <= MAX_ATOMS]
@@ -286,29 +164,19 @@ def _prototypes(folder: Path) -> tuple[Path, Path]:
 class Experiment:
     """One folder of one experiment, and what of it is asked for."""
 
-    out: Path
-    """The folder."""
+    options: Options
     budget: Budget
-    """How much is done."""
     inputs: Inputs
-    """The crystals."""
-    device: str = "cpu"
-    """Where networks run."""
-    alignn_weights: Path | None = None
-    """ALIGNN's weights, for FAD."""
-    checkpoint: Path = SHIPPED
-    """The trained model that is shown."""
-    baselines: Mapping[str, Path] = field(default_factory=dict)
-    """Files of other systems' crystals, by name."""
-    seeds: tuple[int, ...] = ()
-    """Of the trainings of Tables 2 to 4; none means the budget's."""
-    rows: tuple[str, ...] = ()
-    """Of Table 4, by name; none means all."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model that is shown."""
+        return self.options.checkpoint or SHIPPED
 
     @property
     def cache(self) -> Path:
         """Folder of crystal-fidelity's features and energies."""
-        return self.out / "cache"
+        return self.options.out / "cache"
 
     def log(self, step: str) -> None:
         """Say on standard error what is being done."""
@@ -320,9 +188,9 @@ class Experiment:
         Raises:
             DivergedError: If a loss or a gradient is no longer finite.
         """
-        folder = self.out / "trainings" / self.name_of(variant, seed, ablation=ablation)
+        folder = self.options.out / "trainings" / self.name_of(variant, seed, ablation=ablation)
         data = {name: str(getattr(self.inputs, name).path) for name in ("train", "validation")}
-        training = {"seed": seed, "accelerator": self.device.partition(":")[0]}
+        training = {"seed": seed, "accelerator": self.options.device.partition(":")[0]}
         extra = {"data": data, "training": training}
         config = variant_config(variant, self.budget, ablation=ablation, extra=extra)
         record = read_record(folder) or {}
@@ -354,88 +222,90 @@ class Experiment:
         Returns:
             The folder, for `read_crystals`, and how they were made.
         """
-        model = load_checkpoint(checkpoint, device=self.device)
+        model = load_checkpoint(checkpoint, device=self.options.device)
         settings = merged(asdict(model.config.sampling), sampler or {})
         plan = SamplingPlan(SamplerConfig(**settings))
         structures = usable_structures(self.inputs.compositions)
         compositions = [Composition.of(c.atomic_numbers.tolist()) for c in structures]
         requests = make_requests(compositions, seed=seed)
         options = SampleOptions(seed=seed)
-        folder = self.out / "samples" / name
+        folder = self.options.out / "samples" / name
         run = run_settings(requests, plan, model, options)
         cost = folder / "cost.json"
+        spent = json.loads(cost.read_text("utf-8")) if cost.exists() else {}
         with OutputFolder(folder, run, total=len(requests)) as output:
             if not output.run.complete:
                 self.log(f"sampling {name}")
                 missing = [request for request in requests if request.index not in output.done]
-                began = time.process_time()
+                began = time.process_time() - spent.get("cpu_seconds", 0)
                 for part in make(model, missing, plan):
-                    output.commit(part, symprec=options.symprec)
-                seconds = round(time.process_time() - began, 2)
-                spent = {"made": len(missing), "cpu_seconds": seconds}
-                if missing:
+                    seconds = round(time.process_time() - began, 2)
+                    spent = {"made": spent.get("made", 0) + len(part), "cpu_seconds": seconds}
                     write_atomic(cost, json.dumps(spent) + "\n")
+                    output.commit(part, symprec=options.symprec)
                 output.finish()
-        about = {"seed": seed, "checkpoint": model.digest, "sampler": settings}
-        return folder, about | json.loads(cost.read_text("utf-8"))
+        key = {"seed": seed, "checkpoint": model.digest, "sampler": settings}
+        return folder, key | spent
 
     def score(self, crystals: Path, name: str) -> Tree:
         """Score crystals against the held-out ones, the i-th with the i-th."""
-        weights = self.alignn_weights
+        weights = self.options.alignn_weights
+
+        def measure() -> Tree:
+            made, real = read_crystals(crystals), read_structures(self.inputs.compositions)
+            wanted = Settings(
+                metrics=("validity", "density", "energy", "frechet", "match"), cache=self.cache
+            )
+            found = compare(made, real, wanted)
+            scores = found.scores
+            if weights:
+                fad = replace(wanted, metrics=("frechet",), featurizer="alignn", weights=weights)
+                scores += compare(made, real, fad).scores
+            kept = ("value", "uncertainty", "real", "n_generated", "protocol")
+            return {
+                "crystal_fidelity": crystal_fidelity.__version__,
+                "scores": {
+                    METRICS[score.name]: {key: getattr(score, key) for key in kept}
+                    for score in scores
+                    if score.name in METRICS
+                },
+                "not_finite": sum(isinstance(entry, ReadFailure) for entry in made),
+                "not_computed": found.not_computed,
+            }
+
         key = {
             "generated": digest_of(crystals),
             "reference": self.inputs.about["held_out_file"],
             "alignn_weights": file_digest(weights) if weights else "",
         }
-        return self.kept(f"scores/{name}", key, lambda: self._score(crystals))
+        return self.kept(f"scores/{name}", key, measure)
 
-    def _score(self, crystals: Path) -> Tree:
-        made, real = read_crystals(crystals), read_structures(self.inputs.compositions)
-        metrics = ("validity", "density", "energy", "frechet", "match")
-        settings = Settings(metrics=metrics, cache=self.cache)
-        found = [compare(made, real, settings)]
-        if self.alignn_weights:
-            alignn = {"featurizer": "alignn", "weights": self.alignn_weights}
-            found.append(compare(made, real, replace(settings, metrics=("frechet",), **alignn)))
-        kept = ("value", "uncertainty", "real", "n_generated", "protocol")
-        scores = [score for one in found for score in one.scores if score.name in METRICS]
-        return {
-            "crystal_fidelity": crystal_fidelity.__version__,
-            "scores": {
-                METRICS[score.name]: {key: finite(getattr(score, key)) for key in kept}
-                for score in scores
-            },
-            "not_finite": sum(isinstance(entry, ReadFailure) for entry in made),
-            "not_computed": found[0].not_computed,
-        }
-
-    def kept(self, name: str, key: Tree, measure: Callable[[], Any]) -> Any:
+    def kept(self, name: str, key: Tree, measure: Callable[[], Tree]) -> Tree:
         """Return a result that was measured before from the same inputs, or measure it now.
 
         Args:
             name: Folder and name of its file.
             key: The inputs, in JSON's types.
-            measure: Gives the result, in JSON's types.
+            measure: Gives the result; what JSON has not, such as NaN, becomes null.
 
         Raises:
             ReproductionError: If it cannot be measured.
         """
-        path = self.out / f"{name}.json"
+        path = self.options.out / f"{name}.json"
         try:
             there = json.loads(path.read_text("utf-8"))
             if there["key"] == key:
-                return there["result"]
+                return dict(there["result"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            pass  # it is measured again
         self.log(f"measuring {path.stem}")
         try:
             result = measure()
         except (ValueError, ImportError) as error:
             raise ReproductionError(f"{path.stem} cannot be measured: {error}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"key": key, "result": result}
-        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        return result
+        write_json(path, {"key": key, "result": result})
+        return dict(json.loads(path.read_text("utf-8"))["result"])
 
 
 def read_crystals(path: Path) -> list[Entry]:
@@ -457,8 +327,3 @@ def digest_of(path: Path) -> str:
     """Return the digest of what `read_crystals` reads."""
     files = (path / CRYSTALS, path / TABLE) if path.is_dir() else (path,)
     return " ".join(map(file_digest, files))
-
-
-def finite(value: Any) -> Any:
-    """Return None in the place of a number that JSON has not."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

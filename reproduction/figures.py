@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ase import Atoms
+from ase.build import cut
+from ase.cell import Cell
 from ase.visualize.plot import plot_atoms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,9 +19,9 @@ from PIL import Image
 
 from crystal_fidelity.files import write_atomic
 from reproduction.probes import ANION_GROUPS, INTERMETALLIC, mean_scores
-from reproduction.symmetry import LATTICE_SYSTEMS, shares
+from reproduction.settings import Tree
+from reproduction.symmetry import shares
 
-Tree = dict[str, Any]
 COLOURS = {"paper": "#2d6a8f", "default": "#c8553d", "checkpoint": "#5b8e4a", "real": "#333333"}
 MORE = ("#8a5a9e", "#b08a2e", "#3fb8c4", "#9aa3ab", "#d98fb0", "#7a4a2b")
 GROUP_COLOURS = {
@@ -27,6 +30,9 @@ GROUP_COLOURS = {
 }  # fmt: skip
 DRAWN_TOLERANCES = (0.1, 0.5)
 """Å. The tolerances of Fig. 2 that the paper names; all are drawn where these were not measured."""
+LINE: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.1, "capsize": 2}
+EDGE = 0.02
+"""Of the cell's vectors; atoms so near a face are on it."""
 VIEW = "-80x,15y,0z"
 """Rotation of drawn crystals: c up, a towards the eye and a little to the left."""
 
@@ -41,6 +47,11 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> 
     return figure, grid
 
 
+def _colours(names: Sequence[str]) -> list[str]:
+    spare = itertools.cycle(MORE)
+    return [COLOURS.get(name) or next(spare) for name in names]
+
+
 def draw_gallery(report: Tree) -> Figure:
     """Draw generated crystals above the real ones of their compositions (Fig. 1).
 
@@ -52,13 +63,17 @@ def draw_gallery(report: Tree) -> Figure:
     )
     for line, name, crystals in zip(grid, gallery["names"], gallery["rows"], strict=True):
         for axes, one in zip(line, crystals, strict=True):
+            lattice = np.array(one["lattice"]).T
             atoms = Atoms(
                 numbers=one["atomic_numbers"],
-                cell=np.array(one["lattice"]).T,
+                cell=Cell(lattice).standard_form()[0],  # a along x, b in the xy plane
                 scaled_positions=one["frac_coords"],
                 pbc=True,
             )
-            plot_atoms(atoms, axes, radii=0.35, rotation=VIEW)
+            # Atoms on faces, edges and corners are drawn on all of them.
+            whole = cut(atoms, c=(0, 0, 1), origo=(-EDGE,) * 3, extend=1 + 2 * EDGE)
+            whole.translate(-EDGE * atoms.cell.sum(axis=0))
+            plot_atoms(whole, axes, radii=0.4, rotation=VIEW)
             axes.set_axis_off()
             formula = re.sub(r"(\d+)", r"$_{\1}$", one["formula"])
             bar = re.sub(r"-(\d)", r"\\bar{\1}", one["symbol"])
@@ -77,30 +92,25 @@ def draw_lattice_systems(report: Tree) -> Figure:
     measured = sorted({s["symprec"] for s in sets})
     tolerances = [s for s in DRAWN_TOLERANCES if s in measured] or measured
     names = list(dict.fromkeys(s["name"] for s in sets))
-    spare = itertools.cycle(MORE)
-    colours = {name: COLOURS.get(name) or next(spare) for name in names}
-    width, places = 0.8 / len(names), np.arange(len(LATTICE_SYSTEMS))
     figure, grid = _figure(2, len(tolerances), (7.0, 4.7), sharey="row", sharex=True)
     for column, symprec in enumerate(tolerances):
         grid[0][column].set_title(f"within {symprec:g} Å", fontsize=9)
         for axes, key in zip(grid[:, column], ("holohedries", "groups"), strict=True):
-            for rank, name in enumerate(names):
-                one = next(s for s in sets if s["name"] == name and s["symprec"] == symprec)
-                if one[key]:
-                    values = np.array(list(shares(one[key]).values()))
-                    error = np.sqrt(values * (1 - values) / len(one[key]))
-                    axes.bar(
-                        places + (rank - (len(names) - 1) / 2) * width, values, width, yerr=error,
-                        color=colours[name], label=f"{name} (n = {len(one[key])})",
-                        error_kw={"lw": 0.6, "ecolor": "#333"},
-                    )  # fmt: skip
-            axes.set_xticks(
-                places, LATTICE_SYSTEMS, rotation=60, ha="right", rotation_mode="anchor"
-            )
+            groups = {s["name"]: s[key] for s in sets if s["symprec"] == symprec and s[key]}
+            counts = {name: len(groups.get(name, ())) for name in names}
+            fractions = pd.DataFrame({name: shares(groups[name]) for name in groups})
+            fractions = fractions.reindex(columns=names)
+            fractions.columns = [f"{name} (n = {n})" for name, n in counts.items()]
+            error = np.sqrt(fractions * (1 - fractions) / np.maximum(list(counts.values()), 1))
+            fractions.plot.bar(
+                ax=axes, yerr=error, width=0.8, color=_colours(names), legend=False,
+                error_kw={"lw": 0.6, "ecolor": "#333"},
+            )  # fmt: skip
+            axes.tick_params(axis="x", rotation=60)
     grid[0][0].set_ylabel("fraction of cells", fontsize=8)
     grid[1][0].set_ylabel("fraction of crystals\n(by space group)", fontsize=8)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    bars = grid[0][0].get_legend_handles_labels()
+    figure.legend(*bars, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -108,15 +118,11 @@ def draw_noise(report: Tree) -> Figure:
     """Draw the distance against the fraction of the diffusion steps (Fig. 3)."""
     figure, ((axes, lost),) = _figure(1, 2, (7.6, 3.0))
     for name, curve in report["curves"].items():
-        points = curve["points"]
-        known = [p for p in points if p["frechet"] is not None]
-        style = {"color": COLOURS[name], "label": f"{name}'s noise", "marker": "o", "ms": 3}
-        axes.errorbar(
-            [p["share"] for p in known], [p["frechet"] for p in known],
-            [p["error"] or 0.0 for p in known], capsize=2, lw=1.2, **style,
-        )  # fmt: skip
-        without = [p["failed"] / (p["n"] + p["failed"]) for p in points]
-        lost.plot([p["share"] for p in points], without, lw=1.2, **style)
+        points = pd.DataFrame(curve["points"]).set_index("share")
+        style = LINE | {"color": COLOURS[name], "label": f"{name}'s noise"}
+        known = points.dropna(subset="frechet").astype({"error": float})
+        known["frechet"].plot(ax=axes, yerr=known["error"].fillna(0), **style)
+        (points["failed"] / (points["n"] + points["failed"])).plot(ax=lost, yerr=0, **style)
     axes.set_ylabel("Fréchet CHGNet distance")
     lost.set_ylabel("fraction without features")
     for one in (axes, lost):
@@ -129,15 +135,10 @@ def draw_noise(report: Tree) -> Figure:
 def draw_size(report: Tree) -> Figure:
     """Draw the distance of two sets of real crystals against their size (Fig. 4)."""
     figure, ((axes,),) = _figure(1, 1, (4.0, 3.0))
-    points = report["points"]
-    sizes = [p["n"] for p in points]
-    axes.errorbar(
-        sizes, [p["mean"] for p in points], [p["spread"] or 0.0 for p in points],
-        marker="o", ms=3, lw=1.2, capsize=2, color=COLOURS["real"],
-    )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(sizes, [str(n) for n in sizes], minor=False)
+    points = pd.DataFrame(report["points"]).set_index("n").astype(float)
+    spread = points["spread"].fillna(0)
+    points["mean"].plot(ax=axes, yerr=spread, loglog=True, color=COLOURS["real"], **LINE)
+    axes.set_xticks(points.index, points.index.map(str))
     axes.set_xticks([], minor=True)
     axes.set_xlabel("crystals on each side")
     axes.set_ylabel("Fréchet CHGNet distance")
@@ -156,14 +157,13 @@ def draw_distribution(report: Tree) -> Figure:
     low, high = np.percentile(values["real"], (0.5, 99.5))
     margin = 0.1 * (high - low)
     edges = np.linspace(low - margin, high + margin, 41)
-    spare = itertools.cycle(MORE)
-    for label, row in values.items():
+    for (label, row), colour in zip(values.items(), _colours(list(values)), strict=True):
         counts, _ = np.histogram(row, edges)
-        style: Mapping[str, Any] = {"color": COLOURS.get(label) or next(spare), "lw": 1.3}
-        if label == "real":
-            style = {"fill": True, "color": "#cccccc"}
-        text = f"{label} (n = {len(row)}, outside {len(row) - counts.sum()})"
-        axes.stairs(counts / max(len(row), 1) / np.diff(edges), edges, label=text, **style)
+        axes.stairs(
+            counts / max(len(row), 1) / np.diff(edges), edges, lw=1.3, fill=label == "real",
+            color="#cccccc" if label == "real" else colour,
+            label=f"{label} (n = {len(row)}, outside {len(row) - counts.sum()})",
+        )  # fmt: skip
     axes.set_xlabel(f"{report['property']} / {report['unit']}")
     axes.set_ylabel("fraction per unit")
     axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend
@@ -179,40 +179,37 @@ def draw_latent_map(report: Tree) -> Figure:
     """
     latent = report["map"]
     # In one shuffled order, so that no group lies on top for being last.
-    order = np.random.default_rng(0).permutation(len(latent["x"]))
-    x, y = np.array(latent["x"])[order], np.array(latent["y"])[order]
-    anions = [latent["anions"][i] for i in order]
-    properties = {
-        "energy": ("formation energy / eV per atom", latent["energy_ev_per_atom"]),
-        "density": ("density / g cm⁻³", latent["density_g_cm3"]),
-    }
-    values = {key: np.array(row, dtype=float)[order] for key, (_, row) in properties.items()}
-    values = {key: row for key, row in values.items() if np.isfinite(row).any()}
-    panels = 1 + len(values)
-    figure, (line,) = _figure(1, panels, (7.0 * panels / 3, 2.95), sharex=True, sharey=True)
+    frame = pd.DataFrame({key: latent[key] for key in ("x", "y", "anions")})
+    frame["formation energy / eV per atom"] = pd.Series(latent["energy_ev_per_atom"], dtype=float)
+    frame["density / g cm⁻³"] = latent["density_g_cm3"]
+    frame = frame.dropna(axis="columns", how="all").sample(frac=1, random_state=0)
+    panels = list(frame.columns[3:])
+    figure, (line,) = _figure(
+        1, 1 + len(panels), (7.0 * (1 + len(panels)) / 3, 2.95), sharex=True, sharey=True
+    )
     dots: dict[str, Any] = {"s": 3.5, "lw": 0, "alpha": 0.75, "rasterized": True}
-    line[0].scatter(x, y, c=[GROUP_COLOURS[group] for group in anions], **dots)
+    line[0].scatter(frame["x"], frame["y"], c=frame["anions"].map(GROUP_COLOURS), **dots)
     for group in (*ANION_GROUPS, INTERMETALLIC):
-        if group in anions:
+        if group in latent["anions"]:
             line[0].scatter([], [], s=14, color=GROUP_COLOURS[group], label=group)
     line[0].legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, fontsize=6, frameon=False,
         handletextpad=0.1, columnspacing=0.8, borderaxespad=0,
     )  # fmt: skip
     line[0].set_title("chemistry", fontsize=8)
-    for axes, (title, row) in zip(line[1:], values.items(), strict=True):
-        known = np.isfinite(row)
-        low, high = np.percentile(row[known], [2, 98])
+    for axes, title in zip(line[1:], panels, strict=True):
+        known = frame.dropna(subset=title)
+        low, high = np.percentile(known[title], [2, 98])
         shown = axes.scatter(
-            x[known], y[known], c=row[known], cmap="viridis", vmin=low, vmax=high, **dots
+            known["x"], known["y"], c=known[title], cmap="viridis", vmin=low, vmax=high, **dots
         )
         bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.9, aspect=28, pad=0.03)
-        bar.set_label(properties[title][0], fontsize=7)
+        bar.set_label(title, fontsize=7)
         bar.ax.tick_params(labelsize=6)
-        axes.set_title(title, fontsize=8)
-    first, second = latent["explained"]
-    line[0].set_xlabel(f"first direction ({100 * first:.0f} %)", fontsize=7)
-    line[0].set_ylabel(f"second direction ({100 * second:.0f} %)", fontsize=7)
+        axes.set_title(title.partition(" /")[0], fontsize=8)
+    explained = [f"{100 * part:.0f} %" for part in latent["explained"]]
+    line[0].set_xlabel(f"first direction ({explained[0]})", fontsize=7)
+    line[0].set_ylabel(f"second direction ({explained[1]})", fontsize=7)
     return figure
 
 
@@ -224,19 +221,14 @@ def draw_probe(report: Tree) -> Figure:
     study = report["probe"]
     scores = mean_scores(study)
     figure, ((error, explained),) = _figure(1, 2, (7.0, 3.0))
-    sizes = sorted({s["n_train"] for s in study["scores"]})
-    colours = itertools.cycle((*COLOURS.values(), *MORE))
-    for name in dict.fromkeys(s["features"] for s in study["scores"]):
-        colour = next(colours)
-        for axes, key in ((error, "mae"), (explained, "r2")):
-            rows = scores.loc[name][key].loc[sizes]
-            axes.errorbar(
-                sizes, rows["mean"], rows["std"].fillna(0), marker="o", ms=3, lw=1.1, capsize=2,
-                color=colour, label=name,
-            )  # fmt: skip
-    for axes in (error, explained):
-        axes.set_xscale("log")
-        axes.set_xticks(sizes, [f"{size:,}".replace(",", " ") for size in sizes])
+    names = list(dict.fromkeys(s["features"] for s in study["scores"]))
+    for axes, key in ((error, "mae"), (explained, "r2")):
+        mean, spread = (scores[key][which].unstack("features")[names] for which in ("mean", "std"))
+        mean.plot(
+            ax=axes, yerr=spread.fillna(0), logx=True, **LINE,
+            color=[*COLOURS.values(), *MORE][: len(names)], legend=False,
+        )  # fmt: skip
+        axes.set_xticks(mean.index, [f"{size:,}".replace(",", " ") for size in mean.index])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("training crystals", fontsize=8)
     error.axhline(study["spread"], ls="--", lw=0.8, color="#777")
@@ -245,8 +237,8 @@ def draw_probe(report: Tree) -> Figure:
     explained.set_ylabel("R²", fontsize=8)
     lowest = min((s["r2"] for s in study["scores"] if s["r2"] > -1), default=0.0)
     explained.set_ylim(min(-0.1, lowest) - 0.02, 1.0)
-    handles, labels = error.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=7)
+    lines = error.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right center", frameon=False, fontsize=7)
     return figure
 
 
@@ -262,18 +254,14 @@ DRAWERS: Mapping[str, Mapping[str, Callable[[Tree], Figure]]] = {
 """The figures of every experiment by the names of their files."""
 
 
-def draw(folder: Path, report: Tree, *, only: Sequence[str] = ()) -> None:
+def draw(folder: Path, report: Tree) -> None:
     """Draw the figures of a result into a folder, as PNG with a palette of 192 colours.
 
-    Args:
-        folder: Where they go.
-        report: The result; figures that it names as withheld are left as they are.
-        only: Names of figures; all by default.
+    Figures that the result names as withheld are left as they are.
     """
     for stem, drawer in DRAWERS.get(report["experiment"], {}).items():
-        if stem in report.get("withheld", ()) or (only and stem not in only):
-            continue
-        drawn, small = io.BytesIO(), io.BytesIO()
-        drawer(report).savefig(drawn, format="png", dpi=110, metadata={"Software": None})
-        Image.open(drawn).convert("RGB").quantize(192).save(small, "png", optimize=True)
-        write_atomic(folder / f"{stem}.png", small.getvalue())
+        if stem not in report.get("withheld", ()):
+            drawn, small = io.BytesIO(), io.BytesIO()
+            drawer(report).savefig(drawn, format="png", dpi=110, metadata={"Software": None})
+            Image.open(drawn).convert("RGB").quantize(192).save(small, "png", optimize=True)
+            write_atomic(folder / f"{stem}.png", small.getvalue())

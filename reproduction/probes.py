@@ -21,13 +21,15 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from crystal_fidelity.energies import composition_matrix
 from crystorus.crystal_model import CrystalModel, build_model
+from crystorus.data.convert import split
 from crystorus.diffusion.noise_levels import CrystalNoise
 from crystorus.geometry import Crystals
 from crystorus.networks.embedding import element_descriptors
+from reproduction.settings import Tree
 
 Array = NDArray[np.float64]
-Tree = dict[str, Any]
 PENALTIES = tuple(10.0**n for n in range(-6, 3))
 """Ridge penalties per training crystal, of weights of features of unit variance."""
 FOLDS = 5
@@ -65,7 +67,7 @@ def probe(
         target: The property of the training and of the validation crystals.
         name: The property and its unit.
         compositions: Reduced formula of every validation crystal.
-        sizes: Numbers of training crystals.
+        sizes: Numbers of training crystals, twice the folds or more.
         seeds: One choice of training crystals and folds each.
         shuffled: Names of features that are probed once more with shuffled training targets.
 
@@ -73,9 +75,6 @@ def probe(
         `target`, `spread` (the error of a constant), `n_pairs`, and `scores`: of every features,
         size and seed the penalty, `mae`, `r2` and `right_order`, the fraction of the ordered pairs
         of one composition whose order is right (ties count half; None without pairs).
-
-    Raises:
-        ValueError: If a size is above the number of training crystals, or below twice the folds.
     """
     train_y, truth = target
     pairs = _ordered_pairs(compositions, truth)
@@ -83,10 +82,6 @@ def probe(
     jobs += [(f"{key}, shuffled", key, True) for key in shuffled]
     scores = []
     for size in sizes:
-        if not 2 * FOLDS <= size <= len(train_y):
-            raise ValueError(
-                f"{size} training crystals: use {2 * FOLDS} to {len(train_y)}, all there are"
-            )
         for seed in seeds:
             random = np.random.default_rng(seed)
             chosen = random.permutation(len(train_y))[:size]
@@ -152,15 +147,9 @@ def latents(model: CrystalModel, crystals: Crystals, *, level: int = 1, batch: i
     Args:
         model: A crystal model, trained or not.
         crystals: As they are, without noise.
-        level: The noise level t that the network is told, 1 the quietest.
+        level: The noise level t that the network is told, from 1, the quietest, to T.
         batch: Crystals per pass.
-
-    Raises:
-        ValueError: If the level is none of the model's.
     """
-    steps = model.config.diffusion.steps
-    if not 1 <= level <= steps:
-        raise ValueError(f"noise level {level}: this model has 1 to {steps}")
     encoder: Any = model.denoiser.eval()
     found = []
     with torch.no_grad():
@@ -189,31 +178,23 @@ def untrained(model: CrystalModel, seed: int) -> CrystalModel:
 def draw_prior(model: CrystalModel, crystals: Crystals, seeds: Sequence[int]) -> Crystals:
     """Return the same compositions as the model's prior draws them: M_T, Algorithm 2, line 1."""
     noise = CrystalNoise(seeds, crystals.n_atoms)
-    cells = model.diffusion.cell.prior(crystals, noise.normal_cells(), noise.normal_cells())
-    return crystals.with_geometry(cells, model.diffusion.torus.prior(noise.uniform_atoms()))
+    return model.diffusion.prior(crystals.atomic_numbers, crystals.n_atoms, noise)
 
 
-def feature_sets(
-    model: CrystalModel, crystals: Crystals, *, level: int = 1, seed: int = 0, draws: int = 4
-) -> dict[str, Array]:
+def feature_sets(model: CrystalModel, crystals: Crystals, *, draws: int = 4) -> dict[str, Array]:
     """Return the latent representation and its controls, [crystals, features] each.
 
     Args:
         model: A trained crystal model.
         crystals: As they are.
-        level: The noise level that the network is told.
-        seed: Of the untrained weights and of the prior.
         draws: Draws of the prior over which "latent of noise" is averaged; it knows a composition
             as the network does and nothing else.
     """
-    n, steps = len(crystals), model.config.diffusion.steps
-    composition = element_fractions(crystals)
-    latent = latents(model, crystals, level=level)
-    blank = latents(untrained(model, seed), crystals, level=level)
-    noise = []
-    for draw in range(seed * draws, (seed + 1) * draws):
-        drawn = draw_prior(model, crystals, range(draw * n, (draw + 1) * n))
-        noise.append(latents(model, drawn, level=steps))
+    n, steps = len(crystals), model.diffusion.steps
+    composition = composition_matrix(split(crystals))
+    latent, blank = latents(model, crystals), latents(untrained(model, 0), crystals)
+    drawn = (draw_prior(model, crystals, range(i * n, (i + 1) * n)) for i in range(draws))
+    noise = [latents(model, one, level=steps) for one in drawn]
     known = np.concatenate([composition, element_statistics(crystals)], 1)
     return {
         "composition": composition,
@@ -225,14 +206,6 @@ def feature_sets(
         "latent + composition": np.concatenate([latent, composition], 1),
         "latent + element statistics": np.concatenate([latent, known], 1),
     }
-
-
-def element_fractions(crystals: Crystals) -> Array:
-    """Return the atomic fraction of every element, [crystals, 118]."""
-    fractions = torch.zeros(len(crystals), 118, dtype=torch.float64)
-    one = 1 / crystals.n_atoms.double()[crystals.crystal_of_atom]
-    place = (crystals.crystal_of_atom, crystals.atomic_numbers.long() - 1)
-    return fractions.index_put_(place, one, accumulate=True).numpy()
 
 
 def element_statistics(crystals: Crystals) -> Array:

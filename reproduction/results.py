@@ -1,13 +1,12 @@
 """Every table and figure of the paper, measured: one function each, from an experiment to JSON."""
 
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from crystal_fidelity.energies import load_references, make_energy_model
@@ -16,35 +15,36 @@ from crystal_fidelity.files import file_digest, write_atomic
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure, checked
 from crystal_fidelity.studies import distributions, extrapolated, noise_curve, size_study
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
-from crystorus.config import Preset
 from crystorus.crystal_model import build_diffusion
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import density, split
 from crystorus.data.store import CrystalStore
 from crystorus.data.writers import extxyz_text
 from crystorus.diffusion.cell_prior import fit_cell_statistics
+from crystorus.diffusion.losses import draw_normals
 from crystorus.diffusion.process import Diffusion
 from crystorus.geometry import Crystals
 from reproduction import DivergedError, ReproductionError
 from reproduction.experiment import (
-    BudgetName,
     Experiment,
-    Tree,
-    Variant,
     choose,
     digest_of,
-    finite,
-    load_budget,
-    load_printed,
-    load_variants,
-    merged,
     read_crystals,
-    variant_config,
 )
 from reproduction.probes import FOLDS, draw_prior, feature_sets, principal_map, probe
+from reproduction.settings import (
+    BUDGETS,
+    PRESETS,
+    PRINTED,
+    VARIANTS,
+    BudgetName,
+    Tree,
+    Variant,
+    merged,
+    variant_config,
+)
 from reproduction.symmetry import conventional_cell, study_lattices
 
-PRESETS: tuple[Preset, ...] = ("paper", "default")
 CHECKPOINT_SEED = 0
 SYMPREC = 0.1
 """Å, of the space groups in Fig. 1."""
@@ -60,40 +60,40 @@ RATE_STEPS = 5
 
 def systems_table(run: Experiment) -> Tree:
     """Return Tables 2 and 3: both presets, a checkpoint, and other systems' crystals."""
-    variants, seeds = load_variants(), run.seeds or run.budget.seeds
-    rows = [_variant_row(run, variants[name], seeds, ablation=False) for name in PRESETS]
+    seeds = run.options.seeds or run.budget.seeds
+    rows = [_variant_row(run, VARIANTS[name], seeds, ablation=False) for name in PRESETS]
     rows.append(_checkpoint_row(run))
-    for name, path in run.baselines.items():
+    for name, path in run.options.baselines.items():
         about = {"file": path.name, "sha256": file_digest(path)}
         scores = run.score(path, f"baseline-{name}")
         rows.append(_row(f"baseline-{name}", name, [about | scores]))
     real = run.score(run.inputs.others, "real")
     rows.append(_row("real", "training crystals, of other compositions", [real]))
-    return {"seeds": list(seeds), "rows": rows, "printed": load_printed()}
+    return {"seeds": list(seeds), "rows": rows, "printed": PRINTED}
 
 
 def checkpoint_table(run: Experiment) -> Tree:
     """Return the row of a checkpoint in Tables 2 and 3, without training anything."""
     row = _checkpoint_row(run)
-    return {"seeds": [CHECKPOINT_SEED], "rows": [row], "printed": load_printed()}
+    return {"seeds": [CHECKPOINT_SEED], "rows": [row], "printed": PRINTED}
 
 
 def ablation_table(run: Experiment) -> Tree:
     """Return Table 4: the paper's ablations, and one per repair of the default preset."""
-    variants, seeds = load_variants(), run.seeds or run.budget.ablation_seeds
+    seeds = run.options.seeds or run.budget.ablation_seeds
     rows = [
-        _variant_row(run, variants[name], seeds, ablation=True)
-        | {"preset": variants[name].preset, "printed": variants[name].printed}
-        for name in run.rows or variants
+        _variant_row(run, variant, seeds, ablation=True)
+        | {"preset": variant.preset, "printed": variant.printed}
+        for variant in run.options.variants
     ]
-    return {"seeds": list(seeds), "rows": rows, "printed": load_printed()}
+    return {"seeds": list(seeds), "rows": rows, "printed": PRINTED}
 
 
 def _variant_row(
     run: Experiment, variant: Variant, seeds: Sequence[int], *, ablation: bool
 ) -> Tree:
     """Train, sample and score one variant with every seed."""
-    source = load_variants()[variant.weights]
+    source = VARIANTS[variant.weights or variant.name]
     runs = []
     for seed in seeds:
         try:
@@ -132,15 +132,10 @@ def summary(runs: Sequence[Tree]) -> Tree:
 
     A score that is missing or infinite in one of them has neither.
     """
-    mean, deviation = {}, {}
-    for name in dict.fromkeys(name for run in runs for name in run["scores"]):
-        values = [run["scores"].get(name, {}).get("value") for run in runs]
-        if any(value is None or not math.isfinite(value) for value in values):
-            continue
-        mean[name] = statistics.fmean(values)
-        if len(values) > 1:
-            deviation[name] = statistics.stdev(values)
-    return {"mean": mean, "deviation": deviation}
+    scores = [{name: score["value"] for name, score in run["scores"].items()} for run in runs]
+    values = pd.DataFrame(scores, dtype=float).replace([np.inf, -np.inf], np.nan)
+    mean, deviation = values.mean(skipna=False), values.std(skipna=False)
+    return {"mean": mean.dropna().to_dict(), "deviation": deviation.dropna().to_dict()}
 
 
 def gallery(run: Experiment) -> Tree:
@@ -189,7 +184,7 @@ def lattices(run: Experiment) -> Tree:
     store = run.inputs.held_out
     crystals = store.select(choose(store, run.budget.compositions))
     prior = draw_prior(load_checkpoint(run.checkpoint), crystals, range(len(crystals)))
-    study = study_lattices(sets, cells={"prior": prior.lattice.mT.double().numpy()})
+    study = study_lattices(sets | {"prior": split(prior)})
     lost = {
         name: sum(isinstance(entry, ReadFailure) for entry in several)
         for name, several in sets.items()
@@ -199,10 +194,10 @@ def lattices(run: Experiment) -> Tree:
 
 def _sampled_presets(run: Experiment) -> dict[str, Path]:
     """Return the crystals of both presets, trained with the first seed."""
-    variants, seed = load_variants(), run.budget.seeds[0]
-    found = {}
+    seed = run.budget.seeds[0]
+    found: dict[str, Path] = {}
     for name in PRESETS:
-        trained, _ = run.train(variants[name], seed, ablation=False)
+        trained, _ = run.train(VARIANTS[name], seed, ablation=False)
         found[name], _ = run.sample(trained, f"{name}-s{seed}", seed=seed)
     return found
 
@@ -217,7 +212,7 @@ def noise_study(run: Experiment) -> Tree:
     statistics_ = fit_cell_statistics(store.select(range(len(store))))
     curves = {}
     for preset in PRESETS:
-        config = variant_config(load_variants()[preset], run.budget, ablation=False, extra={})
+        config = variant_config(VARIANTS[preset], run.budget)
         diffusion = build_diffusion(config, statistics_)
         key = {"inputs": run.inputs.about, "levels": list(run.budget.noise_levels)}
         key |= {"diffusion": asdict(config.diffusion)}
@@ -239,9 +234,7 @@ def _noise_curve(run: Experiment, crystals: Crystals, diffusion: Diffusion) -> T
 
 def _noised(crystals: Crystals, diffusion: Diffusion, step: int) -> list[Entry]:
     if step > 0:
-        generator = torch.Generator().manual_seed(0)
-        atoms = torch.randn(crystals.frac_coords.shape, generator=generator, dtype=torch.float64)
-        cells = torch.randn(len(crystals), 6, generator=generator, dtype=torch.float64)
+        atoms, cells = draw_normals(crystals, torch.Generator().manual_seed(0))
         t = torch.full((len(crystals),), step)
         crystals = diffusion.noise(crystals, t, atoms, cells)[0]
     # Cells may have collapsed: they are told from crystals as a reader does.
@@ -258,22 +251,22 @@ def sample_size_study(run: Experiment) -> Tree:
             for store in (run.inputs.train, run.inputs.held_out)
         )
         points = size_study(left, right)
-        identity = asdict(network.identity)
         return {
-            "points": [asdict(point) | {"spread": finite(point.spread)} for point in points],
+            "points": [asdict(point) for point in points],
             "limit": extrapolated(points),
-            "identity": identity,
+            "identity": asdict(network.identity),
         }
 
     count = run.budget.study_crystals
-    return dict(run.kept("studies/size", {"inputs": run.inputs.about, "crystals": count}, measure))
+    key = {"inputs": run.inputs.about, "crystals": count}
+    return run.kept("studies/size", key, measure)
 
 
 def distribution_study(run: Experiment, name: str) -> Tree:
     """Return Fig. 5 or 6: "density" or "formation energy" of generated and real crystals."""
     files = {"real": run.inputs.compositions, **_sampled_presets(run)}
     files["checkpoint"], _ = _sample_checkpoint(run)
-    files |= run.baselines
+    files |= run.options.baselines
 
     def measure() -> Tree:
         sets = {label: read_crystals(path) for label, path in files.items()}
@@ -281,10 +274,7 @@ def distribution_study(run: Experiment, name: str) -> Tree:
         return {
             one.name: {
                 "unit": one.unit,
-                "values": {
-                    label: [finite(round(float(v), 4)) for v in row]
-                    for label, row in one.values.items()
-                },
+                "values": {label: row.round(4) for label, row in one.values.items()},
             }
             for one in distributions(sets, model, load_references())
         }
@@ -298,7 +288,7 @@ def latent_space(run: Experiment) -> Tree:
 
     Probes predict the formation energy where the crystals come with it, else the density.
     """
-    model = load_checkpoint(run.checkpoint, device=run.device)
+    model = load_checkpoint(run.checkpoint, device=run.options.device)
     (train, known), (judged, theirs) = (
         with_energies(store, run.budget.study_crystals, model.max_atoms)
         for store in (run.inputs.train, run.inputs.held_out)
@@ -347,25 +337,25 @@ def times_study(run: Experiment) -> Tree:
     A rate is that of a short training, in crystals per second of processor time without its
     validation, and that of a few steps of sampling.
     """
-    out, budget, full = run.out / "times", run.budget.name, load_budget("full")
+    out, budget, full = run.options.out / "times", run.budget.name, BUDGETS["full"]
     few = out / "compositions.extxyz"
     if not few.exists():
         out.mkdir(parents=True, exist_ok=True)
         store = run.inputs.held_out
         chosen = choose(store, run.budget.compositions)[: RATE_CRYSTALS[budget]]
         write_atomic(few, extxyz_text(store.select(chosen, dtype=torch.float64)))
-    training = {"epochs": 1000, "validation_crystals": 16, "validate_every": 1000}
+    training: Tree = {"epochs": 1000, "validation_crystals": 16, "validate_every": 1000}
     training |= {"sample_every": 0, "cpu_minutes": RATE_MINUTES[budget]}
     settings = {k: merged(v, {"training": training}) for k, v in full.settings.items()}
     short = replace(
         run,
-        out=out,
+        options=replace(run.options, out=out),
         budget=replace(full, settings=settings),
         inputs=replace(run.inputs, compositions=few),
     )
     rates = {}
     for name in PRESETS:
-        checkpoint, card = short.train(load_variants()[name], 0, ablation=False)
+        checkpoint, card = short.train(VARIANTS[name], 0, ablation=False)
         _, sampling = short.sample(checkpoint, f"{name}-s0", seed=0, sampler={"steps": RATE_STEPS})
         rates[name] = {
             "training": card,
@@ -378,7 +368,7 @@ def times_study(run: Experiment) -> Tree:
 
 def amounts(run: Experiment) -> Tree:
     """Return how many trainings, epochs and crystals the full experiment asks for."""
-    full, variants = load_budget("full"), load_variants()
+    full = BUDGETS["full"]
     found: Tree = {
         "train": run.inputs.about["train"]["crystals"],
         "compositions": run.inputs.about["held_out"]["crystals"],
@@ -387,15 +377,14 @@ def amounts(run: Experiment) -> Tree:
     }
     for name in PRESETS:
         whole, less = (
-            variant_config(variants[name], full, ablation=ablation, extra={})
-            for ablation in (False, True)
+            variant_config(VARIANTS[name], full, ablation=ablation) for ablation in (False, True)
         )
-        rows = [v for v in variants.values() if v.preset == name]
+        rows = [v for v in VARIANTS.values() if v.preset == name]
         found[name] = {
             "epochs": whole.training.epochs,
             "ablation_epochs": less.training.epochs,
             "steps": whole.sampling.steps,
-            "ablation_trainings": sum(v.weights == v.name for v in rows) * len(full.ablation_seeds),
+            "ablation_trainings": sum(not v.weights for v in rows) * len(full.ablation_seeds),
             "ablation_samples": len(rows) * len(full.ablation_seeds),
         }
     return found

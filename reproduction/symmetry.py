@@ -4,6 +4,7 @@ The paper sees cubic, hexagonal … cells that no rule asked for (Figures 1 and 
 follows from its space group; a cell's from the lattice alone, one atom on every point.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from pymatgen.core import Structure
 from crystal_fidelity.cells import niggli_reduce
 from crystal_fidelity.structures import Crystal, Entry, to_atoms
 from crystal_fidelity.symmetry import dataset, group_of, space_group
+from reproduction.settings import Tree
 
 LATTICE_SYSTEMS = (
     "triclinic", "monoclinic", "orthorhombic", "tetragonal", "rhombohedral", "hexagonal", "cubic",
@@ -50,12 +52,7 @@ def agreement(left: Sequence[int], right: Sequence[int]) -> tuple[float, float]:
     Args:
         left: Groups of generated crystals, one per composition.
         right: Groups of the real crystals of the same compositions, in the same order.
-
-    Raises:
-        ValueError: If they are not equally long, or empty.
     """
-    if len(left) != len(right) or not left:
-        raise ValueError(f"{len(left)} and {len(right)} crystals: give pairs, one or more")
     same = sum(lattice_system(a) == lattice_system(b) for a, b in zip(left, right, strict=True))
     p, q = shares(left), shares(right)
     return same / len(left), sum(p[s] * q[s] for s in LATTICE_SYSTEMS)
@@ -73,42 +70,26 @@ def holohedry(lattice: np.ndarray, symprec: float) -> int:
 
 
 def study_lattices(
-    crystals: Mapping[str, Sequence[Entry]],
-    *,
-    cells: Mapping[str, np.ndarray] | None = None,
-    tolerances: Sequence[float] = TOLERANCES,
-) -> list[dict]:
+    sets: Mapping[str, Sequence[Entry]], tolerances: Sequence[float] = TOLERANCES
+) -> list[Tree]:
     """Find the symmetry of every crystal and of its cell.
 
     Args:
-        crystals: Sets by name. What could not be read counts as triclinic in its place.
-        cells: Sets of which only the cells count, rows in Å, [cells, 3, 3]: a prior, say.
+        sets: Crystals by name. What could not be read counts as triclinic in its place.
         tolerances: In Å.
 
     Returns:
-        Of every set and tolerance `name`, `symprec`, the `groups` of its crystals (empty where only
-        cells were given) and the `holohedries` of its cells.
-
-    Raises:
-        ValueError: If a set is empty.
+        Of every set and tolerance `name`, `symprec`, the `groups` of its crystals and the
+        `holohedries` of its cells.
     """
-    sets: list[dict] = []
-    for name, several in crystals.items():
-        if not several:
-            raise ValueError(f"the set {name!r} is empty: give at least one crystal")
-        for symprec in tolerances:
-            groups, holohedries = [], []
-            for one in several:
-                usable = isinstance(one, Crystal)
-                groups.append(space_group(one, symprec).number if usable else P1)
-                holohedries.append(holohedry(one.lattice, symprec) if usable else P1BAR)
-            found = {"groups": groups, "holohedries": holohedries}
-            sets.append({"name": name, "symprec": symprec} | found)
-    for name, lattices in (cells or {}).items():
-        for symprec in tolerances:
-            alone = [holohedry(lattice, symprec) for lattice in lattices]
-            sets.append({"name": name, "symprec": symprec, "groups": [], "holohedries": alone})
-    return sets
+    found = []
+    for (name, several), symprec in itertools.product(sets.items(), tolerances):
+        usable = [entry if isinstance(entry, Crystal) else None for entry in several]
+        groups = [P1 if c is None else space_group(c, symprec).number for c in usable]
+        holohedries = [P1BAR if c is None else holohedry(c.lattice, symprec) for c in usable]
+        one_set = {"name": name, "symprec": symprec}
+        found.append(one_set | {"groups": groups, "holohedries": holohedries})
+    return found
 
 
 def conventional_cell(crystal: Crystal, symprec: float) -> tuple[Crystal, str, int]:
