@@ -11,8 +11,9 @@ crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
 
+# crystal-fidelity first: pip has to know it by then, no index has it.
 dev: $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev]' -e 'packages/crystal-fidelity[all,test]'
+	$(PIP) install -c constraints.txt -e 'packages/crystal-fidelity[all,test]' -e '.[dev]'
 
 test: dev
 	$(BIN)/python -m pytest tests
