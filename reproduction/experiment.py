@@ -25,7 +25,6 @@ from crystal_fidelity.report import write_json
 from crystal_fidelity.structures import Entry, ReadFailure
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
 from crystorus.config import SamplerConfig, config_to_dict
-from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_from_structures
 from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.data.writers import extxyz_text
@@ -33,7 +32,7 @@ from crystorus.errors import TrainingError
 from crystorus.runs.folder import COMPLETE, read_record
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.output import CRYSTALS, TABLE, OutputFolder, run_settings
-from crystorus.sample.requests import make_requests, usable_structures
+from crystorus.sample.requests import choose_compositions, make_requests
 from crystorus.sample.sampler import SamplingPlan, make
 from crystorus.train.loop import BEST, FAILED, train
 from reproduction import DivergedError, ReproductionError
@@ -225,10 +224,8 @@ class Experiment:
         model = load_checkpoint(checkpoint, device=self.options.device)
         settings = merged(asdict(model.config.sampling), sampler or {})
         plan = SamplingPlan(SamplerConfig(**settings))
-        structures = usable_structures(self.inputs.compositions)
-        compositions = [Composition.of(c.atomic_numbers.tolist()) for c in structures]
-        requests = make_requests(compositions, seed=seed)
-        options = SampleOptions(seed=seed)
+        options = SampleOptions(seed=seed, like=self.inputs.compositions)
+        requests = make_requests(choose_compositions((), options), seed=seed)
         folder = self.options.out / "samples" / name
         run = run_settings(requests, plan, model, options)
         cost = folder / "cost.json"

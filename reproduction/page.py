@@ -182,15 +182,11 @@ def _direction(part: Tree, row: Tree, base: Tree, key: str) -> str:
     return f"{word}, {column.scale * difference:+.3g} ± {column.scale * error:.2g}"
 
 
-def _set_of(report: Tree, name: str, tolerance: float) -> Tree:
-    sets = report["lattices"]["sets"]
-    return next(s for s in sets if s["name"] == name and s["symprec"] == tolerance)
-
-
 def same_system(report: Tree, name: str, tolerance: float) -> str:
     """Return how many crystals of a set are in the lattice system of their real counterpart."""
-    left, right = (_set_of(report, which, tolerance)["groups"] for which in (name, "real"))
-    same, chance = agreement(left, right)
+    sets = report["lattices"]["sets"]
+    groups = {one["name"]: one["groups"] for one in sets if one["symprec"] == tolerance}
+    same, chance = agreement(groups[name], groups["real"])
     return f"{100 * same:.0f} % (by chance {100 * chance:.0f} %)"
 
 

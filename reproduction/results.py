@@ -25,12 +25,7 @@ from crystorus.diffusion.losses import draw_normals
 from crystorus.diffusion.process import Diffusion
 from crystorus.geometry import Crystals
 from reproduction import DivergedError, ReproductionError
-from reproduction.experiment import (
-    Experiment,
-    choose,
-    digest_of,
-    read_crystals,
-)
+from reproduction.experiment import Experiment, choose, digest_of, read_crystals
 from reproduction.probes import FOLDS, draw_prior, feature_sets, principal_map, probe
 from reproduction.settings import (
     BUDGETS,
@@ -323,12 +318,11 @@ def with_energies(store: CrystalStore, count: int, max_atoms: int) -> tuple[Crys
     """
     chosen = choose(store, count)
     chosen = chosen[store.n_atoms[chosen] <= max_atoms]
-    if ENERGY not in store.extra_columns:
-        return store.select(chosen), np.full(len(chosen), np.nan)
-    energies = np.asarray(store.extra(ENERGY), float)[chosen]
-    known = np.isfinite(energies)
-    chosen, energies = (chosen[known], energies[known]) if known.any() else (chosen, energies)
-    return store.select(chosen), energies
+    energies = np.full(len(chosen), np.nan)
+    if ENERGY in store.extra_columns:
+        energies = np.asarray(store.extra(ENERGY), float)[chosen]
+    kept = np.isfinite(energies) | ~np.isfinite(energies).any()
+    return store.select(chosen[kept]), energies[kept]
 
 
 def times_study(run: Experiment) -> Tree:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from prototypes import all_prototypes
-from safetensors.torch import load_file
 
 from crystal_fidelity.commandline import run as run_command
 from crystal_fidelity.reading import read_structures
@@ -211,30 +210,6 @@ def test_a_result_is_measured_again_when_its_inputs_change(run):
     assert len(measured) == 2
     with pytest.raises(ReproductionError, match="y cannot be measured: no network"):
         run.kept("y", {}, lambda: (_ for _ in ()).throw(ImportError("no network")))
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(run, inputs, tmp_path):
-    whole = Experiment(Options(out=tmp_path / "whole"), TINY, inputs)
-    theirs, card = whole.train(VARIANTS["paper"], 0, ablation=True)
-    child = os.fork()
-    if child == 0:
-        real = Training.step
-
-        def dying(training, batch):
-            if training.progress.step == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(training, batch)
-
-        Training.step = dying
-        try:
-            run.train(VARIANTS["paper"], 0, ablation=True)
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    ours, _ = run.train(VARIANTS["paper"], 0, ablation=True)
-    assert card["steps"] > 2
-    ours, theirs = (load_file(path / "weights.safetensors") for path in (ours, theirs))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_an_interrupted_sampling_goes_on_and_what_is_not_finite_keeps_its_place(run, monkeypatch):
