@@ -26,6 +26,7 @@ from crystorus.data.store import open_store
 from crystorus.diffusion.losses import losses_at_noise
 from crystorus.diffusion.space_groups import SpaceGroups
 from crystorus.geometry.lattice import from_coefficients, to_coefficients
+from crystorus.geometry.space_groups import orbits_of
 from crystorus.templates.skeletons import SYMPREC, skeletons_of
 from crystorus.train.loop import draw_steps
 
@@ -46,24 +47,15 @@ def site_arrays(crystal):
     except ValueError:
         return np.arange(n), np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3)), np.eye(3)[None]
     rotations, translations = np.array(found.rotations, float), np.array(found.translations)
-    images = np.einsum("gij,aj->gai", rotations, crystal.frac_coords) + translations[:, None]
-    apart = images[:, :, None] - crystal.frac_coords
-    distance = np.linalg.norm((apart - np.rint(apart)) @ crystal.lattice, axis=-1)
-    different = crystal.atomic_numbers[:, None] != crystal.atomic_numbers
-    target = np.where(different, np.inf, distance).argmin(-1)
     representative, linear, offset = np.full(n, -1), np.empty((n, 3, 3)), np.empty((n, 3))
-    for first in range(n):
-        if representative[first] >= 0:
-            continue
-        shift = translations - np.rint(images[:, first] - crystal.frac_coords[target[:, first]])
-        stays = target[:, first] == first
-        projector, centre = rotations[stays].mean(0), shift[stays].mean(0)
-        for atom in np.unique(target[:, first]):
-            g = int(np.argmax(target[:, first] == atom))
-            representative[atom] = first
-            moved = atom != first
-            linear[atom] = (rotations[g] if moved else np.eye(3)) @ projector
-            offset[atom] = rotations[g] @ centre + shift[g] if moved else centre
+    parts = crystal.lattice, crystal.frac_coords, crystal.atomic_numbers
+    for one in orbits_of(*parts, rotations, translations):
+        for atom in np.unique(one.images):
+            g = int(np.argmax(one.images == atom))
+            representative[atom] = one.first
+            moved = atom != one.first
+            linear[atom] = (rotations[g] if moved else np.eye(3)) @ one.projector
+            offset[atom] = rotations[g] @ one.centre + one.shifts[g] if moved else one.centre
     return representative, linear, offset, np.unique(rotations, axis=0)
 
 

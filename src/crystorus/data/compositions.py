@@ -212,8 +212,8 @@ def parse_units(text: str) -> tuple[int, ...]:
         ends = (first, last) if dash else (first, first)
         if not all(end.isdecimal() and 0 < int(end) <= MAX_UNITS for end in ends):
             raise FormulaError(
-                f"{text!r} has {part.strip()!r} formula units: give whole numbers from 1 to "
-                f"{MAX_UNITS}, as in 1,2,4 or 1-4"
+                f"{text!r} has {part.strip()!r} formula units: give whole numbers from 1 up "
+                f"to {MAX_UNITS}, as in 1,2,4 or 1-4"
             )
         low, high = map(int, ends)
         if low > high:

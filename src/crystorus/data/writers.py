@@ -20,6 +20,17 @@ _SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
 _LONGEST_NAME = 150
 
 
+def harmless_cell(text: str) -> str:
+    """Put an apostrophe before text that begins like a spreadsheet formula and is no number."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def clean_name(name: str) -> str:
     """Return a name that is fit for a CIF data block and for a file in any folder.
 

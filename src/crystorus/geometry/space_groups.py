@@ -17,6 +17,7 @@ Source: International Tables for Crystallography A (2016), ISBN 978-0-470-97423-
 """
 
 import csv
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
@@ -102,6 +103,57 @@ def orbit(number: int, site: int) -> tuple[Array, Array]:
     same = np.abs(apart - np.rint(apart)).max(-1) < 1e-6
     first = np.flatnonzero(same.argmax(1) == np.arange(len(same)))
     return rotations[first] @ one.projector, rotations[first] @ one.centre + translations[first]
+
+
+class CrystalOrbit(NamedTuple):
+    """The orbit of one atom of a crystal under a space group.
+
+    Attributes:
+        first: The atom, the least number of the orbit.
+        images: Atom that each operation brings it to, [operations].
+        shifts: t_g + n_g of each operation, for which R_g x + t_g + n_g is that atom,
+            [operations, 3].
+        projector: P of its site.
+        centre: c of its site.
+    """
+
+    first: int
+    images: NDArray[np.int64]
+    shifts: Array
+    projector: Array
+    centre: Array
+
+
+def orbits_of(
+    lattice: Array,
+    frac_coords: Array,
+    atomic_numbers: NDArray[np.int64],
+    rotations: Array,
+    translations: Array,
+) -> Iterator[CrystalOrbit]:
+    """Yield the orbits of a crystal, each image taken for the nearest atom of its element.
+
+    Args:
+        lattice: Rows are the lattice vectors, Å.
+        frac_coords: [atoms, 3].
+        atomic_numbers: [atoms].
+        rotations: R_g in the basis of the cell, [operations, 3, 3].
+        translations: t_g, [operations, 3].
+    """
+    images = np.einsum("gij,aj->agi", rotations, frac_coords) + translations
+    # [atoms, operations, atoms]: how far the image of an atom is from every other one.
+    apart = images[:, :, None] - frac_coords
+    distance = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=-1)
+    same = atomic_numbers[:, None, None] == atomic_numbers
+    target = np.where(same, distance, np.inf).argmin(-1)
+    left = set(range(len(atomic_numbers)))
+    while left:
+        first = min(left)
+        left -= set(target[first].tolist())
+        shifts = translations - np.rint(images[first] - frac_coords[target[first]])
+        stays = target[first] == first
+        centre = shifts[stays].mean(0)
+        yield CrystalOrbit(first, target[first], shifts, rotations[stays].mean(0), centre)
 
 
 @cache

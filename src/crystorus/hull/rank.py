@@ -17,7 +17,7 @@ from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystorus.data.convert import crystals_from_atoms
-from crystorus.data.writers import cif_text, symmetrised_cif_text
+from crystorus.data.writers import cif_text, harmless_cell, symmetrised_cif_text
 from crystorus.errors import CampaignError
 from crystorus.hull.campaign import WAITING, Campaign, start_of
 from crystorus.hull.candidates import (
@@ -413,7 +413,7 @@ def write_table(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for rank, row in enumerate(rows, start=1):
-        writer.writerow({"rank": str(rank)} | {key: _safe_cell(row[key]) for key in row})
+        writer.writerow({"rank": str(rank)} | {key: harmless_cell(row[key]) for key in row})
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / TABLE, text.getvalue())
@@ -457,13 +457,3 @@ def rank_entries(
 
 def _number(value: float | None, digits: int = 6) -> str:
     return "" if value is None else f"{value + 0.0:.{digits}f}"
-
-
-def _safe_cell(text: str) -> str:
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from crystorus.data import compositions
 from crystorus.errors import RequestError
 
 SamplerName = Literal["bridge", "ode", "paper"]
@@ -31,20 +32,13 @@ def parse_units(units: int | str | Iterable[int]) -> tuple[int, ...]:
     """Read numbers of formula units.
 
     Args:
-        units: One, several, or text such as "1,2,4".
+        units: One, several, or text such as "1,2,4" or "1-4" (`compositions.parse_units`).
 
     Raises:
         RequestError: If they are no whole numbers from 1 up, or there is none.
     """
     several = [units] if isinstance(units, int | str) else units
-    text = ",".join(map(str, several))
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not (part.isdecimal() and int(part) > 0)]
-    if wrong:
-        raise RequestError(
-            f"--z {text} has {wrong[0]!r} formula units: give whole numbers from 1 up, as in 1,2,4"
-        )
-    return tuple(map(int, parts))
+    return compositions.parse_units(",".join(map(str, several)))
 
 
 CRYSTAL_SYSTEMS = {
@@ -164,7 +158,7 @@ class SampleOptions(RunOptions):
             show_default=lambda z: ",".join(map(str, z)),
         ),
     ] = (1,)
-    """Formula units per cell, as in 1,2,4."""
+    """Formula units per cell, as in 1,2,4 or 1-4."""
     like: Annotated[Path | None, Parameter(group=_WHAT)] = None
     """Take the composition of every structure of this file or folder: CIF, CSV, extxyz, …"""
     system: Annotated[str | None, Parameter(group=_WHAT)] = None

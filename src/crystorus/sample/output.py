@@ -30,7 +30,7 @@ from crystal_fidelity.symmetry import dataset, group_of
 from crystal_fidelity.validity import is_valid
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
-from crystorus.data.writers import cif_text, dataset_cif_text, extxyz_text
+from crystorus.data.writers import cif_text, dataset_cif_text, extxyz_text, harmless_cell
 from crystorus.errors import OutputError
 from crystorus.geometry.crystals import Crystals
 from crystorus.runs.folder import RunFolder, claim
@@ -313,19 +313,8 @@ def _table(records: Sequence[Record], *, header: bool) -> str:
     if header:
         writer.writeheader()
     for record in records:
-        writer.writerow({name: _harmless(value) for name, value in record.row.items()})
+        writer.writerow({name: harmless_cell(value) for name, value in record.row.items()})
     return text.getvalue()
-
-
-def _harmless(text: str) -> str:
-    """Put an apostrophe before text that begins like a spreadsheet formula and is no number."""
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 def file_stem(request: Request, total: int) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crystal_fidelity.structures import Crystal
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.space_groups import Skeleton
-from crystorus.geometry.space_groups import N_GROUPS, operations, sites
+from crystorus.geometry.space_groups import N_GROUPS, operations, orbits_of, sites
 from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
 from crystorus.templates.substitution import mp20_counts
@@ -188,20 +188,10 @@ def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
     primitive, number = found.prim_std_cell, found.number
     basis, frac = np.array(primitive.basis), np.array(primitive.positions) % 1.0
     numbers = np.array(primitive.numbers)
-    rotations, translations = operations(number)
-    images = np.einsum("gij,aj->agi", rotations, frac) + translations
-    # [atoms, operations, atoms]: how far the image of an atom is from every other one.
-    apart = images[:, :, None] - frac
-    distance = np.linalg.norm((apart - np.rint(apart)) @ basis, axis=-1)
-    target = np.where(numbers[:, None, None] == numbers, distance, np.inf).argmin(-1)
-    left, orbits = set(range(len(numbers))), []
-    while left:
-        first = min(left)
-        left -= set(target[first].tolist())
-        stays = target[first] == first
-        shift = translations[stays] - np.rint(images[first][stays] - frac[first])
-        projector, centre = rotations[stays].mean(0), shift.mean(0)
-        orbits.append((int(numbers[first]), _site_of(number, _key(projector, centre))))
+    orbits = [
+        (int(numbers[one.first]), _site_of(number, _key(one.projector, one.centre)))
+        for one in orbits_of(basis, frac, numbers, *operations(number))
+    ]
     return Skeleton(number, usual_form(number, orbits))
 
 
