@@ -1,9 +1,9 @@
 """Trained weights on disk: safetensors and a card, written whole or not at all.
 
 A checkpoint is a folder of two files. `weights.safetensors` holds the averaged weights and the
-statistics of the training cells; `card.json` the configuration and the provenance. Two more are
-there if a scorer was trained: `scorer.safetensors` and `scorer.json`, formerly `judge.*`. None can
-run code when it is read.
+statistics of the training cells; `card.json` the configuration and the provenance. With
+`skeletons.safetensors` it samples inside space groups. Two more are there if a scorer was trained:
+`scorer.safetensors` and `scorer.json`, formerly `judge.*`. None can run code when it is read.
 """
 
 import errno
@@ -62,6 +62,10 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
         "max_atoms": model.max_atoms,
         "card": model.card,
     }
+    if model.skeletons:
+        save_skeletons(model.skeletons, folder)
+    else:
+        (folder / SKELETONS).unlink(missing_ok=True)
     model.digest = _write_pair(folder, tensors, card, WEIGHTS, CARD)
 
 

@@ -233,6 +233,10 @@ class TrainingConfig:
     """A crystal's loss counts up to this, so that no odd cell rules a batch; 0 means no limit."""
     high_noise_fraction: float = 0.2
     """Fraction of the training steps drawn from the noisiest fifth of t; 0.2 is uniform."""
+    symmetric_fraction: float = 0.0
+    """Fraction of the crystals that are noised inside their own space groups, for sampling that
+    keeps one; where it is above 0, checkpoints hold the skeletons of the training crystals. Of the
+    default preset only: the logarithm of the paper's cells keeps no symmetry."""
     precision: Precision = "fp32"
     """Precision of the products inside the blocks; weights and geometry stay fp32."""
     seed: int = 0

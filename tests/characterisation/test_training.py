@@ -89,7 +89,7 @@ def trajectory(name: str, folder: Path) -> dict[str, list[float]]:
         for column in ("train/cell", "train/torus", "train/gradient_norm", "learning_rate")
     }
     found["validation"] = [
-        float(rows[-1][k]) for k in rows[-1] if k.startswith("val/") and rows[-1][k] != "nan"
+        float(v) for k, v in rows[-1].items() if k.startswith("val/") and v not in ("", "nan")
     ]
     found["norms"] = [float(torch.cat(kept[i::5]).norm()) for i in range(5)]
     found["sum"] = [float(torch.cat(kept).abs().sum())]

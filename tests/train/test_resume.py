@@ -10,17 +10,18 @@ from runs import config, die, outcome, run_in_a_child, same
 from crystorus.train.loop import Training, train
 
 torch.set_num_threads(1)
+KINDS = {"adam": {}, "muon": {"optimizer": "muon"}, "symmetric": {"symmetric_fraction": 0.7}}
 HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5}
 
 
 @pytest.fixture(scope="module")
 def left_alone(stores, tmp_path_factory):
-    """For each optimizer a configuration and what it gives when left alone."""
+    """For each kind of run a configuration and what it gives when left alone."""
 
     @functools.cache
-    def run(optimizer):
-        settings = config(stores, optimizer=optimizer, **HURRIED)
-        folder = tmp_path_factory.mktemp(optimizer) / "run"
+    def run(kind):
+        settings = config(stores, **KINDS[kind], **HURRIED)
+        folder = tmp_path_factory.mktemp(kind) / "run"
         assert run_in_a_child(settings, folder) == 0
         return settings, outcome(folder)
 
@@ -81,12 +82,13 @@ KILLS = [
     ("adam", kill_in_step, 0), ("adam", kill_in_step, 1), ("adam", kill_in_step, 16),
     ("adam", kill_in_save, 5), ("adam", kill_in_validation, 0), ("adam", kill_after_validation, 0),
     ("adam", kill_after_validation, 1), ("muon", kill_in_step, 7),
+    ("symmetric", kill_in_step, 16),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("optimizer", "kill", "when"), KILLS)
-def test_a_killed_run_goes_on_bit_for_bit(left_alone, tmp_path, monkeypatch, optimizer, kill, when):
-    settings, expected = left_alone(optimizer)
+@pytest.mark.parametrize(("kind", "kill", "when"), KILLS)
+def test_a_killed_run_goes_on_bit_for_bit(left_alone, tmp_path, monkeypatch, kind, kill, when):
+    settings, expected = left_alone(kind)
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill(patch, when)

@@ -147,11 +147,11 @@ class BatchLoader(DataLoader[Any]):
     """Load batches of crystals in the order of a sampler, which knows where in the epoch it is.
 
     Args:
-        dataset: The crystals.
+        dataset: Returns the batch of a list of numbers, such as a `CrystalDataset`.
         batches: Which of them go together.
         workers: Processes that prepare batches.
     """
 
-    def __init__(self, dataset: CrystalDataset, batches: BatchSampler, *, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], batches: BatchSampler, *, workers: int = 0) -> None:
         super().__init__(dataset, sampler=batches, batch_size=None, num_workers=workers)
         self.batches = batches

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystorus.diffusion.noise_levels import CrystalNoise
@@ -34,7 +34,7 @@ from crystorus.geometry.lattice import (
     symmetric_log,
     to_coefficients,
 )
-from crystorus.geometry.space_groups import orbit, point_group
+from crystorus.geometry.space_groups import AtomImages, orbit, point_group
 from crystorus.geometry.torus import wrap
 
 MANY_CELLS = 64.0
@@ -59,6 +59,17 @@ class Skeleton(NamedTuple):
         """Elements atom by atom, orbit by orbit."""
         return [z for z, site in self.orbits for _ in orbit(self.group, site)[1]]
 
+    def images(self) -> AtomImages:
+        """Return how the atoms, in the order of `atomic_numbers`, follow from free ones."""
+        several = [orbit(self.group, site) for _, site in self.orbits]
+        sizes = [len(offset) for _, offset in several]
+        return AtomImages(
+            np.repeat(np.cumsum([0, *sizes[:-1]]), sizes),
+            np.concatenate([linear for linear, _ in several]),
+            np.concatenate([offset for _, offset in several]),
+            point_group(self.group),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class SpaceGroups:
@@ -81,35 +92,43 @@ class SpaceGroups:
     @staticmethod
     def of(skeletons: Sequence[Skeleton]) -> "SpaceGroups":
         """Lay out skeletons; the atoms of each are in the order of its `atomic_numbers`."""
-        representative, linear, offset, start = [], [], [], 0
-        for skeleton in skeletons:
-            for _, site in skeleton.orbits:
-                a, b = orbit(skeleton.group, site)
-                representative.append(np.full(len(b), start))
-                linear.append(a)
-                offset.append(b)
-                start += len(b)
-        groups = [point_group(skeleton.group) for skeleton in skeletons]
-        return SpaceGroups.from_arrays(
-            np.concatenate(representative), np.concatenate(linear), np.concatenate(offset), groups
-        )
+        return SpaceGroups.join([skeleton.images() for skeleton in skeletons])
 
     @staticmethod
-    def from_arrays(
-        representative: np.ndarray,
-        linear: np.ndarray,
-        offset: np.ndarray,
-        groups: Sequence[np.ndarray],
-    ) -> "SpaceGroups":
-        """Lay out arrays of atoms, and of every crystal its distinct rotations [n, 3, 3]."""
-        rotations = np.tile(np.eye(3), (len(groups), max(map(len, groups)), 1, 1))
+    def join(crystals: Sequence[AtomImages]) -> "SpaceGroups":
+        """Lay out crystals one after another."""
+        starts = np.cumsum([0] + [len(one.offset) for one in crystals[:-1]])
+        most = max(len(one.rotations) for one in crystals)
+        rotations = np.tile(np.eye(3), (len(crystals), most, 1, 1))
         weights = np.zeros(rotations.shape[:2])
-        for place, group in enumerate(groups):
-            rotations[place, : len(group)] = group
-            weights[place, : len(group)] = 1 / len(group)
-        real = (linear, offset, rotations, weights)
+        for place, one in enumerate(crystals):
+            rotations[place, : len(one.rotations)] = one.rotations
+            weights[place, : len(one.rotations)] = 1 / len(one.rotations)
+        representative = [a.representative + s for a, s in zip(crystals, starts, strict=True)]
+        linear = np.concatenate([one.linear for one in crystals])
+        offset = np.concatenate([one.offset for one in crystals])
         return SpaceGroups(
-            torch.from_numpy(representative), *(torch.from_numpy(a).float() for a in real)
+            torch.from_numpy(np.concatenate(representative)),
+            *(torch.from_numpy(a).float() for a in (linear, offset, rotations, weights)),
+        )
+
+    def without(
+        self, free: Bool[Tensor, " crystals"], crystal_of_atom: Int[Tensor, " atoms"]
+    ) -> "SpaceGroups":
+        """Return the same with some crystals in no space group, all of their atoms free.
+
+        Args:
+            free: Which of them.
+            crystal_of_atom: Number of the crystal of every atom.
+        """
+        atoms, eye = free[crystal_of_atom], torch.eye(3).to(self.linear)
+        alone = torch.arange(len(atoms), device=atoms.device)
+        return SpaceGroups(
+            torch.where(atoms, alone, self.representative),
+            torch.where(atoms[:, None, None], eye, self.linear),
+            self.offset.masked_fill(atoms[:, None], 0.0),
+            torch.where(free[:, None, None, None], eye, self.rotations),
+            self.weights,
         )
 
     def to(self, device: torch.device | str) -> "SpaceGroups":
@@ -141,6 +160,22 @@ class SpaceGroups:
         """
         q = lattice[:, None] @ self.rotations.to(lattice) @ torch.linalg.inv(lattice)[:, None]
         return torch.einsum("cg,cgki,ckl,cglj->cij", self.weights.to(q), q, strain, q)
+
+    def project_noise(
+        self,
+        atoms: Float[Tensor, "atoms 3"],
+        cells: Float[Tensor, "crystals 6"],
+        lattice: Float[Tensor, "crystals 3 3"],
+    ) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "crystals 6"]]:
+        """Return standard normal numbers of atoms and cells as noise that keeps the symmetry.
+
+        Args:
+            atoms: Of every atom; those of the free ones are read.
+            cells: Coefficients of a strain.
+            lattice: ρ in Å, which has the symmetry.
+        """
+        strain = self.project_strain(from_coefficients(cells), lattice)
+        return self.project_atoms(atoms), to_coefficients(strain)
 
     def compatible_cells(
         self, lattice: Float[Tensor, "crystals 3 3"], *, iterations: int = 8

@@ -26,6 +26,8 @@ import moyopy
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.structures import Crystal
+
 Array = NDArray[np.float64]
 N_GROUPS = 230
 
@@ -124,26 +126,19 @@ class CrystalOrbit(NamedTuple):
     centre: Array
 
 
-def orbits_of(
-    lattice: Array,
-    frac_coords: Array,
-    atomic_numbers: NDArray[np.int64],
-    rotations: Array,
-    translations: Array,
-) -> Iterator[CrystalOrbit]:
+def orbits_of(crystal: Crystal, rotations: Array, translations: Array) -> Iterator[CrystalOrbit]:
     """Yield the orbits of a crystal, each image taken for the nearest atom of its element.
 
     Args:
-        lattice: Rows are the lattice vectors, Å.
-        frac_coords: [atoms, 3].
-        atomic_numbers: [atoms].
+        crystal: In a cell to which the operations refer.
         rotations: R_g in the basis of the cell, [operations, 3, 3].
         translations: t_g, [operations, 3].
     """
+    frac_coords, atomic_numbers = crystal.frac_coords, crystal.atomic_numbers
     images = np.einsum("gij,aj->agi", rotations, frac_coords) + translations
     # [atoms, operations, atoms]: how far the image of an atom is from every other one.
     apart = images[:, :, None] - frac_coords
-    distance = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=-1)
+    distance = np.linalg.norm((apart - np.rint(apart)) @ crystal.lattice, axis=-1)
     same = atomic_numbers[:, None, None] == atomic_numbers
     target = np.where(same, distance, np.inf).argmin(-1)
     left = set(range(len(atomic_numbers)))
@@ -154,6 +149,48 @@ def orbits_of(
         stays = target[first] == first
         centre = shifts[stays].mean(0)
         yield CrystalOrbit(first, target[first], shifts, rotations[stays].mean(0), centre)
+
+
+class AtomImages(NamedTuple):
+    """The atoms of a crystal as images of a free one for each orbit: x_i = A_i x_r + b_i.
+
+    Attributes:
+        representative: r of every atom, the free atom of its orbit, [atoms].
+        linear: A_i, fractional, [atoms, 3, 3].
+        offset: b_i, fractional, [atoms, 3].
+        rotations: The distinct R_g, [n, 3, 3].
+    """
+
+    representative: NDArray[np.int64]
+    linear: Array
+    offset: Array
+    rotations: Array
+
+
+def images_in(crystal: Crystal, rotations: Array, translations: Array) -> AtomImages:
+    """Return how the atoms of a crystal, in its own cell, follow from free ones.
+
+    Args:
+        crystal: It has the operations, within some tolerance.
+        rotations: R_g in the basis of the cell, [operations, 3, 3].
+        translations: t_g, [operations, 3].
+    """
+    n = len(crystal.atomic_numbers)
+    representative, linear, offset = np.empty(n, np.int64), np.empty((n, 3, 3)), np.empty((n, 3))
+    for one in orbits_of(crystal, rotations, translations):
+        atoms, g = np.unique(one.images, return_index=True)
+        representative[atoms] = one.first
+        linear[atoms] = rotations[g] @ one.projector
+        offset[atoms] = rotations[g] @ one.centre + one.shifts[g]
+    return AtomImages(representative, linear, offset, np.unique(rotations, axis=0))
+
+
+def images_alone(n_atoms: int) -> AtomImages:
+    """Return atoms that are all free, in no space group but P1."""
+    eye = np.eye(3)
+    return AtomImages(
+        np.arange(n_atoms), np.tile(eye, (n_atoms, 1, 1)), np.zeros((n_atoms, 3)), eye[None]
+    )
 
 
 @cache

@@ -9,16 +9,16 @@ nothing is known, or a space group is asked for, all ways to fill its sites are 
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import moyopy
 import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.structures import Crystal
+from crystal_fidelity.symmetry import cell_of
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry.space_groups import N_GROUPS, operations, orbits_of, sites
@@ -26,8 +26,9 @@ from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
 from crystorus.templates.substitution import mp20_counts
 
-SYMPREC = 0.05
-"""Tolerance in Å within which the space groups of training crystals are found."""
+if TYPE_CHECKING:
+    from moyopy import MoyoDataset
+
 ENUMERATED = 2000
 """Skeletons of one space group that are enumerated at most."""
 
@@ -124,28 +125,6 @@ def table_of(skeletons: tuple[Skeleton, ...]) -> SkeletonTable:
     return SkeletonTable(skeletons)
 
 
-def skeletons_of(
-    crystals: Iterable[Crystal], *, progress: Callable[[int], None] | None = None
-) -> tuple[Skeleton, ...]:
-    """Find the skeletons of crystals; those without a space group are kept as P1.
-
-    Args:
-        crystals: Any cells.
-        progress: Called with the number of crystals done.
-    """
-    found = []
-    for done, crystal in enumerate(crystals, start=1):
-        try:
-            found.append(skeleton_of(crystal))
-        except ValueError:
-            found.append(
-                Skeleton(1, tuple((z, 0) for z in sorted(crystal.atomic_numbers.tolist())))
-            )
-        if progress is not None:
-            progress(done)
-    return tuple(found)
-
-
 def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
     """Return a skeleton in its usual form, the atoms in the order of the composition's."""
     place = {z: place for place, (z, _) in enumerate(composition.counts)}
@@ -168,29 +147,22 @@ def usual_form(group: int, orbits: Iterable[tuple[int, int]]) -> tuple[tuple[int
     return min(tuple(sorted((z, to[s]) for z, s in several)) for to in site_permutations(group))
 
 
-def skeleton_of(crystal: Crystal, *, symprec: float = SYMPREC) -> Skeleton:
+def skeleton_of(crystal: Crystal, found: "MoyoDataset | None") -> Skeleton:
     """Return the space group of a crystal and the sites of its atoms.
 
     Args:
         crystal: Any cell; the skeleton is of the primitive one.
-        symprec: Tolerance in Å.
-
-    Raises:
-        ValueError: If no space group is found.
+        found: Its symmetry (`crystal_fidelity.symmetry.dataset`); None is P1.
     """
-    cell = moyopy.Cell(
-        crystal.lattice.tolist(), crystal.frac_coords.tolist(), crystal.atomic_numbers.tolist()
-    )
-    try:
-        found = moyopy.MoyoDataset(cell, symprec=symprec)
-    except ValueError as error:
-        raise ValueError(f"no space group within {symprec:g} Å ({error})") from error
-    primitive, number = found.prim_std_cell, found.number
-    basis, frac = np.array(primitive.basis), np.array(primitive.positions) % 1.0
-    numbers = np.array(primitive.numbers)
+    if found is None:
+        return Skeleton(1, tuple((z, 0) for z in sorted(crystal.atomic_numbers.tolist())))
+    primitive, number = cell_of(found.prim_std_cell), found.number
     orbits = [
-        (int(numbers[one.first]), _site_of(number, _key(one.projector, one.centre)))
-        for one in orbits_of(basis, frac, numbers, *operations(number))
+        (
+            int(primitive.atomic_numbers[one.first]),
+            _site_of(number, _key(one.projector, one.centre)),
+        )
+        for one in orbits_of(primitive, *operations(number))
     ]
     return Skeleton(number, usual_form(number, orbits))
 

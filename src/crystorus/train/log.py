@@ -17,8 +17,12 @@ COLUMNS = (
     *(f"val/cell_{i}" for i in range(1, FIFTHS + 1)),
     *(f"val/torus_{i}" for i in range(1, FIFTHS + 1)),
     *("sample/valid", "sample/match_rate", "sample/match_rmse"),
+    *("val/symmetric_cell", "val/symmetric_torus"),
+    *(f"val/symmetric_cell_{i}" for i in range(1, FIFTHS + 1)),
+    *(f"val/symmetric_torus_{i}" for i in range(1, FIFTHS + 1)),
 )
-"""Losses with a number are those of a fifth of t, the fifth one the noisiest."""
+"""Losses with a number are those of a fifth of t, the fifth one the noisiest; `symmetric` ones are
+of noise inside the crystals' space groups, where training has some, the others of free noise."""
 
 _DIGITS = {"minutes": 15}  # the rate near a run's end is told by the little that is left of them
 
@@ -33,12 +37,14 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
         self.path = folder / METRICS
-        rows = []
+        rows: list[dict[str, str]] = []
         if self.path.is_file():
             with self.path.open(newline="") as stream:
-                rows = [r for r in csv.reader(stream) if len(r) == len(COLUMNS)][1:]
-        kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= last_step]
-        write_atomic(self.path, "".join(",".join(row) + "\n" for row in [list(COLUMNS), *kept]))
+                rows = [row for row in csv.DictReader(stream) if None not in row.values()]
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step]
+        # Earlier versions had fewer columns.
+        table = [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in kept)]
+        write_atomic(self.path, "".join(",".join(row) + "\n" for row in table))
         self._board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter

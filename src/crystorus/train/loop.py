@@ -4,7 +4,8 @@ The folder of a run:
 
     run.json          settings, status and the digests of the data
     data/             stores built from sources that are not stores
-    best/, last/      checkpoints of the averaged weights, see `crystorus.checkpoint`
+    best/, last/      checkpoints of the averaged weights, see `crystorus.checkpoint`; with the
+                      skeletons of the training crystals if some are noised inside space groups
     state/last.ckpt   what a resumed run needs: weights, averages, optimizers, progress
     metrics.csv       losses; tensorboard/ the same
 """
@@ -16,7 +17,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,16 +31,19 @@ from torch import Tensor
 
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
+from crystal_fidelity.workers import cores
 from crystorus.checkpoint import load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset
 from crystorus.data.store import STORE, is_kind, open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
-from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise, training_losses
+from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise
 from crystorus.diffusion.process import Denoiser, Diffusion
+from crystorus.diffusion.space_groups import SpaceGroups
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
+from crystorus.geometry.space_groups import AtomImages
 from crystorus.runs.folder import RunFolder, claim, read_record
 from crystorus.terminal import log, progress
 from crystorus.train.log import FIFTHS, METRICS, MetricsLog
@@ -46,6 +51,7 @@ from crystorus.train.optimizers import averaged, build_optimizers, rate_factor
 from crystorus.train.options import check_settings
 from crystorus.train.processes import Processes, joined
 from crystorus.train.quality import sample_quality
+from crystorus.train.space_groups import SymmetricBatches, find_symmetry
 
 STATE, BEST, LAST, FAILED = "state/last.ckpt", "best", "last", "failed-batch.safetensors"
 NAMES = (BEST, LAST, "state", "data", METRICS, "tensorboard", FAILED)
@@ -325,6 +331,9 @@ class Training:
         self.average = averaged(self.denoiser, self.settings.ema_decay)
         self.optimizers = build_optimizers(self.denoiser, self.settings)
         self.limit = self.settings.loss_limit or math.inf
+        self.images: dict[str, Sequence[AtomImages]] = {}
+        if self.settings.symmetric_fraction:
+            self._find_symmetry()
         self.batches = self._loader("train", self.settings.seed, workers=self.settings.workers)
         self.validation = self._loader("validation", 0, fixed=True)
         self.progress = Progress()
@@ -347,7 +356,20 @@ class Training:
             )
         except ValueError as error:
             raise TrainingError(str(error)) from error
-        return BatchLoader(self.datasets[name], sampler, workers=workers)
+        batches = SymmetricBatches(self.datasets[name], self.images.get(name))
+        return BatchLoader(batches, sampler, workers=workers)
+
+    def _find_symmetry(self) -> None:
+        """Find the space groups of all crystals; the first process shows how far it is."""
+        alone = self.processes.world == 1
+        for name, crystals in self.datasets.items():
+            shown = progress("space groups", "crystals") if self.processes.rank == 0 else None
+            with shown or nullcontext(lambda done, total: None) as update:
+                skeletons, self.images[name] = find_symmetry(
+                    crystals, workers=min(4, cores()) if alone else 1, progress=update
+                )
+            if name == "train":
+                self.model.skeletons = skeletons
 
     def fraction(self) -> float:
         """Return the fraction of the run that is over: of its steps, minutes or CPU minutes."""
@@ -378,8 +400,8 @@ class Training:
                 epoch, done = divmod(p.step, len(self.batches))
                 self.batches.batches.set_epoch(epoch)
                 self.batches.batches.start = done
-                for batch in self.batches:
-                    self.step(batch.to(self.device))
+                for batch, groups in self.batches:
+                    self.step(batch.to(self.device), groups)
                     stopping = self._count(len(batch), stop.number)
                     self._report(epoch)
                     if self.log is not None:
@@ -396,8 +418,12 @@ class Training:
                 if stopping:
                     stop.leave(stopping)
 
-    def step(self, batch: Crystals) -> None:
+    def step(self, batch: Crystals, groups: SpaceGroups | None) -> None:
         """Take one step of the optimizers: noise the crystals, predict, follow the gradient.
+
+        Args:
+            batch: Clean crystals.
+            groups: Their space groups, in which `symmetric_fraction` of them are noised.
 
         Raises:
             TrainingError: If a loss or a gradient is not finite; the batch is saved.
@@ -406,7 +432,7 @@ class Training:
         """
         s, p = self.settings, self.progress
         factor = rate_factor(p.step, self.fraction(), warmup_steps=s.warmup_steps, decay=s.decay)
-        t, losses = self.backward(batch)
+        t, losses = self.backward(batch, groups)
         self.processes.average_gradients(self.denoiser.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), s.clip_norm or math.inf)
         sums = torch.stack([losses.cell.sum(), losses.torus.sum(), norm])
@@ -422,7 +448,9 @@ class Training:
         p.window = [a + b for a, b in zip(p.window, added, strict=True)]
         p.step += 1
 
-    def backward(self, batch: Crystals) -> tuple[Int[Tensor, " crystals"], Losses]:
+    def backward(
+        self, batch: Crystals, groups: SpaceGroups | None
+    ) -> tuple[Int[Tensor, " crystals"], Losses]:
         """Evaluate the gradients of a batch; returns the noise levels drawn and the losses."""
         s = self.settings
         generator = step_generator(s.seed, self.progress.step, self.processes.rank)
@@ -432,6 +460,9 @@ class Training:
             high_noise_fraction=s.high_noise_fraction,
             generator=generator,
         ).to(self.device)
+        if groups is not None:
+            free = torch.rand(len(batch), generator=generator) >= s.symmetric_fraction
+            groups = groups.without(free, batch.crystal_of_atom.cpu()).to(self.device)
         self.denoiser.zero_grad()
         losses = accumulate_gradients(
             in_precision(self.denoiser, s.precision),
@@ -439,6 +470,7 @@ class Training:
             batch,
             t,
             generator,
+            groups=groups,
             cell_weight=s.cell_weight,
             limit=self.limit,
             piece_atoms=s.cpu_atoms if self.device.type == "cpu" else 0,
@@ -534,32 +566,50 @@ class Training:
 
     def _log_validation(self, epoch: int) -> None:
         p, left = self.progress, self.progress.seconds * (1 / self.fraction() - 1) / 60
-        line = "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f})"
+        line = "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f}"
+        if "val/symmetric_cell" in p.figures:
+            line += "; in space groups {val/symmetric_cell:.4f}, {val/symmetric_torus:.4f}"
+        line += ")"
         if "sample/valid" in p.figures:
             line += ", valid {sample/valid:.1%}, match {sample/match_rate:.1%}"
         speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} minutes left"
         log("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
 
     def validation_losses(self) -> dict[str, float]:
-        """Return the losses at noise levels and noise that are the same every time."""
+        """Return the losses at noise levels and noise that are the same every time.
+
+        Where training noises inside space groups all crystals are noised in both ways; the loss is
+        that of the fraction that training has of each.
+        """
         kind = torch.float32 if self.device.type == "mps" else torch.float64
-        sums = torch.zeros(FIFTHS, 3, dtype=kind, device=self.device)
-        steps, place = self.diffusion.steps, self.processes
-        for number, batch in enumerate(self.validation):
+        inside = self.settings.symmetric_fraction
+        parts = {"": 1 - inside} | ({"symmetric_": inside} if self.images else {})
+        sums = torch.zeros(len(parts), FIFTHS, 3, dtype=kind, device=self.device)
+        steps, world = self.diffusion.steps, self.processes.world
+        for number, (batch, groups) in enumerate(self.validation):
             crystals = batch.to(self.device)
-            generator = step_generator(_VALIDATION_SEED, number * place.world + place.rank, 0)
+            generator = step_generator(_VALIDATION_SEED, number * world + self.processes.rank, 0)
             u = (torch.arange(len(batch)) * _GOLDEN + torch.rand(1, generator=generator)) % 1
             t = ((u * steps).long().clamp(0, steps - 1) + 1).to(self.device)
-            losses = training_losses(self.average, self.diffusion, crystals, t, generator)
-            rows = torch.stack([losses.cell, losses.torus, torch.ones_like(losses.cell)], -1)
-            rows, fifth = rows.clamp(max=self.limit).to(kind), (t - 1) * FIFTHS // steps
-            sums += torch.zeros_like(sums).index_add_(0, fifth, rows)
-        sums = place.sum(sums).double().cpu()
-        cell, torus, _ = (sums.sum(0) / sums[:, 2].sum()).tolist()
-        loss = torus + self.settings.cell_weight * cell
-        figures = {"val/loss": loss, "val/cell": cell, "val/torus": torus}
-        for i, (cell, torus) in enumerate((sums[:, :2] / sums[:, 2:]).tolist(), start=1):
-            figures |= {f"val/cell_{i}": cell, f"val/torus_{i}": torus}
+            noises = [draw_normals(crystals, generator)]
+            if groups is not None:
+                noises.append(groups.to(self.device).project_noise(*noises[0], crystals.lattice))
+            for way, noise in enumerate(noises):
+                losses = losses_at_noise(self.average, self.diffusion, crystals, t, *noise)
+                rows = torch.stack([losses.cell, losses.torus, torch.ones_like(losses.cell)], -1)
+                rows, fifth = rows.clamp(max=self.limit).to(kind), (t - 1) * FIFTHS // steps
+                sums[way].index_add_(0, fifth, rows)
+        sums = self.processes.sum(sums).double().cpu()
+        sums = torch.cat([sums.sum(1, keepdim=True), sums], 1)  # all levels, then every fifth
+        figures = {"val/loss": 0.0}
+        for (name, part), means in zip(parts.items(), sums[..., :2] / sums[..., 2:], strict=True):
+            for place, (cell, torus) in enumerate(means.tolist()):
+                end = f"_{place}" if place else ""
+                figures |= {f"val/{name}cell{end}": cell, f"val/{name}torus{end}": torus}
+            loss = (
+                figures[f"val/{name}torus"] + self.settings.cell_weight * figures[f"val/{name}cell"]
+            )
+            figures["val/loss"] += part * loss
         return figures
 
     def export(self, folder: Path) -> None:
@@ -660,6 +710,7 @@ def accumulate_gradients(
     t: Int[Tensor, " crystals"],
     generator: torch.Generator,
     *,
+    groups: SpaceGroups | None = None,
     cell_weight: float = 1.0,
     limit: float = math.inf,
     piece_atoms: int = 0,
@@ -675,6 +726,7 @@ def accumulate_gradients(
         batch: Clean crystals.
         t: Step of each crystal, 1 … T.
         generator: Source of the noise.
+        groups: Space groups that the noise keeps.
         cell_weight: Weight of L^ρ beside L^x.
         limit: A crystal's losses count up to this.
         piece_atoms: Atoms worked on at a time; one crystal may have more. 0 means all.
@@ -685,6 +737,8 @@ def accumulate_gradients(
     Source: [Klipfel24] Algorithm 1, lines 3 to 7.
     """
     atoms, cells = draw_normals(batch, generator)
+    if groups is not None:
+        atoms, cells = groups.project_noise(atoms, cells, batch.lattice)
     pieces = batch_pieces(batch, piece_atoms)
     found = []
     for chosen, rows in pieces:

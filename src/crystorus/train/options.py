@@ -11,7 +11,7 @@ from crystorus.errors import RequestError, TrainingError
 if TYPE_CHECKING:
     from crystorus.config import Config  # imports torch
 
-_FRACTIONS = ("decay", "high_noise_fraction", "ema_decay", "adam_beta2")
+_FRACTIONS = ("decay", "high_noise_fraction", "symmetric_fraction", "ema_decay", "adam_beta2")
 _AT_LEAST_ONE = ("epochs", "validate_every", "log_every", "devices", "nodes")
 _MAY_BE_NONE = ("before_skip", "after_skip", "concat", "atom_layers")  # residual layers
 
@@ -76,6 +76,11 @@ def check_settings(config: "Config") -> None:
     if s.precision == "bf16" and config.preset == "paper":
         raise TrainingError(
             'training.precision = "bf16" is for the default preset: set training.precision = "fp32"'
+        )
+    if s.symmetric_fraction and config.preset == "paper":
+        raise TrainingError(
+            f"training.symmetric_fraction = {s.symmetric_fraction} is for the default preset: the "
+            "process of paper's cells keeps no symmetry; set training.symmetric_fraction = 0"
         )
     if config.sampling.steps > config.diffusion.steps:
         raise TrainingError(

@@ -1,0 +1,194 @@
+"""Training inside the crystals' own space groups: which noise, which losses, which files."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spglib
+import torch
+from prototypes import SPACE_GROUPS, all_prototypes
+from runs import config, outcome, same
+from safetensors.torch import load_file
+
+from crystorus.checkpoint import SHIPPED, load_checkpoint, read_skeletons
+from crystorus.config import load_config
+from crystorus.data.batches import CrystalDataset
+from crystorus.data.convert import split
+from crystorus.data.store import build_store, open_store
+from crystorus.data.writers import write_extxyz
+from crystorus.errors import TrainingError
+from crystorus.geometry import Crystals
+from crystorus.geometry.lattice import from_coefficients, symmetric_exp
+from crystorus.geometry.symmetry import supercell
+from crystorus.train import loop
+from crystorus.train.log import COLUMNS, MetricsLog
+from crystorus.train.loop import train
+from crystorus.train.space_groups import SymmetricBatches, find_symmetry
+
+torch.set_num_threads(1)
+CONFIG = Path(__file__).parents[2] / "configs" / "default.toml"
+
+
+@pytest.fixture(scope="module")
+def symmetric(tmp_path_factory) -> Path:
+    """Prototypes in primitive cells and in doubled ones."""
+    folder = tmp_path_factory.mktemp("symmetric")
+    several = [c for c in all_prototypes().values() if int(c.n_atoms) <= 6]
+    several += [supercell(c, (2, 1, 1)) for c in several]
+    for name in ("train", "validation"):
+        write_extxyz(folder / f"{name}.extxyz", Crystals.concat(several))
+        build_store(folder / f"{name}.extxyz", folder / f"{name}.store")
+    return folder
+
+
+def batches_of(folder):
+    store = open_store(folder / "train.store")
+    crystals = CrystalDataset(store, np.arange(len(store)))
+    skeletons, images = find_symmetry(crystals)
+    return skeletons, SymmetricBatches(crystals, images)
+
+
+def order(crystal) -> int:
+    """Number of operations per primitive cell by spglib, within 0.01 Å."""
+    cell = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
+    found = spglib.get_symmetry(cell, symprec=0.01)
+    translations = (found["rotations"] == np.eye(3, dtype=int)).all((1, 2)).sum()
+    return len(found["rotations"]) // translations
+
+
+def test_noise_keeps_the_group_in_any_cell_and_free_noise_does_not(symmetric):
+    _, batches = batches_of(symmetric)
+    crystals, groups = batches[range(len(batches.crystals))]
+    generator = torch.Generator().manual_seed(0)
+    atoms = 0.05 * torch.randn(crystals.frac_coords.shape, generator=generator)
+    cells = 0.1 * torch.randn(len(crystals), 6, generator=generator)
+
+    def orders(atoms, cells):
+        lattice = symmetric_exp(from_coefficients(cells)) @ crystals.lattice
+        noisy = crystals.with_geometry(lattice, crystals.frac_coords + atoms)
+        return [order(c) for c in split(noisy)]
+
+    # A doubled cell has the translation, but not the rotations that turn it out of itself.
+    kept = [len(one.rotations) for one in batches.images]
+    assert kept[: len(kept) // 2] == [order(c) for c in split(crystals)][: len(kept) // 2]
+    assert orders(*groups.project_noise(atoms, cells, crystals.lattice)) == kept
+    assert all(n < m for n, m in zip(orders(atoms, cells), kept, strict=True) if m > 8)
+    # Crystals that are taken out of their groups are noised as drawn, the others as before.
+    free = torch.arange(len(crystals)) % 2 == 0
+    some = groups.without(free, crystals.crystal_of_atom)
+    mixed, all_inside = (g.project_noise(atoms, cells, crystals.lattice) for g in (some, groups))
+    for drawn, part, inside, here in (
+        (atoms, mixed[0], all_inside[0], free[crystals.crystal_of_atom]),
+        (cells, mixed[1], all_inside[1], free),
+    ):
+        torch.testing.assert_close(part[here], drawn[here])
+        torch.testing.assert_close(part[~here], inside[~here])
+
+
+def test_a_cell_that_is_made_ideal_lends_no_operations(tmp_path):
+    # Within 0.05 Å the vectors of a needle are blurred: its cell is made ideal, and is another one.
+    cscl = all_prototypes()["cscl"]
+    lattice = cscl.lattice * torch.tensor([1.0, 1.0, 60.0])
+    needle = cscl.with_geometry(lattice, cscl.frac_coords)
+    write_extxyz(tmp_path / "one.extxyz", needle)
+    store = build_store(tmp_path / "one.extxyz", tmp_path / "one.store")
+    (skeleton,), (images,) = find_symmetry(CrystalDataset(store, np.arange(1)))
+    print(skeleton, images)
+    assert skeleton.group == 123
+    assert images.representative.tolist() == [0, 1]
+
+
+def symmetric_config(folder, fraction, **training):
+    return config(folder, symmetric_fraction=fraction, sample_every=0, **training)
+
+
+@pytest.mark.parametrize(("fraction", "least", "most"), [(0.0, 0, 0), (0.5, 0.3, 0.7), (1.0, 1, 1)])
+def test_so_many_crystals_are_noised_inside_their_groups(
+    symmetric, tmp_path, monkeypatch, fraction, least, most
+):
+    isotropic, real = [], loop.losses_at_noise
+
+    def watched(denoiser, diffusion, batch, t, atoms, cells):
+        if torch.is_grad_enabled():  # not in validation
+            isotropic.extend((cells[:, :5].abs() < 1e-5).all(1).tolist())
+        return real(denoiser, diffusion, batch, t, atoms, cells)
+
+    monkeypatch.setattr(loop, "losses_at_noise", watched)
+    train(symmetric_config(symmetric, fraction, epochs=4), tmp_path / "run")
+    # The only strain that a cubic cell keeps is that of its volume.
+    skeletons, batches = batches_of(symmetric)
+    pairs = zip(skeletons, batches.images, strict=True)
+    cubic = sum(one.group >= 195 and len(images.rotations) >= 24 for one, images in pairs)
+    assert least <= sum(isotropic) / (4 * cubic) <= most
+
+
+def test_checkpoints_hold_the_skeletons_and_sample_inside_space_groups(symmetric, tmp_path):
+    train(symmetric_config(symmetric, 0.7, epochs=1), tmp_path / "run")
+    expected, _ = batches_of(symmetric)
+    assert {one.group for one in expected} <= set(SPACE_GROUPS.values())
+    for name in ("best", "last"):
+        assert tuple(read_skeletons(tmp_path / "run" / name)) == expected
+    train(symmetric_config(symmetric, 0.0, epochs=1), tmp_path / "free")
+    assert not (tmp_path / "free" / "last" / "skeletons.safetensors").exists()
+
+
+def test_validation_has_both_parts_and_the_loss_weighs_them_as_training_does(symmetric, tmp_path):
+    train(symmetric_config(symmetric, 0.7, epochs=1), tmp_path / "run")
+    train(symmetric_config(symmetric, 0.0, epochs=1, learning_rate=1e-12), tmp_path / "free")
+
+    def last(folder):
+        with (folder / "metrics.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))[-1]
+
+    row = {k: float(v) for k, v in last(tmp_path / "run").items() if k.startswith("val/")}
+    free, inside = (row[f"val/{k}cell"] + row[f"val/{k}torus"] for k in ("", "symmetric_"))
+    assert row["val/loss"] == pytest.approx(0.3 * free + 0.7 * inside, rel=1e-5)
+    assert free != pytest.approx(inside, rel=0.05)
+    for kind in ("cell", "torus"):
+        fifths = [row[f"val/symmetric_{kind}_{i}"] for i in range(1, 6)]
+        assert min(fifths) <= row[f"val/symmetric_{kind}"] <= max(fifths)
+    assert last(tmp_path / "free")["val/symmetric_cell"] == ""
+
+
+def test_a_run_of_fewer_columns_keeps_its_lines(tmp_path):
+    old = [c for c in COLUMNS if "symmetric" not in c]
+    lines = [",".join(old), ",".join(["7", *["1.5"] * (len(old) - 1)]), "8,1.5", ""]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    log = MetricsLog(tmp_path, last_step=9)
+    log.write(9, {"val/symmetric_cell": 0.25})
+    log.close()
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert (first["step"], first["val/loss"], first["val/symmetric_cell"]) == ("7", "1.5", "")
+    assert (second["step"], second["val/symmetric_cell"]) == ("9", "0.25")
+
+
+def test_the_shipped_weights_can_be_trained_further_with_the_configuration(symmetric, tmp_path):
+    training = ["training.epochs=1", "training.learning_rate=1e-12", "training.sample_every=0"]
+    places = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
+    settings = load_config(CONFIG, [*training, *places, f"training.start_from={SHIPPED}"])
+    assert settings.training.symmetric_fraction == 0.7
+    train(settings, tmp_path / "run")
+    before, after = (load_file(p / "weights.safetensors") for p in (SHIPPED, tmp_path / "run/last"))
+    for name in (n for n in before if not n.startswith("statistics.")):
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-7)
+    assert load_checkpoint(tmp_path / "run" / "last").skeletons
+
+
+def test_the_papers_preset_keeps_no_space_group(symmetric, tmp_path):
+    settings = config(symmetric, preset="paper")
+    wanted = dataclasses.replace(settings.training, symmetric_fraction=0.7)
+    with pytest.raises(TrainingError, match=r"symmetric_fraction = 0\.7 is for the default preset"):
+        train(dataclasses.replace(settings, training=wanted), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_fraction_is_another_run(symmetric, tmp_path):
+    ends = []
+    for name, fraction in (("some", 0.7), ("again", 0.7), ("none", 0.0)):
+        train(symmetric_config(symmetric, fraction, epochs=1), tmp_path / name)
+        ends.append(outcome(tmp_path / name))
+    assert same(ends[0]["last"], ends[1]["last"])
+    assert not same(ends[0]["last"], ends[2]["last"])
