@@ -131,10 +131,18 @@ def test_the_formula_decides_the_origin_without_a_warning():
      ("loop_\n_space_group_symop_operation_xyz\nx,y,z\n2x,y,z", "does not keep volumes"),
      ("loop_\n_space_group_symop_operation_xyz\nx,y,z\ny,z,x", "no group: the list is cut"),
      ("loop_\n_space_group_symop_new_xyz\nx,y,z\n-x,-y,-z", "is not understood"),
+     ("_space_group_magn.name_BNS \"P 4_2'/m n m'\"", "P 4_2'/m n m'\" alone: list its operations"),
+     ("_parent_space_group.IT_number 136", "'136' alone: list its operations"),
+     ("_space_group_name_Schoenflies Oh^5", "'Oh^5' alone: list its operations"),
      ("_cell_modulation_dimension 1", "modulated")],
 )  # fmt: skip
 def test_unknown_and_contradictory_symmetry_is_refused_in_one_line(symmetry, words):
     assert words in reason(salt(symmetry))
+
+
+def test_the_trivial_group_may_have_any_name():
+    for name in ("_space_group_magn.number_BNS 1.1", "_space_group_name_Schoenflies C1^1"):
+        assert dict(good(salt(name)).formula) == {11: 1, 17: 1}
 
 
 @pytest.mark.parametrize("number", ["'225'", "225.0", "Fm-3m", '"225"'])
@@ -262,8 +270,9 @@ def test_symbols_and_labels_that_name_elements(column, names, numbers):
 
 @pytest.mark.parametrize(
     ("column", "name"),
-    [("label", "Wat3"), ("label", "OH1"), ("label", "M1"), ("label", "Ow2"), ("label", "T1"),
-     ("label", "Va1"), ("label", "'Na1/K1'"), ("label", "Vac"), ("type_symbol", "NH4+"),
+    [("label", "Wat3"), ("label", "H2O"), ("label", "OH1"), ("label", "M1"), ("label", "Ow2"),
+     ("label", "T1"), ("label", "Va1"), ("label", "'Na1/K1'"), ("label", "Vac"),
+     ("type_symbol", "NH4+"),
      ("type_symbol", "'Nb,Zr'"), ("type_symbol", "'0.8Nb + 0.2Zr'"), ("type_symbol", "OH"),
      ("type_symbol", "Va"), ("type_symbol", "vacancy"), ("type_symbol", "X"),
      ("type_symbol", "Uue"), ("type_symbol", "Nb/Zr")],

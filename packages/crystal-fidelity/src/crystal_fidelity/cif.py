@@ -291,6 +291,7 @@ def _element(text: str, is_label: bool, one_case: bool, hydrogen: bool) -> int:
         number = element_number(letters.title())
         number = number if number <= 98 else 0  # CN and NH are no copernicium and nihonium
     if is_label:
+        number = 0 if re.fullmatch("[HD][23]O", text, re.IGNORECASE) else number  # water
         sound = not re.search(r"[,/&;|\s]|\+\s*[A-Za-z]", rest) and (letters != "T" or hydrogen)
     else:
         sound = re.fullmatch(r"\d*\.?\d*[+-]?\d*\.?\d*[+-]?", rest) is not None
@@ -315,7 +316,9 @@ def _symmetry(
     listed = _listed_operations(tags)
     if listed is None:
         groups, warnings = _named_groups(tags, lattice)
-        groups = groups or [("P 1", hall_operations("P 1"))]
+        if not groups:
+            _refuse_other_names(tags)
+            groups = [("P 1", hall_operations("P 1"))]
         names = " and ".join(name for name, _ in groups)
         doubt = f"its space group may be {names}: add the extension to the symbol; it is read as"
         return groups, doubt, warnings
@@ -333,6 +336,16 @@ def _symmetry(
         return [("its operations", listed)], "", [doubt]
     doubt = f"!its only operation is x,y,z, but its space group is {name}: list the operations"
     return [("its operations", listed), *named], doubt, []
+
+
+def _refuse_other_names(tags: Tags) -> None:
+    """Refuse a group that is only named as magnetic, parent or Schoenflies groups are."""
+    for tag in tags:
+        name = _one(tags, tag) if re.search("space_group.*_(name|number)", tag) else ""
+        if re.sub(r"[\s_]", "", name).upper() not in ("", "1", "1.1", "P1", "P1.1", "C1", "C1^1"):
+            raise ReadingError(
+                f"its space group is named by {tag} {name!r} alone: list its operations"
+            )
 
 
 def _listed_operations(tags: Tags) -> Operations | None:
