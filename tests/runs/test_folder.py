@@ -80,6 +80,27 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
     claim(tmp_path, "sample", SETTINGS, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    "record",
+    ["[" * 100_000, '{"settings": 1}', '{"settings": {}, "facts": 7}', "[]",
+     '{"settings": {}, "versions": [1]}'],
+)  # fmt: skip
+def test_a_record_that_is_none_is_refused_with_what_the_command_can_do(tmp_path, record):
+    (tmp_path / RUN).write_text(record)
+    with pytest.raises(OutputError, match="not the record of a run") as refused:
+        claim(tmp_path, "train", SETTINGS, remedy="choose another folder", replace="")
+    assert str(refused.value).endswith(": choose another folder")
+
+
+def test_a_command_without_out_and_overwrite_does_not_advise_them(tmp_path):
+    make(tmp_path)
+    with pytest.raises(OutputError, match=r"yours is 1: choose another folder$"):
+        claim(tmp_path, "sample", SETTINGS | {"seed": 1}, remedy="choose another folder",
+              replace="")  # fmt: skip
+    with pytest.raises(OutputError, match="yours is 1: choose another --out, or --overwrite"):
+        claim(tmp_path, "sample", SETTINGS | {"seed": 1})
+
+
 def test_files_of_unknown_origin_are_refused(tmp_path):
     (tmp_path / "table.csv").write_text("precious")
     with pytest.raises(OutputError, match=r"already holds table\.csv of unknown origin"):

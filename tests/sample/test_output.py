@@ -155,6 +155,31 @@ def test_a_finished_run_is_not_made_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        lambda one: one["files"].update({"../../outside": "x"}),
+        lambda one: one["files"].update({"cif/../table.csv": "x"}),
+        lambda one: one["row"].update({"formula": "../../x"}),
+        lambda one: one["row"].pop("seed"),
+        lambda one: one["row"].update({"more": "x"}),
+        lambda one: one.update(index=99),
+        lambda one: one.update(frame=None),
+    ],
+)
+def test_parts_that_this_run_did_not_write_are_made_again(tmp_path, damage):
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "in/out", FakeModel(failure=KeyboardInterrupt(), failing_batch=1))
+    (part,) = (tmp_path / "in/out/.parts").iterdir()
+    records = json.loads(part.read_text())
+    damage(records[0])
+    part.write_text(json.dumps(records))
+    assert run(tmp_path / "in/out")[1:] == (12, 0)
+    assert contents(tmp_path / "in/out") == contents(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "whole"]
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"seed": 1}, "its seed is 0, yours is 1"),
@@ -256,8 +281,8 @@ def test_every_step_is_kept_when_asked_for(tmp_path):
 
 def test_names_sort_like_their_indices_beyond_a_hundred_thousand():
     request = make_requests([OXYGEN])[0]
-    assert file_stem(request, 12) == "00000-O"
-    assert file_stem(request, 1_000_001) == "0000000-O"
+    assert file_stem(request.index, "O", 12) == "00000-O"
+    assert file_stem(request.index, "O", 1_000_001) == "0000000-O"
 
 
 def test_a_folder_of_an_earlier_version_is_refused_with_a_remedy(tmp_path):

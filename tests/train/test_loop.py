@@ -456,6 +456,24 @@ def test_a_finished_run_goes_on_when_there_is_more_to_do(stores, tmp_path, monke
     assert load_checkpoint(tmp_path / "run" / "last").config == last
 
 
+def test_lines_of_the_table_that_no_training_wrote_are_dropped(tmp_path):
+    from crystorus.train.log import COLUMNS, METRICS, MetricsLog
+
+    rest = "," * (len(COLUMNS) - 2)
+    good = [f"1,0.5{rest}", f"3,1e-05{rest}"]
+    other = [
+        f"²,1{rest}",
+        f"{'9' * 5000},1{rest}",
+        "2,1",
+        f"2,=1+1{rest}",
+        f"2,{'x' * 200_000}\xff",
+    ]
+    text = "\n".join([",".join(COLUMNS), good[0], *other, good[1], f"9,1{rest}"])
+    (tmp_path / METRICS).write_bytes(text.encode("latin-1"))
+    MetricsLog(tmp_path, last_step=8).close()
+    assert (tmp_path / METRICS).read_text().splitlines() == [",".join(COLUMNS), *good]
+
+
 def test_a_second_process_in_one_folder_is_refused(stores, finished):
     settings = config(stores, epochs=1)
     with (

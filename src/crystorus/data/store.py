@@ -396,8 +396,9 @@ def open_arrays(
             header = json.loads((tensors.metadata() or {}).get(_KEY, "{}"))
             names = tensors.keys()
             arrays = {name: tensors.get_tensor(name).numpy() for name in names}
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
         raise ReadingError(damaged) from error
+    header = header if isinstance(header, dict) else {}
     if header.get("kind") != kind.name:
         found = header.get("kind", "file of another program")
         raise ReadingError(f"{path} is a {found}, not a {kind.name}: {kind.remedy}")
@@ -472,7 +473,7 @@ def _open_old(
         recorded = header["sha256"]
     except ReadingError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise contradiction(path, kind, error) from error
     if verify and hashlib.sha256(data.data).hexdigest() != recorded:
         raise ReadingError(f"{path} does not match its digest: it was altered, {kind.remedy}")

@@ -358,7 +358,7 @@ def fetch_summaries(elements: Sequence[str], cache: Path) -> list[dict[str, Any]
     if cache.is_file():
         try:
             return list(json.loads(cache.read_text(encoding="utf-8"))["data"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReferencesError(
                 f"{cache} is damaged ({error}): delete it to ask the Materials Project again"
             ) from error
@@ -422,7 +422,7 @@ def _ask(key: str, systems: Sequence[str]) -> list[dict[str, Any]]:
             body = answer.json()
             found = list(body["data"])
             total = (body.get("meta") or {}).get("total_doc")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _FAILURES as error:
             kind = answer.headers.get("content-type", "an answer of no type")
             raise ReferencesError(
                 f"{endpoint} answered with {kind} and not with the JSON of an API: a proxy or a "

@@ -24,7 +24,8 @@ except ImportError:  # Windows has no file locks of this kind: two writers are n
 
 RUN = "run.json"
 RUNNING, INTERRUPTED, COMPLETE = "running", "interrupted", "complete"
-REMEDY = "choose another --out"
+REMEDY, REPLACE = "choose another --out", ", or --overwrite to replace it"
+"""What a command with these options can do about a folder that is taken."""
 _OLD_SCORER = "judging.json"
 """Where the settings of a scorer training were before `run.json` held those of every run."""
 
@@ -117,6 +118,8 @@ def claim(
     may_change: Collection[str] = (),
     adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     recorded: Mapping[str, Any] | None = None,
+    remedy: str = REMEDY,
+    replace: str = REPLACE,
 ) -> RunFolder:
     """Open or create the folder of a run, locked against a second one, or refuse it.
 
@@ -134,40 +137,42 @@ def claim(
         may_change: Settings that may differ from the recorded ones.
         adapt: Turns the settings recorded by an older version into today's.
         recorded: What the folder says of itself elsewhere, if it has no `run.json`.
+        remedy: What the command can do about a folder that is taken, as an imperative.
+        replace: What it can do besides; empty if it has no --overwrite.
 
     Raises:
         OutputError: If the folder holds another run or unknown files, or is in use.
         FileError: If it cannot be written.
     """
     settings = json.loads(json.dumps(settings))
-    with disk_errors(path, remedy=REMEDY):
+    with disk_errors(path, remedy=remedy):
         path.mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(path, kind, settings, _lock(path))
+        folder = RunFolder(path, kind, settings, _lock(path, remedy))
         try:
             remove_asides(path)
             try:
-                earlier = read_record(path) or (dict(recorded) if recorded else None)
+                earlier = read_record(path, remedy + replace) or (dict(recorded) if recorded else None)
             except OutputError:
                 if not overwrite:
                     raise
                 earlier = None
             if earlier and earlier.get("kind") not in (None, kind):
                 raise OutputError(
-                    f"{path} holds a run of another kind ({earlier['kind']}, not {kind}): {REMEDY}"
+                    f"{path} holds a run of another kind ({earlier['kind']}, not {kind}): {remedy}"
                 )
             if overwrite:
                 remove(path, names)
                 earlier = None
             if earlier is None:
-                _begin(path, names, must_exist=resume is True)
+                _begin(path, names, must_exist=resume is True, remedy=remedy + replace)
                 folder.versions = dict(versions or {})
             else:
                 if resume is False:
                     raise OutputError(
-                        f"{path} already holds a run: add --resume to go on with it, or {REMEDY}"
+                        f"{path} already holds a run: add --resume to go on with it, or {remedy}"
                     )
                 theirs = earlier["settings"] if adapt is None else adapt(earlier["settings"])
-                _refuse_another(path, theirs, settings, may_change)
+                _refuse_another(path, theirs, settings, may_change, remedy + replace)
                 folder.versions = dict(earlier.get("versions", versions or {}))
                 folder.facts = dict(earlier.get("facts", {}))
                 folder.resumed = True
@@ -190,8 +195,12 @@ def remove(path: Path, names: Iterable[str]) -> None:
             target.unlink(missing_ok=True)
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, remedy: str = REMEDY) -> dict[str, Any] | None:
     """Return what a folder says of its run, in the form of any version; None if nothing.
+
+    Args:
+        path: The folder.
+        remedy: What to do if its record is damaged, as an imperative.
 
     Returns:
         "settings", and where known "kind", "status", "versions" and "facts".
@@ -209,20 +218,22 @@ def read_record(path: Path) -> dict[str, Any] | None:
         if "config" in run:  # a training run of an older version
             facts = {"data": run["data"]} if "data" in run else {}
             return {"kind": "train", "settings": dict(run["config"]), "facts": facts}
-        return {**run, "settings": dict(run["settings"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {
+            **run,
+            "settings": dict(run["settings"]),
+            "versions": {str(k): str(v) for k, v in dict(run.get("versions", {})).items()},
+            "facts": dict(run.get("facts", {})),
+        }
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise OutputError(
-            f"{record} is not the record of a run ({error}): {REMEDY}, or --overwrite"
+            f"{record} is not the record of a run ({error}): {remedy}"
         ) from error
 
 
-def _begin(path: Path, names: Iterable[str], *, must_exist: bool) -> None:
+def _begin(path: Path, names: Iterable[str], *, must_exist: bool, remedy: str) -> None:
     taken = [name for name in names if (path / name).exists()]
     if taken:
-        raise OutputError(
-            f"{path} already holds {', '.join(taken)} of unknown origin: {REMEDY}, or "
-            "--overwrite to replace them"
-        )
+        raise OutputError(f"{path} already holds {', '.join(taken)} of unknown origin: {remedy}")
     if must_exist:
         with contextlib.suppress(OSError):
             path.rmdir()  # made a moment ago, if it is empty
@@ -230,7 +241,11 @@ def _begin(path: Path, names: Iterable[str], *, must_exist: bool) -> None:
 
 
 def _refuse_another(
-    path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], may_change: Collection[str]
+    path: Path,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    may_change: Collection[str],
+    remedy: str,
 ) -> None:
     before, now = _flat(theirs), _flat(ours)
     differing = [k for k in now if k not in may_change and before.get(k) != now[k]]
@@ -239,7 +254,7 @@ def _refuse_another(
         more = f" ({len(differing)} settings differ)" if len(differing) > 1 else ""
         raise OutputError(
             f"{path} holds another run: its {key} is {_short(before.get(key))}, yours is "
-            f"{_short(now[key])}{more}. Choose another --out, or --overwrite to replace that run"
+            f"{_short(now[key])}{more}: {remedy}"
         )
 
 
@@ -258,7 +273,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, remedy: str) -> int:
     """Lock the folder itself until the descriptor is closed, by us or by a kill."""
     if fcntl is None:
         return os.open(os.devnull, os.O_RDONLY)
@@ -268,7 +283,7 @@ def _lock(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise OutputError(
-            f"{path} is being written by another run: wait for it, or {REMEDY}"
+            f"{path} is being written by another run: wait for it, or {remedy}"
         ) from error
     except OSError:  # a file system without locks
         pass

@@ -42,6 +42,13 @@ from crystorus.sample.start import origin_of
 CRYSTALS, TABLE, PARTS = "crystals.extxyz", "table.csv", ".parts"
 CIF, SYMMETRISED, TRAJECTORIES = "cif", "cif-symmetrised", "trajectories"
 PROGRAMS = ("crystorus", "crystal-fidelity", "torch", "numpy", "ase", "gemmi", "moyopy")
+COLUMNS = (
+    "index", "formula", "formula_units", "n_atoms", "volume", "density", "space_group",
+    "space_group_number", "symprec", "least_distance", "min_distance_ratio", "valid", "confidence",
+    "denoising_error", "sample", "seed", "start", "substitution", "level", "prototype_fraction",
+    "origin", "known_as", "cif_file", "cif_symmetrised_file",
+)  # fmt: skip
+"""Of the table."""
 LAYOUT = 2
 """Of the table's columns: 1 had `cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
 CLOSE = 0.6
@@ -226,7 +233,7 @@ class OutputFolder:
             for record, one in zip(records, made if made.trajectory else (), strict=False):
                 if not (new_only and record.row["origin"] == "known"):
                     (self.path / TRAJECTORIES).mkdir(exist_ok=True)
-                    name = f"{file_stem(one.requests[0], self.total)}.extxyz"
+                    name = f"{file_stem(record.index, record.row['formula'], self.total)}.extxyz"
                     write_atomic(self.path / TRAJECTORIES / name, trajectory_text(one))
             text = json.dumps([asdict(record) for record in records])
             write_atomic(self.path / PARTS / f"{records[0].index:09d}.json", text)
@@ -254,7 +261,10 @@ class OutputFolder:
                 if part.suffix != ".json":  # a batch that was being written at a kill
                     raise ValueError
                 records = [Record(**values) for values in json.loads(part.read_text("utf-8"))]
-            except (ValueError, TypeError):  # or a disk that lost power: the batch is made again
+                for record in records:
+                    self._check(record)
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+                # Or a disk that lost power, or a stranger's file: the batch is made again.
                 part.unlink()
                 continue
             self.done.update({record.index: record for record in records})
@@ -262,6 +272,20 @@ class OutputFolder:
         for name in (CRYSTALS, TABLE):
             (self.path / name).unlink(missing_ok=True)
         self._show_in_order()
+
+    def _check(self, record: Record) -> None:
+        """Make sure that a record read from disk is one of this run and stays in its folder."""
+        stem = file_stem(record.index, record.row["formula"], self.total)
+        places = {f"{folder}/{stem}.cif" for folder in (CIF, SYMMETRISED)}
+        texts = (record.frame, *record.row.values(), *record.files.values())
+        if (
+            not 0 <= record.index < self.total
+            or tuple(record.row) != COLUMNS
+            or not places.issuperset(record.files)
+            or not record.row["formula"].isalnum()
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise ValueError
 
     def _show_files(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -317,10 +341,9 @@ def _table(records: Sequence[Record], *, header: bool) -> str:
     return text.getvalue()
 
 
-def file_stem(request: Request, total: int) -> str:
-    """Return the name of a crystal's files: its index, padded, and its formula."""
-    width = max(5, len(str(total - 1)))
-    return f"{request.index:0{width}d}-{request.composition.reduced_formula}"
+def file_stem(index: int, formula: str, total: int) -> str:
+    """Return the name of a crystal's files: its index, padded, and its reduced formula."""
+    return f"{index:0{max(5, len(str(total - 1)))}d}-{formula}"
 
 
 def describe(
@@ -341,18 +364,11 @@ def describe(
     error = made.scorer_error[0]
     score = math.exp(-error) if made.scored_by == "confidence" else error
     scored = f"{score:.4f}" if math.isfinite(error) else ""
-    row = {
+    row = dict.fromkeys(COLUMNS, "") | {
         "index": str(request.index),
         "formula": request.composition.reduced_formula,
         "formula_units": str(request.composition.formula_units),
         "n_atoms": str(request.n_atoms),
-        "volume": "",
-        "density": "",
-        "space_group": "",
-        "space_group_number": "",
-        "symprec": "",
-        "least_distance": "",
-        "min_distance_ratio": "",
         "valid": "False",
         "confidence": scored if made.scored_by == "confidence" else "",
         "denoising_error": scored if made.scored_by == "denoising_error" else "",
@@ -362,10 +378,6 @@ def describe(
         "substitution": "" if start is None else start.substitution,
         "level": "" if start is None else f"{start.level:g}",
         "prototype_fraction": _weight(request),
-        "origin": "",
-        "known_as": "",
-        "cif_file": "",
-        "cif_symmetrised_file": "",
     }
     volume = float(crystal.volume[0])
     finite = crystal.lattice.isfinite().all() and crystal.frac_coords.isfinite().all()
@@ -389,7 +401,7 @@ def describe(
     }
     if new_only and origin == "known":
         return Record(request.index, row, "", {})
-    name = file_stem(request, total)
+    name = file_stem(request.index, row["formula"], total)
     files = {
         f"{CIF}/{name}.cif": cif_text(crystal, name),
         f"{SYMMETRISED}/{name}.cif": dataset_cif_text(crystal, data, name, symprec),

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ COLUMNS = (
 """Losses with a number are those of a fifth of t, the fifth one the noisiest; `symmetric` ones are
 of noise inside the crystals' space groups, where training has some, the others of free noise."""
 
+_CELL = re.compile("[-+.0-9a-z]{0,30}")
+"""What `MetricsLog` writes; lines of other cells are dropped."""
 _DIGITS = {"minutes": 15}  # the rate near a run's end is told by the little that is left of them
 
 
@@ -37,13 +40,16 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
         self.path = folder / METRICS
-        rows: list[dict[str, str]] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as stream:
-                rows = [row for row in csv.DictReader(stream) if None not in row.values()]
-        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= last_step]
+        old = self.path.read_bytes() if self.path.is_file() else b""
+        names, *rows = (line.split(",") for line in old.decode(errors="replace").split("\n"))
+        kept = [
+            dict(zip(names, row, strict=True))
+            for row in rows
+            if len(row) == len(names) and all(map(_CELL.fullmatch, row)) and row[0].isdecimal()
+        ]
         # Earlier versions had fewer columns.
-        table = [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in kept)]
+        table = [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in kept
+                            if int(row.get("step", last_step + 1)) <= last_step)]  # fmt: skip
         write_atomic(self.path, "".join(",".join(row) + "\n" for row in table))
         self._board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:

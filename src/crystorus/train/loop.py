@@ -104,11 +104,12 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
             run = stack.enter_context(_claim(folder, config, resume=resume))
             datasets = _open_data(folder, config)
             digests = {name: data.store.header["sha256"] for name, data in datasets.items()}
-            for name, before in run.facts.get("data", digests).items():
-                if before != digests[name]:
+            before = run.facts.get("data", digests)
+            for name, digest in digests.items():
+                if not isinstance(before, dict) or before.get(name) != digest:
                     raise TrainingError(
-                        f"data.{name} has digest {digests[name][:12]}…, the run in {folder} began "
-                        f"with {before[:12]}…: put the old data back, or start another run"
+                        f"data.{name} has digest {digest[:12]}…, not that of the data which the "
+                        f"run in {folder} began with: put the old data back, or start another run"
                     )
             run.note(data=digests)
         processes.wait()
@@ -132,11 +133,12 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
 
 def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
     """Make the folder that of this run, or find the run there to be this one."""
-    record = read_record(folder)
+    remedy = "choose another folder"
+    record = read_record(folder, remedy)
     asides = (".part", ".tmp")
     there = [p for p in folder.iterdir() if p.suffix not in asides] if folder.is_dir() else []
     if record is None and there:
-        raise OutputError(f"{folder} is not empty and holds no run: choose another folder")
+        raise OutputError(f"{folder} is not empty and holds no run: {remedy}")
 
     def adapt(settings: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -158,6 +160,8 @@ def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
         names=NAMES,
         may_change={f"training.{name}" for name in MAY_CHANGE},
         adapt=adapt,
+        remedy=remedy,
+        replace="",
     )
 
 

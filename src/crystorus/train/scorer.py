@@ -129,7 +129,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
     decisive = {"candidates": options.candidates, "compositions": options.compositions}
     settings = {"checkpoint_sha256": model.digest, "seed": options.seed} | decisive
     with (
-        claim(out, "train-scorer", settings, names=(CANDIDATES, CHECKPOINT)) as folder,
+        claim(out, "train-scorer", settings, names=(CANDIDATES, CHECKPOINT), replace="") as folder,
         disk_errors(out),
     ):
         if folder.complete:
@@ -138,8 +138,8 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
         digest = store.header["sha256"]
         if folder.facts.get("data_sha256", digest) != digest:
             raise OutputError(
-                f"{out} holds candidates of other data (SHA-256 {folder.facts['data_sha256'][:12]}…"
-                f" there, {digest[:12]}… now): choose another --out"
+                f"{out} holds candidates of other data than SHA-256 {digest[:12]}…: choose another "
+                "--out"
             )
         folder.note(data_sha256=digest)
         config, bf16 = model.config, has_fast_bf16("cpu")

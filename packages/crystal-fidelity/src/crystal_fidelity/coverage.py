@@ -90,7 +90,7 @@ def load_scale(source: str | Path) -> CompositionScale | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         mean, spread = (np.array(content[key], dtype=np.float64) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{path}: give JSON with lists under "mean" and "std": {error}') from error
     if mean.shape != (COMPOSITION_WIDTH,) or spread.shape != (COMPOSITION_WIDTH,):
         raise ValueError(

@@ -69,7 +69,7 @@ def load_references(path: str | Path | None = None) -> References:
     source = Path(path) if path else resources.files("crystal_fidelity") / SHIPPED_REFERENCES
     try:
         return References(**json.loads(source.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} does not hold elemental references: {error}") from error
 
 
