@@ -175,7 +175,8 @@ def with_own_digest(data: bytes) -> bytes:
         _, digest, place = _digest(io.BytesIO(data))
     except (ValueError, OverflowError, MemoryError):
         return data
-    return data[:place] + digest.encode() + data[place + 64 :] if place > 80 else data
+    honest = data[:place] + digest.encode() + data[place + 64 :]
+    return honest if b'{\\"sha256\\": \\"' in data else data
 
 
 def database_damaged(data: bytes, rng: random.Random) -> bytes:

@@ -154,8 +154,8 @@ COMMANDS = {
                       "out", "--compositions", "3", "--candidates", "3", "--epochs", "2"],
         "out", scorer),
     "data build": Command(
-        many_frames, ["crystorus", "data", "build", "many.extxyz", "made/m.store", "--workers", "2"],
-        "made", contents),
+        many_frames, ["crystorus", "data", "build", "many.extxyz", "made/m.store", "--workers",
+                      "2"], "made", contents),
     "templates build": Command(
         many_frames, ["crystorus", "templates", "build", "many.extxyz", "made/m.templates"],
         "made", contents),

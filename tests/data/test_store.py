@@ -14,7 +14,15 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.numpy import save_file
 
 from crystorus.data.convert import crystals_to_structures, least_distance
-from crystorus.data.store import CrystalStore, build_store, digest_of, open_or_build, open_store
+from crystorus.data.store import (
+    STORE,
+    CrystalStore,
+    build_store,
+    digest_of,
+    open_or_build,
+    open_store,
+    write_arrays,
+)
 from crystorus.data.writers import cif_text, write_extxyz
 from crystorus.errors import FileError, ReadingError
 from crystorus.geometry import Crystals
@@ -309,6 +317,43 @@ def test_a_failed_write_keeps_the_old_store(tmp_path, monkeypatch):
         build_store(path, tmp_path / "a.store")
     assert digest_of(tmp_path / "a.store") == before
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "a.store"}
+
+
+HOSTILE_ARRAYS = {
+    "n_atoms": lambda a: a * 0,
+    "first_atom": lambda a: a - 1,
+    "lattice": lambda a: a * np.nan,
+    "frac_coords": lambda a: a + 2,
+    "atomic_numbers": lambda a: a * 0 + 200,
+    "id:end": lambda a: a[::-1] + 10**12,
+    "id:text": lambda a: a * 0 + 255,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_ARRAYS)
+def test_an_honest_digest_does_not_make_crystals_of_any_arrays(tmp_path, name):
+    store = build_store(write_csv(tmp_path / "a.csv"), tmp_path / "a.store")
+    arrays = {k: np.array(v) for k, v in store.arrays.items()}
+    about = {k: v for k, v in store.header.items() if k not in ("sha256", "kind")}
+    write_arrays(tmp_path / "b.store", STORE, arrays, about)
+    assert len(open_store(tmp_path / "b.store")) == len(store)
+    arrays[name] = HOSTILE_ARRAYS[name](arrays[name])
+    write_arrays(tmp_path / "b.store", STORE, arrays, about)
+    with pytest.raises(ReadingError, match="contradicts its header"):
+        open_store(tmp_path / "b.store")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"extra": {"gap": "float"}}, {"extra": []}, {"skipped": [1]}, {"sources": ["x"]},
+     {"crystals": 10**9}, {"n_skipped": "[/x]"}],
+)  # fmt: skip
+def test_an_honest_digest_does_not_make_a_header_of_any_json(tmp_path, change):
+    store = build_store(write_csv(tmp_path / "a.csv"), tmp_path / "a.store")
+    about = {k: v for k, v in store.header.items() if k not in ("sha256", "kind")} | change
+    write_arrays(tmp_path / "b.store", STORE, store.arrays, about)
+    with pytest.raises(ReadingError, match="contradicts its header"):
+        open_store(tmp_path / "b.store")
 
 
 def test_a_folder_is_no_place_for_a_store(tmp_path):

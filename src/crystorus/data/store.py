@@ -27,7 +27,13 @@ from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.reading import iter_structures
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure
+from crystal_fidelity.structures import (
+    MAX_ATOMIC_NUMBER,
+    MAX_LENGTH,
+    Crystal,
+    Entry,
+    ReadFailure,
+)
 from crystal_fidelity.workers import map_in_order
 from crystorus.data.convert import join
 from crystorus.geometry import Crystals
@@ -275,16 +281,45 @@ def store_from(
     """Return the crystals among the arrays of a file.
 
     Raises:
-        ReadingError: If the arrays do not belong together.
+        ReadingError: If the arrays do not belong together or are no crystals: a file's digest says
+            that it is whole, not who made it.
     """
     try:
-        atoms = int(arrays["n_atoms"].sum(dtype=np.int64))
-        held = {len(arrays[name]) for name in ("frac_coords", "atomic_numbers")}
-        if held != {atoms} or len(arrays["lattice"]) != len(arrays["n_atoms"]):
-            raise ValueError(f"{atoms} atoms are announced and others are there")
-    except (ValueError, TypeError, KeyError) as error:
+        _check(header, arrays)
+    except (ValueError, TypeError, KeyError, AttributeError, np.linalg.LinAlgError) as error:
         raise contradiction(path, kind, error) from error
-    return CrystalStore(path, header, arrays)
+    return CrystalStore(path, {"n_skipped": len(header["skipped"]), **header}, arrays)
+
+
+def _check(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise one of Python's errors where header and arrays are not those of crystals."""
+    n_atoms = arrays["n_atoms"].astype(np.int64)
+    lattice, frac, numbers = (arrays[name] for name in ("lattice", "frac_coords", "atomic_numbers"))
+    n, atoms = len(n_atoms), int(n_atoms.sum())
+    if frac.shape != (atoms, 3) or numbers.shape != (atoms,) or lattice.shape != (n, 3, 3):
+        raise ValueError(f"{atoms} atoms are announced and others are there")
+    if not n or n_atoms.min() < 1 or (np.cumsum(n_atoms) - n_atoms != arrays["first_atom"]).any():
+        raise ValueError("its crystals do not follow one another")
+    if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+        raise ValueError(f"atomic numbers are {numbers.min()} to {numbers.max()}")
+    longest = np.abs(lattice).max()
+    if not (longest <= MAX_LENGTH and frac.min() >= 0 and frac.max() <= 1):
+        raise ValueError("a cell or a coordinate is beyond all limits")
+    if (np.abs(np.linalg.det(lattice)) < 0.99 * MIN_VOLUME_PER_ATOM * n_atoms).any():
+        raise ValueError("a cell is singular")
+    for column, form in header["extra"].items():
+        if form == "float" and arrays[f"extra:{column}"].shape != (n,):
+            raise ValueError(f"column {column} has not a number for each crystal")
+    texts = [f"extra:{column}" for column, form in header["extra"].items() if form != "float"]
+    for name in ("id", *texts):
+        text, ends = arrays[f"{name}:text"], arrays[f"{name}:end"]
+        if len(ends) != n or (np.diff(ends, prepend=0) < 0).any() or ends[-1] > text.size:
+            raise ValueError(f"column {name} has not a text for each crystal")
+        _texts(arrays, name)
+    [(str(name), str(reason)) for name, reason in header["skipped"]]
+    [str(source["sha256"]) for source in header["sources"]]
+    if not header["crystals"] == n or not isinstance(header.get("n_skipped", 0), int):
+        raise ValueError(f"{header['crystals']} crystals are announced, {n} are there")
 
 
 def open_or_build(

@@ -30,6 +30,7 @@ from crystorus.data.store import (
     write_arrays,
 )
 from crystorus.geometry import Crystals
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 from crystorus.templates.substitution import (
     ENOUGH_PAIRS,
     SubstitutionCounts,
@@ -199,12 +200,15 @@ def open_library(path: Path, *, verify: bool = True) -> TemplateLibrary:
     store = store_from(path, LIBRARY, header, arrays)
     try:
         slots = _unpack(arrays)
-        if len(slots) != len(store):
-            raise ValueError(f"{len(slots)} surroundings of {len(store)} crystals")
+        if [int(one.counts.sum()) for one in slots] != store.n_atoms.tolist():
+            raise ValueError(f"{len(slots)} surroundings are not those of {len(store)} crystals")
+        pairs = (MAX_ATOMIC_NUMBER + 1,) * 2
+        if any(arrays[f"exchange:{name}"].shape != pairs for name in ("same", "other")):
+            raise ValueError("its counts of substitutions are no table of elements")
         # Versions before 0.2 called substitutions exchanges; the files are the same.
         counts = SubstitutionCounts(arrays["exchange:same"], arrays["exchange:other"])
         return TemplateLibrary(store, slots, counts, header["sha256"], tuple(store.skipped))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise contradiction(path, LIBRARY, error) from error
 
 
@@ -224,6 +228,11 @@ def _unpack(arrays: dict[str, np.ndarray]) -> list[Surroundings]:
     distances = arrays["slots:distances"].astype(np.float32)
     elements = arrays["slots:elements"].astype(np.int64)
     counts = arrays["slots:counts"].astype(np.int64)
+    known = 1 <= elements.min() <= elements.max() <= MAX_ATOMIC_NUMBER
+    if sizes.min() < 1 or counts.min() < 1 or not known:
+        raise ValueError("surroundings are of no elements")
+    if np.isnan(distances).any():
+        raise ValueError("a distance is no number")
     if len(elements) != ends[-1] or len(distances) != squares[-1]:
         raise ValueError(f"{ends[-1]} slots are announced and {len(elements)} are there")
     return [
