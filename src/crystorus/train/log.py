@@ -45,11 +45,11 @@ class MetricsLog:
         kept = [
             dict(zip(names, row, strict=True))
             for row in rows
-            if len(row) == len(names) and all(map(_CELL.fullmatch, row)) and row[0].isdecimal()
+            if names[0] == "step" and len(row) == len(names) and all(map(_CELL.fullmatch, row))
+            if row[0].isdecimal() and int(row[0]) <= last_step
         ]
         # Earlier versions had fewer columns.
-        table = [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in kept
-                            if int(row.get("step", last_step + 1)) <= last_step)]  # fmt: skip
+        table = [COLUMNS, *([row.get(name, "") for name in COLUMNS] for row in kept)]
         write_atomic(self.path, "".join(",".join(row) + "\n" for row in table))
         self._board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
