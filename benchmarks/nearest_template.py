@@ -2,7 +2,7 @@
 
 For every wanted composition, the training crystal with the same number of atoms and the same
 multiset of element counts whose elements are nearest by descriptor distance; its volume is
-rescaled to the composition's expected one.
+scaled by the ratio of those expected of the two compositions.
 """
 
 from collections import Counter, defaultdict
@@ -56,8 +56,8 @@ def substitute(wanted: Crystals, library: CrystalStore) -> list[Crystals | None]
         template = known.select([n])
         new = torch.tensor([change[z] for z in template.atomic_numbers.tolist()])
         result = Crystals(template.lattice, template.frac_coords, new, template.n_atoms)
-        expected = statistics.expected_log_volume(result).exp() * len(want)
-        scale = (expected / result.volume) ** (1 / 3)
+        change = statistics.expected_log_volume(result) - statistics.expected_log_volume(template)
+        scale = (change / 3).exp()
         found.append(
             result.with_geometry(result.lattice * scale[:, None, None], result.frac_coords)
         )

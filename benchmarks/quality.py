@@ -3,9 +3,10 @@
     python benchmarks/quality.py --data val.store --library train.store -n 1000 --out scores.json
 
 The crystals are made by `crystorus` and measured by `crystal_fidelity`: validity (0.5 Å, own images
-included), density EMD, match rate and RMSE (StructureMatcher stol 0.5, angle 10°, ltol 0.3, all N
-in the denominator). Beside them random coordinates in the true cell, and substitution into the
-nearest training crystal. `--data` and `--library` are stores made by `crystorus data build`.
+included), density EMD, match rate by both protocols, RMSE and volume error (StructureMatcher stol
+0.5, angle 10°, ltol 0.3, all N in the denominator). Beside them random coordinates in the true
+cell, and substitution into the nearest training crystal. `--data` and `--library` are stores made
+by `crystorus data build`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crystal_fidelity.distances import density_emd
-from crystal_fidelity.matching import match_rate
+from crystal_fidelity.matching import WRONG_VOLUME, MatchResult, match_rate, valid_pairs
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.validity import structural_validity
 from crystal_fidelity.workers import Workers
@@ -83,6 +84,24 @@ def generate(
     return made.crystals, torch.tensor(made.scorer_error), time.perf_counter() - began
 
 
+def match_figures(
+    match: MatchResult, generated: list[Crystal], reference: list[Crystal], total: int
+) -> dict:
+    """Return match rate, RMSE and volume error by both protocols, of `total` references."""
+    result: dict[str, float | None] = {}
+    for one in (match, match.restricted(valid_pairs([generated], reference))):
+        matched, errors, end = int(one.matched.sum()), one.volume_errors, f"_{one.protocol}"
+        result |= {
+            "match_percent" + end: 100 * matched / total,
+            "rmse" + end: one.mean_rms if matched else None,
+            "volume_error_percent" + end: 100 * float(np.median(errors)) if matched else None,
+            "wrong_volume_percent" + end: (
+                100 * float((errors > WRONG_VOLUME).mean()) if matched else None
+            ),
+        }
+    return result
+
+
 def reliability(errors: Tensor, matched: np.ndarray) -> list[dict]:
     """Return how often crystals of a confidence are right, by fifths of the confidence."""
     confidence = (-errors).exp().numpy()
@@ -109,22 +128,19 @@ def score(
 ) -> dict:
     """Return the figures of one set, with the reliability of a scorer's confidence if it chose."""
     match = match_rate(generated, reference, baseline=baseline, workers=workers)
-    rms = match.rms[match.matched]
     result = {
         "n": len(generated),
         "validity_percent": 100 * structural_validity(generated).rate,
         "density_emd_g_per_cm3": density_emd(generated, reference).value,
-        "match_percent": 100 * match.rate,
-        "rmse": float(rms.mean()) if len(rms) else None,
+        **match_figures(match, generated, reference, len(generated)),
         "colliding_matches": match.collisions,
     }
     if errors is not None:
         result["reliability"] = reliability(errors, match.matched)
     if match.baseline is not None:
-        random = match.baseline.rms[match.baseline.matched]
         result["random_coordinates"] = {
             "match_percent": 100 * match.baseline.rate,
-            "rmse": float(random.mean()),
+            "rmse": match.baseline.mean_rms,
         }
     return result
 
@@ -221,7 +237,7 @@ def main() -> None:
             baseline=False,
         )
         row["without_template"] = a.n - len(hits)
-        row["match_percent_of_all"] = row["match_percent"] * len(hits) / a.n
+        row["match_percent_of_all"] = row["match_percent_all"] * len(hits) / a.n
         report["substitution"] = row
     text = json.dumps(report, indent=2, default=float)
     print(text)

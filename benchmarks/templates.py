@@ -25,7 +25,7 @@ import ase.io
 import numpy as np
 import torch
 from nearest_template import substitute as nearest
-from quality import to_fidelity
+from quality import match_figures, to_fidelity
 
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.features.chgnet import ChgnetModel
@@ -62,28 +62,35 @@ ENERGY_SCALE = 0.08
 def sample_all(
     model: CrystalModel,
     starts: list[Crystals],
-    level: float,
+    levels: list[float],
     sampler: SamplerConfig,
     *,
     noised: bool,
 ) -> list[Crystals]:
     """Sample from every start, in batches of similar size, in the order given."""
+    noise = (torch.tensor(levels) * model.diffusion.steps).round().long()
     order = sorted(range(len(starts)), key=lambda n: int(starts[n].n_atoms[0]))
     done: list[Crystals | None] = [None] * len(starts)
     for first in range(0, len(order), 64):
         chosen = order[first : first + 64]
         batch = Crystals.concat([starts[n] for n in chosen])
-        steps = torch.full((len(chosen),), round(level * model.diffusion.steps))
         found = model.sample(
             batch.atomic_numbers,
             batch.n_atoms,
             seeds=chosen,
             sampler=sampler,
-            start=Start(batch, steps, noised=noised),
+            start=Start(batch, noise[chosen], noised=noised),
         )
         for n, crystal in zip(chosen, found.split(), strict=True):
             done[n] = crystal
     return [crystal for crystal in done if crystal is not None]
+
+
+def level_of(template: Template, a: argparse.Namespace) -> float:
+    """Return the level to go back to, as `give_templates` chooses it."""
+    if a.level is not None:
+        return a.level
+    return 0.0 if template.same_composition and not a.noised else TEMPLATE_LEVEL
 
 
 def prototype_known(wanted: Crystals, found: list[Template]) -> bool:
@@ -139,7 +146,8 @@ def new_only(
     guided = [give_templates([r], library, model.statistics, options)[0] for r in requests]
     places = [n for n, request in enumerate(guided) if request.start is not None]
     starts = [guided[n].start.crystal for n in places]
-    made = sample_all(model, starts, a.level, sampler, noised=a.noised)
+    levels = [guided[n].start.level for n in places]
+    made = sample_all(model, starts, levels, sampler, noised=a.noised)
     still_new = [
         phase_of(c, guided[n].known_phases) is None for n, c in zip(places, made, strict=True)
     ]
@@ -175,7 +183,8 @@ def by_potential(
         for some in asked.values()
         for c in some
     ]
-    made = sample_all(model, starts, a.level, sampler, noised=a.noised)
+    levels = [level_of(c, a) for some in asked.values() for c in some]
+    made = sample_all(model, starts, levels, sampler, noised=a.noised)
     began = time.process_time()
     energies = ChgnetModel(use_cache=False).energies(to_fidelity(Crystals.concat(made)))
     seconds = time.process_time() - began
@@ -199,11 +208,9 @@ def by_potential(
 def figures(crystals: list[Crystals], reference: list, match: MatchResult, total: int) -> dict:
     """Return the figures of one row; compositions without a template count as not matched."""
     made = to_fidelity(Crystals.concat(crystals))
-    rms = match.rms[match.matched]
     return {
         "n": total,
-        "match_percent": 100 * float(match.matched.sum()) / total,
-        "rmse": float(rms.mean()),
+        **match_figures(match, made, reference, total),
         "valid_percent": 100 * structural_validity(made).rate,
         "density_emd": density_emd(made, reference).value,
         "collisions": match.collisions,
@@ -211,15 +218,23 @@ def figures(crystals: list[Crystals], reference: list, match: MatchResult, total
 
 
 def split_figures(match: MatchResult, places: list[int], groups: dict[str, np.ndarray]) -> dict:
-    """Return match rate, RMSE and size of every group."""
+    """Return match rate, RMSE, volume error and size of every group."""
     total = len(next(iter(groups.values())))
-    matched, rms = np.zeros(total, dtype=bool), np.full(total, np.nan)
+    matched, rms, volume = (
+        np.zeros(total, dtype=bool),
+        np.full(total, np.nan),
+        np.full(total, np.nan),
+    )
     matched[places], rms[places] = match.matched, match.rms
+    volume[matched] = match.volume_errors
     return {
         name: {
             "n": int(chosen.sum()),
             "match_percent": 100 * float(matched[chosen].mean()) if chosen.any() else None,
             "rmse": float(rms[chosen & matched].mean()) if (chosen & matched).any() else None,
+            "volume_error_percent": 100 * float(np.median(volume[chosen & matched]))
+            if (chosen & matched).any()
+            else None,
         }
         for name, chosen in groups.items()
     }
@@ -246,7 +261,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--choice", type=int, default=2)
-    parser.add_argument("--level", type=float, default=TEMPLATE_LEVEL)
+    parser.add_argument("--level", type=float, default=None)
     parser.add_argument("--steps", type=int, default=TEMPLATE_SAMPLER.steps)
     parser.add_argument("--sampler", default=TEMPLATE_SAMPLER.name)
     parser.add_argument("--anti-annealing", type=float, default=TEMPLATE_SAMPLER.anti_annealing)
@@ -274,7 +289,8 @@ def main() -> None:
         substitute(library, found[n][0], model.statistics).to(dtype=torch.float32) for n in places
     ]
     began = time.process_time()
-    rows["guided"] = sample_all(model, rows["substituted"], a.level, sampler, noised=a.noised)
+    levels = [level_of(found[n][0], a) for n in places]
+    rows["guided"] = sample_all(model, rows["substituted"], levels, sampler, noised=a.noised)
     report["sampling_cpu_seconds_per_crystal"] = (time.process_time() - began) / len(places)
     if a.write is not None:
         a.write.mkdir(parents=True, exist_ok=True)
@@ -286,7 +302,7 @@ def main() -> None:
         report[name] = row | {"splits": split_figures(match, places, groups)}
         if a.out is not None:
             a.out.write_text(json.dumps(report, indent=2, default=float) + "\n")
-    report["guided or noise"] = or_noise(model, wanted, places, rows["guided"], a.workers)
+    report["guided or noise"] = or_noise(model, wanted, places, crystals, match, a.workers)
     if a.new_only:
         report["new only"] = new_only(model, library, wanted, sampler, a)
     if a.potential:
@@ -310,20 +326,25 @@ def or_noise(
     wanted: list[Crystals],
     places: list[int],
     sampled: list[Crystals],
+    match: MatchResult,
     workers: int,
 ) -> dict:
     """Score what `sample` makes: from noise, as the checkpoint says, where no template is."""
     made = dict(zip(places, sampled, strict=True))
+    outcomes = dict(zip(places, match.outcomes, strict=True))
     lacking = [n for n in range(len(wanted)) if n not in made]
     if lacking:
         batch = Crystals.concat([wanted[n] for n in lacking])
         found = model.sample(batch.atomic_numbers, batch.n_atoms, seeds=lacking)
         made |= dict(zip(lacking, found.split(), strict=True))
+        others = match_rate(to_fidelity(found), to_fidelity(batch), workers=workers)
+        outcomes |= dict(zip(lacking, others.outcomes, strict=True))
     crystals = [made[n] for n in range(len(wanted))]
-    reference = to_fidelity(Crystals.concat(wanted))
-    match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=workers)
-    row = figures(crystals, reference, match, len(wanted))
-    return row | {"from_noise": len(lacking), "of_these": int(match.matched[lacking].sum())}
+    invalid = ~structural_validity(to_fidelity(Crystals.concat(crystals))).valid
+    every = (tuple(outcomes[n] for n in range(len(wanted))),)
+    whole = MatchResult(every, invalid[None], match.settings)
+    row = figures(crystals, to_fidelity(Crystals.concat(wanted)), whole, len(wanted))
+    return row | {"from_noise": len(lacking), "of_these": int(whole.matched[lacking].sum())}
 
 
 def plain_baseline(
@@ -351,20 +372,19 @@ def best_of(
     places = [n for n, f in enumerate(found) if f]
     rounds = []
     for k in range(a.best_of):
+        chosen = [found[n][min(k, len(found[n]) - 1)] for n in places]
         starts = [
-            substitute(library, found[n][min(k, len(found[n]) - 1)], model.statistics).to(
-                dtype=torch.float32
-            )
-            for n in places
+            substitute(library, one, model.statistics).to(dtype=torch.float32) for one in chosen
         ]
-        made = sample_all(model, starts, a.level, sampler, noised=a.noised)
+        levels = [level_of(one, a) for one in chosen]
+        made = sample_all(model, starts, levels, sampler, noised=a.noised)
         rounds.append(to_fidelity(Crystals.concat(made)))
     reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
     match = match_rate_best_of(rounds, reference, workers=a.workers)
     return {
         "n": len(wanted),
-        "match_percent": 100 * float(match.matched.sum()) / len(wanted),
-        "rmse": float(match.rms[match.matched].mean()),
+        "match_percent_all": 100 * float(match.matched.sum()) / len(wanted),
+        "rmse_all": match.mean_rms,
         "candidates": float(np.mean([min(len(f), a.best_of) for f in found])),
     }
 

@@ -49,10 +49,10 @@ METRICS = {
     "Fréchet CHGNet distance, bias-corrected": "frechet_chgnet_corrected",
     "kernel CHGNet distance": "kernel_chgnet",
     DISTANCE_NAMES["alignn"]: "fad",
-    "match rate": "match_rate",
-    "match RMSE": "match_rmse",
-    "match rate, random": "random_match_rate",
-    "match RMSE, random": "random_match_rmse",
+    "match rate, all": "match_rate",
+    "match RMSE, all": "match_rmse",
+    "match rate, all, random": "random_match_rate",
+    "match RMSE, all, random": "random_match_rmse",
 }
 """Names of crystal-fidelity's scores, and what they are called here."""
 CARD = (

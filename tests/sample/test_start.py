@@ -104,6 +104,18 @@ def test_level_zero_is_substitution_alone(files, tmp_path):
     assert rows_of(tmp_path)[0]["origin"] == "substituted"
 
 
+def test_a_known_compound_comes_out_as_it_is_unless_a_level_is_asked_for(files, tmp_path):
+    library = files / "known.templates"
+    itself = rocksalt()
+    for name, extra, same in (("a", (), True), ("b", ("--level", 0.2), False)):
+        arguments = ("NaCl", "SrTiO3", "--n", 2, "--library", library, *extra)
+        assert sampled(files, tmp_path / name, *arguments).exit_code == 0
+        frames = ase.io.read(tmp_path / name / "crystals.extxyz", ":")
+        starts = [row["start"] for row in rows_of(tmp_path / name)]
+        volume = frames[starts.index("salt")].cell.volume
+        assert math.isclose(volume, float(itself.volume[0]), rel_tol=1e-6) is same
+
+
 def symmetry_number(frame):
     return space_group(from_atoms(frame), 0.01).number
 

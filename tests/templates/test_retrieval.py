@@ -1,6 +1,7 @@
 """The nearest prototype is found, its elements go to the right sites, its volume is rescaled."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,12 +80,24 @@ def test_the_assignment_is_the_cheapest_of_all(library):
         assert found.cost == pytest.approx(min(totals))
 
 
-def test_substitutes_have_the_composition_and_the_expected_volume(library):
+def test_substitutes_have_the_composition_and_the_volume_that_their_elements_make(library):
     composition = parse_formula("BaZrS3")
-    crystal = substitute(library, find_templates(library, composition)[0], STATISTICS)
+    statistics = replace(STATISTICS, log_volume=STATISTICS.log_volume.clone())
+    statistics.log_volume[38], statistics.log_volume[56] = 3.0, 3.4  # Sr and Ba, of five atoms
+    best = find_templates(library, composition)[0]
+    own = float(library.template(best.template).volume[0])
+    crystal = substitute(library, best, statistics)
     assert tuple(crystal.atomic_numbers.tolist()) == composition.atomic_numbers
-    per_atom = float(crystal.volume[0]) / composition.n_atoms
-    assert per_atom == pytest.approx(np.exp(2.9), rel=1e-5)
+    change = (56 in composition.atomic_numbers) * (3.4 - 3.0) / 5
+    assert float(crystal.volume[0]) == pytest.approx(own * np.exp(change), rel=1e-6)
+
+
+def test_a_known_compound_keeps_its_volume_to_the_last_digit(library):
+    found = find_templates(library, parse_formula("CsCl"))
+    itself = next(one for one in found if one.same_composition)
+    statistics = replace(STATISTICS, log_volume=torch.linspace(2, 4, 119))
+    crystal = substitute(library, itself, statistics)
+    assert torch.equal(crystal.lattice, library.template(itself.template).lattice)
 
 
 def test_larger_cells_are_supercells_where_nothing_else_fits(library):

@@ -43,8 +43,8 @@ def test_compare_prints_a_table_and_writes_everything(files, run):
     scores = {s["name"]: s for s in content["scores"]}
     assert scores["validity"]["value"] == pytest.approx(5 / 6)
     assert scores["validity"]["real"] == 1.0
-    assert scores["match rate"]["value"] == pytest.approx(5 / 6)
-    assert scores["match rate"]["n_reference"] == 6
+    assert scores["match rate, all"]["value"] == pytest.approx(5 / 6)
+    assert scores["match rate, all"]["n_reference"] == 6
     assert all(s["protocol"] for s in content["scores"])
 
 
@@ -97,7 +97,7 @@ def test_errors_are_one_sentence_with_a_remedy(files, run):
     status, out, error = run("match", *sides, "--best-of", "4")
     assert (status, out) == (1, "")
     assert "are not 4 x 6" in error
-    assert run("compare", *sides, "--protocol", "x")[0] == 2
+    assert run("compare", *sides, "--best-of", "x")[0] == 2
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():
@@ -118,14 +118,14 @@ def test_help_names_every_command_and_loads_nothing_heavy():
 def test_options_reach_the_record(files, run):
     report = files / "out.json"
     sides = files / "made.extxyz", files / "real.extxyz"
-    words = "--metrics density,validity --known x.csv --protocol cdvae --timeout 9 --seed 4"
+    words = "--metrics density,validity --known x.csv --best-of 2 --timeout 9 --seed 4"
     (files / "x.csv").touch()
     words = words.replace("x.csv", str(files / "x.csv")).split()
     assert run("compare", *sides, *words, "--workers", 1, "--json", report)[0] == 0
     settings = json.loads(report.read_text())["settings"]
     assert settings["metrics"] == ["validity", "density"]
     assert settings["known"] == str(files / "x.csv")
-    assert (settings["match_protocol"], settings["timeout_s"]) == ("cdvae", 9.0)
+    assert (settings["best_of"], settings["timeout_s"]) == (2, 9.0)
     assert (settings["seed"], settings["workers"]) == (4, 1)
 
 

@@ -21,6 +21,7 @@ from crystal_fidelity.matching import (
     match_rate,
     match_rate_best_of,
     randomise_coordinates,
+    valid_pairs,
 )
 from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
 
@@ -91,7 +92,10 @@ def test_best_of_k_takes_the_least_rms_and_never_loses():
     assert best.rms == pytest.approx(one.rms)
     assert best.chosen == (2, 2)
     assert match_rate_best_of([wrong, far], truth).rate >= match_rate(wrong, truth).rate
-    assert best.scores()[0].n_generated == 6
+    rates = {score.name: score for score in best.scores() if score.name.startswith("match rate")}
+    assert list(rates) == ["match rate, all", "match rate, all, best of 3"]
+    assert [score.value for score in rates.values()] == [0.0, 1.0]
+    assert [score.n_generated for score in rates.values()] == [2, 6]
 
 
 def test_collisions_among_matched_pairs_are_counted():
@@ -110,7 +114,7 @@ def test_random_coordinates_keep_cell_and_elements_and_score_below_truth():
     assert result.rate == 1.0
     assert result.baseline.rate < 1.0
     names = [s.name for s in result.scores()]
-    assert "match rate, random" in names
+    assert "match rate, all, random" in names
 
 
 def test_two_processes_give_the_answers_of_one():
@@ -136,24 +140,70 @@ def smact():
     return pytest.importorskip("smact")
 
 
-def test_cdvae_filters_predictions_and_diffcsp_references_too():
+def by_both(generated, reference):
+    result = match_rate(generated, reference)
+    return result, result.restricted(valid_pairs([generated], reference))
+
+
+def test_both_protocols_are_what_is_counted_by_hand():
     smact()
-    unbalanced = rock_salt(5.0, "Ne", "Na")
-    assert match_rate([unbalanced], [unbalanced]).rate == 1.0
-    for protocol in ("cdvae", "diffcsp"):
-        result = match_rate([unbalanced], [unbalanced], protocol=protocol)
-        assert result.outcomes[0].status == "filtered"
-    best = match_rate_best_of([[rock_salt()]] * 2, [unbalanced], protocol="diffcsp")
-    assert best.outcomes[0].status == "composition"  # DiffCSP's batch code looks at candidates only
-    close = Crystal(np.eye(3) * 3, np.array([[0, 0, 0], [0.1, 0, 0]]), np.array([11, 17]), "bad")
-    good = rattled(rock_salt(), 0.0, 0)
-    assert match_rate([good], [close], protocol="cdvae").outcomes[0].status != "filtered"
-    assert match_rate([good], [close], protocol="diffcsp").outcomes[0].status == "filtered"
+    salt, unbalanced = rock_salt(), rock_salt(5.0, "Ne", "Na")
+    coords = np.array([[0, 0, 0], [0.1, 0, 0]])
+    close = Crystal(np.eye(3) * 3, coords, np.array([11, 17]), "0.3 Å apart")
+    torn = ReadFailure("x", "torn")
+    #         matches  not balanced  collides, matches itself  reference collides  another   unread
+    made = [moved(salt, 1), unbalanced, close, salt, diamond(), torn]
+    real = [salt, unbalanced, close, close, salt, salt]
+    every, valid = by_both(made, real)
+    statuses = [outcome.status for outcome in every.outcomes]
+    assert statuses == ["matched", "matched", "matched", "different", "composition", "failed"]
+    statuses = [outcome.status for outcome in valid.outcomes]
+    assert statuses == ["matched", "filtered", "filtered", "filtered", "composition", "filtered"]
+    assert (every.rate, valid.rate) == (3 / 6, 1 / 6)  # of all references, by both
+    assert (every.collisions, valid.collisions) == (1, 0)
+    names = [score.name for score in (*every.scores(), *valid.scores())]
+    assert {"match rate, all", "match rate, valid", "match RMSE, valid"} < set(names)
+    assert len(set(names)) == len(names)
+
+
+def test_the_best_of_several_is_the_best_of_the_valid_ones_where_only_these_count():
+    smact()
+    cell = rock_salt()
+    on_top = Crystal(cell.lattice * 0.15, cell.frac_coords, cell.atomic_numbers, "0.42 Å apart")
+    far = rattled(cell, 0.2, 3)
+    sets, truth = [[far], [on_top]], [cell]
+    every = match_rate_best_of(sets, truth)
+    valid = every.restricted(valid_pairs(sets, truth))
+    assert every.chosen == (1,)  # scaled to one volume, it is the crystal itself
+    assert valid.chosen == (0,)
+    assert valid.mean_rms > every.mean_rms
+    assert every.first(1).mean_rms == valid.mean_rms
+
+
+def test_volume_errors_are_those_the_matcher_scales_away():
+    truth = [rock_salt(), perovskite(), rutile(), wurtzite()]
+    factors = [1.0, 1.02, 0.9, 1.3]
+    made = [
+        Crystal(c.lattice * f ** (1 / 3), c.frac_coords, c.atomic_numbers)
+        for c, f in zip(truth, factors, strict=True)
+    ]
+    result = match_rate([*made, diamond()], [*truth, rutile()])
+    assert result.mean_rms == pytest.approx(0, abs=1e-6)
+    assert result.volume_errors == pytest.approx([0, 0.02, 0.1, 0.3])
+    scores = {score.name: score.value for score in result.scores()}
+    assert scores["volume error, all"] == pytest.approx(6.0)
+    assert scores["volume off by > 5 %, all"] == 0.5
+    doubled = Crystal(  # volumes are per atom: a larger cell of the same crystal is no error
+        truth[0].lattice * [[2.0], [1], [1]],
+        np.concatenate([truth[0].frac_coords / [2, 1, 1] + [x, 0, 0] for x in (0, 0.5)]),
+        np.tile(truth[0].atomic_numbers, 2),
+    )
+    assert match_rate([doubled], [truth[0]]).volume_errors == pytest.approx([0], abs=1e-9)
 
 
 def test_peers_miss_self_images_and_their_protocol_keeps_it():
     smact()
-    result = match_rate([simple_cubic(0.48)], [simple_cubic(3.36)], protocol="cdvae")
+    _, result = by_both([simple_cubic(0.48)], [simple_cubic(3.36)])
     assert result.rate == 1.0
     assert result.collisions == 1
 
@@ -190,5 +240,5 @@ def test_compounds_of_elements_unknown_to_smact_are_not_balanced_and_named():
     assert "unknown" not in composition_validity_score([salt]).protocol
     alone = Crystal(np.eye(3) * 4, np.zeros((1, 3)), np.array([118]))
     assert composition_validity([alone]).all()  # as every element
-    result = match_rate([salt, heavy], [salt, heavy], protocol="cdvae")
+    _, result = by_both([salt, heavy], [salt, heavy])
     assert [outcome.status for outcome in result.outcomes] == ["matched", "filtered"]

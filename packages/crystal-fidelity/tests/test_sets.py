@@ -86,6 +86,22 @@ def test_metre_is_the_best_match_of_every_reference():
     assert result.corrected_rmse == pytest.approx(filled.mean())
 
 
+def test_metre_at_k_is_that_of_the_first_and_of_all_candidates():
+    real = [random_crystal(i, 3, (8, 22)) for i in range(6)]
+    first = [rattled(c, 0.1 if i < 3 else 1.5, i) for i, c in enumerate(real)]
+    second = [rattled(c, 0.05, i) for i, c in enumerate(real)]
+    strict = MatcherSettings(stol=0.2)
+    both = [c for pair in zip(first, second, strict=True) for c in pair]
+    both = metre(both, real, candidates=2, settings=strict)
+    scores = {s.name: s for s in both.scores()}
+    assert list(scores) == ["METRe", "cRMSE", "METRe at 2", "cRMSE at 2"]
+    alone, pooled = (metre(s, real, settings=strict) for s in (first, [*first, *second]))
+    assert scores["METRe"].value == alone.rate < 1
+    assert scores["cRMSE"].value == pytest.approx(alone.corrected_rmse)
+    assert scores["METRe at 2"].value == pooled.rate == 1
+    assert scores["cRMSE at 2"].value == pytest.approx(pooled.corrected_rmse)
+
+
 def test_metre_does_not_care_about_order_and_match_rate_does():
     blende = Crystal(zinc_blende().lattice, zinc_blende().frac_coords, np.array([30, 8]), "b")
     real = [wurtzite(), blende]

@@ -114,7 +114,12 @@ def trajectory(
     if sampler.final_refinement_steps:
         refined = refinement_start(crystals, diffusion.steps)
         if start is not None:
-            refined = replace(refined, held_atoms=start.held_atoms, held_cells=start.held_cells)
+            refined = replace(
+                refined,
+                level=torch.where(start.level > 0, refined.level, 0),
+                held_atoms=start.held_atoms,
+                held_cells=start.held_cells,
+            )
         steps = min(sampler.final_refinement_steps, diffusion.steps)
         yield from trajectory(
             denoiser,

@@ -185,7 +185,8 @@ class SampleOptions(RunOptions):
     """Known crystals, from `crystorus templates build`; for templates without it the AFLOW
     prototypes."""
     level: Annotated[float | None, Parameter(group=_START)] = None
-    """Fraction of the noise levels to go back to from a template, 0 to 1; 0.2 without it."""
+    """Fraction of the noise levels to go back to from a template, 0 to 1; without it 0.2,
+    and 0 from a known compound itself."""
     noised: Annotated[bool, Parameter(group=_START)] = False
     """Add the noise of that level, which breaks the template's symmetry."""
     new_only: Annotated[bool, Parameter(group=_START)] = False

@@ -61,12 +61,13 @@ def give_templates(
 
     The samples of a composition take one prototype each. Where they run out, and for compositions
     that no template fits, the rest start at noise. With --start both every other sample does, with
-    --start noise all of them. Every request gets the library's phases of its reduced formula.
+    --start noise all of them. A known crystal of the very composition is taken as it is, unless a
+    level or noise is asked for. Every request gets the library's phases of its reduced formula.
 
     Args:
         requests: What is wanted.
         library: Where to look.
-        statistics: Of the training cells; they give the volumes.
+        statistics: Of the training cells; they say how elements change the volume.
         options: `start`, `level`, `noised` and `new_only`, which passes over templates that give a
             known phase of the composition.
         on_done: Called with the number of requests seen so far.
@@ -94,10 +95,13 @@ def give_templates(
             # A phase may be like several prototypes: look at more than are wanted.
             spare = 4 * len(passed_over)
             for one in find_templates(library, composition, limit=limit + spare) if limit else ():
+                level = options.level
+                if level is None:  # the network cannot better the compound that is known
+                    level = 0.0 if one.same_composition and not options.noised else TEMPLATE_LEVEL
                 start = StartingStructure(
                     one.template_id,
                     substitute(library, one, statistics).to(dtype=torch.float32),
-                    TEMPLATE_LEVEL if options.level is None else options.level,
+                    level,
                     options.noised,
                     prototype_fraction=one.prototype_fraction,
                     same_composition=one.same_composition,

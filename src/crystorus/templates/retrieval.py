@@ -123,14 +123,16 @@ def find_templates(
 def substitute(
     library: TemplateLibrary, template: Template, statistics: CellStatistics
 ) -> Crystals:
-    """Return the template as a crystal, at the volume expected of its composition.
+    """Return the template as a crystal, at its own volume times what its new elements change.
 
-    The atoms are in the order of `Composition.atomic_numbers`.
+    That is the ratio of the volumes which the statistics expect of the two compositions: one where
+    no element is substituted, so that a known compound stays what it is. The atoms are in the
+    order of `Composition.atomic_numbers`.
 
     Args:
         library: Where the template was found.
         template: What to build.
-        statistics: Give the volume, through their model linear in atomic fractions.
+        statistics: Expect a volume of each composition, linear in atomic fractions.
 
     Returns:
         A batch of one, float64.
@@ -138,10 +140,10 @@ def substitute(
     known = library.template(template.template)
     numbers = torch.from_numpy(template.numbers)
     crystal = Crystals(known.lattice, known.frac_coords, numbers, known.n_atoms)
+    expected, own = (statistics.expected_log_volume(one) for one in (crystal, known))
+    scale = float((expected - own).exp()) ** (1 / 3)
     if template.copies != (1, 1, 1):
         crystal = supercell(crystal, template.copies)
-    volume = float(statistics.expected_log_volume(crystal).exp() * crystal.n_atoms)
-    scale = (volume / float(crystal.volume[0])) ** (1 / 3)
     order = Composition.of(template.numbers.tolist()).order(crystal.atomic_numbers.tolist())
     return Crystals(
         crystal.lattice * scale,

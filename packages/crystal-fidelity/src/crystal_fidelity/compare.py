@@ -22,6 +22,7 @@ from crystal_fidelity.matching import (
     novelty_score,
     unique,
     uniqueness_score,
+    valid_pairs,
 )
 from crystal_fidelity.options import Metric, Settings
 from crystal_fidelity.reading import read_structures
@@ -100,7 +101,7 @@ def compare(
             if len(settings.metrics) == 1:
                 raise
             result.not_computed[metric] = str(error.args[0])
-    if len(result.not_computed) == len(settings.metrics):
+    if result.not_computed.keys() >= set(settings.metrics):
         raise ValueError("; ".join(f"{k}: {v}" for k, v in result.not_computed.items()))
     return result
 
@@ -153,18 +154,19 @@ def _scores(  # noqa: C901 - one case per metric
             on_progress("Fréchet and kernel distances")
             return feature_scores(*sets, name=DISTANCE_NAMES[settings.featurizer], seed=seed)
         case "match":
+            sets = split_candidates(left, len(right), settings.best_of)
             result.match = match_rate_best_of(
-                split_candidates(left, len(right), settings.best_of),
-                right,
-                protocol=settings.match_protocol,
-                baseline=True,
-                workers=workers,
-                timeout_s=settings.timeout_s,
-                seed=seed,
+                sets, right, baseline=True, workers=workers, timeout_s=settings.timeout_s, seed=seed
             )
-            return result.match.scores()
+            rows = result.match.scores()
+            try:
+                valid = result.match.restricted(valid_pairs(sets, right))
+            except ImportError as error:
+                result.not_computed["match by the protocol valid"] = str(error.args[0])
+                return rows
+            return rows + valid.scores()
         case "metre":
-            return metre(left, right, workers=workers).scores()
+            return metre(left, right, candidates=settings.best_of, workers=workers).scores()
         case "coverage":
             return coverage(
                 left,

@@ -1,7 +1,8 @@
 """Structures compared by StructureMatcher: match rate, METRe, uniqueness, novelty and S.U.N.
 
-Match protocols are named after their authors. All divide by the number of all references; they
-differ in which pairs may count.
+Match rates are given by both protocols of the field, named in every number. Both divide by the
+number of all references. By "all" any pair may match (OMatG, MaskGXT); by "valid" only pairs whose
+prediction and reference both pass CDVAE's validity (CDVAE, DiffCSP, FlowMM and their successors).
 """
 
 import signal
@@ -10,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.options import MatchProtocol
 from crystal_fidelity.scores import Score, rate_score
 from crystal_fidelity.structures import (
     Crystal,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
 
+MatchProtocol = Literal["all", "valid"]
 Status = Literal["matched", "different", "filtered", "composition", "failed", "undecided"]
 
 
@@ -66,6 +68,8 @@ SAME_PHASE = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
 """What the field calls the same structure: pymatgen's defaults."""
 MAX_LATTICE_POINTS = 10_000
 """In the sphere that StructureMatcher searches; the longest cell of MP-20 has 1 800."""
+WRONG_VOLUME = 0.05
+"""Relative error from which a matched structure's volume is called wrong."""
 METASTABLE = 0.1
 """eV/atom above the hull."""
 Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
@@ -77,35 +81,63 @@ _MATCHER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, np.linalg
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What became of one pair; `rms` is NaN unless it matched."""
+    """What became of one pair."""
 
     status: Status
     rms: float = float("nan")
+    """Displacement of matched atoms in units of (volume / atom)^(1/3); NaN unless matched."""
+    volume_error: float = float("nan")
+    """|V/V_ref - 1| of the volumes per atom; NaN unless matched. The matcher scales both cells to
+    one volume, so that neither the match nor the RMS tells of it."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class MatchResult:
-    """Outcomes of all pairs, best candidate first where there were several."""
+    """Outcomes of all pairs by one protocol."""
 
-    outcomes: tuple[PairOutcome, ...]
-    """One per reference."""
-    chosen: tuple[int, ...]
-    """Which candidate gave the outcome."""
-    protocol: MatchProtocol
-    candidates: int
+    runs: tuple[tuple[PairOutcome, ...], ...]
+    """One tuple per candidate, in which one outcome per reference."""
+    invalid: NDArray[np.bool_]
+    """(candidates, references), generated structures with a contact below 0.5 Å."""
     settings: MatcherSettings
-    collisions: int
-    """Matched pairs whose generated structure is invalid (a contact below 0.5 Å)."""
+    protocol: MatchProtocol = "all"
     baseline: "MatchResult | None" = None
     """The same with uniformly random coordinates in the reference's own cell."""
 
-    @property
+    def restricted(self, allowed: NDArray[np.bool_]) -> "MatchResult":
+        """Return the result by the protocol "valid", without matching anything again.
+
+        Args:
+            allowed: (candidates, references), the pairs that may match, of `valid_pairs`.
+        """
+        filtered = PairOutcome("filtered", reason="prediction or reference is not valid")
+        runs = tuple(
+            tuple(one if ok else filtered for one, ok in zip(run, row, strict=True))
+            for run, row in zip(self.runs, allowed.tolist(), strict=True)
+        )
+        return replace(self, runs=runs, protocol="valid", baseline=None)
+
+    def first(self, candidates: int) -> "MatchResult":
+        """Return the result that the first candidates alone give."""
+        return replace(self, runs=self.runs[:candidates], baseline=None)
+
+    @cached_property
+    def chosen(self) -> tuple[int, ...]:
+        """Which candidate is nearest to each reference: the matching one with the least RMS."""
+        return tuple(_best(outcomes) for outcomes in zip(*self.runs, strict=True))
+
+    @cached_property
+    def outcomes(self) -> tuple[PairOutcome, ...]:
+        """What became of that candidate, one per reference."""
+        return tuple(self.runs[k][i] for i, k in enumerate(self.chosen))
+
+    @cached_property
     def rms(self) -> NDArray[np.float64]:
         """RMS displacement of each pair, in units of (volume / atom)^(1/3); NaN unmatched."""
         return np.array([outcome.rms for outcome in self.outcomes])
 
-    @property
+    @cached_property
     def matched(self) -> NDArray[np.bool_]:
         """Which references were matched."""
         return np.array([outcome.status == "matched" for outcome in self.outcomes])
@@ -121,23 +153,33 @@ class MatchResult:
         return float(self.rms[self.matched].mean()) if self.matched.any() else float("nan")
 
     @property
+    def volume_errors(self) -> NDArray[np.float64]:
+        """|V/V_ref - 1| of the matched pairs."""
+        return np.array([o.volume_error for o in self.outcomes])[self.matched]
+
+    @property
+    def collisions(self) -> int:
+        """Matched pairs whose generated structure has a contact below 0.5 Å."""
+        return int((self.matched & self.invalid[self.chosen, range(len(self.chosen))]).sum())
+
+    @property
     def undecided(self) -> int:
         """Pairs that ran out of time: the rate lies within this many pairs above `rate`."""
         return sum(outcome.status == "undecided" for outcome in self.outcomes)
 
     def scores(self) -> list[Score]:
-        """Return the rows of the table."""
-        n = len(self.outcomes)
-        shots = "one-shot" if self.candidates == 1 else f"best of {self.candidates}"
-        label = f"{self.protocol}, {shots}; {self.settings}"
-        matched = int(self.matched.sum())
-        spread = float(np.std(self.rms[self.matched]) / np.sqrt(matched)) if matched else None
+        """Return the rows of the table; of several candidates also what the first alone gives."""
+        n, shots = len(self.outcomes), len(self.runs)
+        of = self.protocol if shots == 1 else f"{self.protocol}, best of {shots}"
+        pairs = "any pair" if self.protocol == "all" else "pairs of valid structures"
+        label = f"{pairs}, {'one-shot' if shots == 1 else f'best of {shots}'}; {self.settings}"
+        matched, errors = int(self.matched.sum()), self.volume_errors
         rate = rate_score(
-            "match rate",
+            f"match rate, {of}",
             self.rate,
             n,
             label,
-            n_generated=n * self.candidates,
+            n_generated=n * shots,
             n_reference=n,
             details={
                 "outcomes": dict(Counter(outcome.status for outcome in self.outcomes)),
@@ -145,29 +187,62 @@ class MatchResult:
             },
         )
         rms = Score(
-            "match RMSE",
+            f"match RMSE, {of}",
             self.mean_rms,
             unit="(V/atom)^⅓",
             n_generated=matched,
             n_reference=n,
             protocol=label + "; mean over matched pairs",
-            uncertainty=spread,
+            uncertainty=float(np.std(self.rms[self.matched]) / np.sqrt(matched))
+            if matched
+            else None,
             better="lower",
         )
-        collisions = replace(
+        # Half the distance of the order statistics one deviation below and above the middle.
+        middle = [0.5, *np.clip(0.5 + np.array([-0.5, 0.5]) / np.sqrt(max(matched, 1)), 0, 1)]
+        median, low, high = np.quantile(errors, middle) if matched else [float("nan")] * 3
+        volume = replace(
             rms,
-            name="collisions among matched",
-            value=float(self.collisions),
-            unit="pairs",
-            protocol="matched pairs whose generated structure has a contact < 0.5 Å",
-            uncertainty=None,
+            name=f"volume error, {of}",
+            value=100 * float(median),
+            unit="%",
+            protocol=label
+            + "; median of |V/V_ref - 1| over matched pairs, which are scaled to match",
+            uncertainty=50 * float(high - low) if matched else None,
         )
-        what = "uniformly random coordinates in the reference's own cell; "
-        random = self.baseline.scores()[:2] if self.baseline else []
-        return [rate, rms, collisions] + [
-            replace(one, name=f"{one.name}, random", protocol=what + one.protocol, better="")
-            for one in random
-        ]
+        wrong = replace(
+            rate_score(
+                f"volume off by > {100 * WRONG_VOLUME:g} %, {of}",
+                float((errors > WRONG_VOLUME).mean()) if matched else float("nan"),
+                max(matched, 1),
+                label + "; fraction of matched pairs",
+                n_generated=matched,
+                n_reference=n,
+            ),
+            better="lower",
+        )
+        rows = [rate, rms, volume, wrong]
+        if shots > 1:
+            rows = self.first(1).scores()[:4] + rows
+        if self.protocol == "all":
+            what = "matched pairs whose generated structure has a contact < 0.5 Å"
+            rows.append(
+                replace(
+                    rms,
+                    name="collisions among matched",
+                    value=float(self.collisions),
+                    unit="pairs",
+                    protocol=what,
+                    uncertainty=None,
+                )
+            )
+        if self.baseline:
+            what = "uniformly random coordinates in the reference's own cell; "
+            rows += [
+                replace(one, name=f"{one.name}, random", protocol=what + one.protocol, better="")
+                for one in self.baseline.scores()[-5:-3]
+            ]
+        return rows
 
 
 def match_rate(
@@ -178,8 +253,8 @@ def match_rate(
     Args:
         generated: One structure per reference.
         reference: What should have come out.
-        options: `protocol`, `settings`, `baseline`, `workers`, `timeout_s` and `seed` as
-            `match_rate_best_of` takes them.
+        options: `settings`, `baseline`, `workers`, `timeout_s` and `seed` as `match_rate_best_of`
+            takes them.
 
     Returns:
         The outcome of each pair.
@@ -199,22 +274,19 @@ def match_rate_best_of(
     candidates: Sequence[Sequence[object]],
     reference: Sequence[object],
     *,
-    protocol: MatchProtocol = "all",
     settings: MatcherSettings = FIELD,
     baseline: bool = False,
     workers: int = 1,
     timeout_s: float | None = None,
     seed: int = 0,
 ) -> MatchResult:
-    """Match each reference with the best (least RMS) of its candidates.
+    """Match each reference with the best (least RMS) of its candidates, by the protocol "all".
+
+    `MatchResult.restricted(valid_pairs(candidates, reference))` is the protocol "valid".
 
     Args:
         candidates: K generated sets, each with one structure per reference.
         reference: What should have come out.
-        protocol: "all" lets every pair count; "cdvae" only pairs whose generated structure is
-            valid (structure and composition, CDVAE's definitions); "diffcsp" asks the same of
-            the reference too, one-shot only: among several candidates DiffCSP's code asks it of
-            the candidate alone. The denominator is always all references.
         settings: Tolerances.
         baseline: Whether to score K random placements in each reference's cell too.
         workers: Processes.
@@ -223,7 +295,7 @@ def match_rate_best_of(
         seed: Of the random coordinates.
 
     Returns:
-        The best outcome of each reference.
+        The outcome of every pair.
 
     Raises:
         ValueError: The lengths differ, or the sets are empty.
@@ -238,16 +310,8 @@ def match_rate_best_of(
             f"{len(truth)} reference structures against candidate sets of {sorted(lengths)}; "
             "each set needs one structure per reference, and at least one"
         )
-    every = np.ones(len(truth), bool)
-    allowed = peer_validity(truth) if protocol == "diffcsp" and len(sets) == 1 else every
-    runs = []
-    for group in sets:
-        valid = every if protocol == "all" else peer_validity(group)
-        runs.append(_match_pairs(group, truth, valid & allowed, settings, workers, timeout_s))
-    chosen = tuple(_best([run[i] for run in runs]) for i in range(len(truth)))
-    outcomes = tuple(runs[k][i] for i, k in enumerate(chosen))
-    invalid = ~structural_validity([sets[k][i] for i, k in enumerate(chosen)]).valid
-    matched = np.array([outcome.status == "matched" for outcome in outcomes])
+    runs = [_match_pairs(group, truth, settings, workers, timeout_s) for group in sets]
+    invalid = np.array([~structural_validity(group).valid for group in sets])
     base = None
     if baseline:
         generator = np.random.default_rng(seed)
@@ -255,8 +319,33 @@ def match_rate_best_of(
         base = match_rate_best_of(
             random_sets, truth, settings=settings, workers=workers, timeout_s=timeout_s
         )
-    collisions = int((matched & invalid).sum())
-    return MatchResult(outcomes, chosen, protocol, len(sets), settings, collisions, base)
+    return MatchResult(tuple(map(tuple, runs)), invalid, settings, baseline=base)
+
+
+def valid_pairs(
+    candidates: Sequence[Sequence[object]], reference: Sequence[object]
+) -> NDArray[np.bool_]:
+    """Return which pairs may match by the protocol "valid".
+
+    Both have to pass CDVAE's validity. CDVAE's code asks it of the prediction alone, DiffCSP's of
+    both, and of the prediction alone where there are several: a match keeps the composition, so
+    that these differ only where a reference collides.
+
+    Args:
+        candidates: K generated sets, each with one structure per reference.
+        reference: What should have come out.
+
+    Returns:
+        (candidates, references).
+
+    Raises:
+        ImportError: smact is not installed.
+
+    Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197; Jiao et al. 2023 (DiffCSP), arXiv:2309.04475
+    """
+    return np.array([peer_validity(as_entries(s)) for s in candidates]) & peer_validity(
+        as_entries(reference)
+    )
 
 
 def randomise_coordinates(entry: Entry, generator: np.random.Generator) -> Entry:
@@ -297,15 +386,14 @@ def peer_validity(entries: Sequence[Entry]) -> NDArray[np.bool_]:
 def _match_pairs(
     generated: Sequence[Entry],
     reference: Sequence[Entry],
-    allowed: NDArray[np.bool_],
     settings: MatcherSettings,
     workers: int,
     timeout_s: float | None,
 ) -> list[PairOutcome]:
     outcomes: list[PairOutcome | None] = []
     jobs = []
-    for left, right, allow in zip(generated, reference, allowed, strict=True):
-        verdict = _prefilter(left, right, settings, timeout_s, allowed=bool(allow))
+    for left, right in zip(generated, reference, strict=True):
+        verdict = _prefilter(left, right, settings, timeout_s)
         outcomes.append(verdict if isinstance(verdict, PairOutcome) else None)
         if not isinstance(verdict, PairOutcome):
             jobs.append(verdict)
@@ -314,20 +402,13 @@ def _match_pairs(
 
 
 def _prefilter(
-    left: Entry,
-    right: Entry,
-    settings: MatcherSettings,
-    timeout_s: float | None,
-    *,
-    allowed: bool,
+    left: Entry, right: Entry, settings: MatcherSettings, timeout_s: float | None
 ) -> PairOutcome | Job:
     """Decide what needs no matcher; exact, as a match keeps the reduced composition."""
     if isinstance(left, ReadFailure):
         return PairOutcome("failed", reason=f"unreadable: {left.reason}")
     if isinstance(right, ReadFailure):
         return PairOutcome("failed", reason=f"reference unreadable: {right.reason}")
-    if not allowed:
-        return PairOutcome("filtered", reason="invalid under the protocol")
     if left.formula != right.formula:
         return PairOutcome("composition", reason="compositions differ")
     return unsearchable(left) or unsearchable(right) or (left, right, settings, timeout_s)
@@ -370,7 +451,8 @@ def match_one(job: Job) -> PairOutcome:
         return PairOutcome("failed", reason=f"{type(error).__name__}: {str(error)[:120]}")
     if found is None:
         return PairOutcome("different")
-    return PairOutcome("matched", rms=float(found[0]))
+    ratio = left.volume / len(left) / (right.volume / len(right))
+    return PairOutcome("matched", float(found[0]), abs(ratio - 1))
 
 
 @contextmanager
@@ -401,14 +483,19 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
 class MetreResult:
     """Least RMS of each reference against all generated structures of its composition."""
 
-    rms: NDArray[np.float64]
-    """(references,), NaN where nothing matched."""
+    runs: NDArray[np.float64]
+    """(candidates, references), least RMS among the k-th candidates, NaN where none matched."""
     pairs: int
     """Pairs compared."""
     failed_pairs: int
     """Pairs of degenerate cells, or on which the matcher raised; they count as not matching."""
     n_generated: int
     settings: MatcherSettings
+
+    @property
+    def rms(self) -> NDArray[np.float64]:
+        """Least RMS of each reference over all candidates, NaN where nothing matched."""
+        return np.fmin.reduce(self.runs)
 
     @property
     def rate(self) -> float:
@@ -421,13 +508,13 @@ class MetreResult:
         return float(np.where(np.isfinite(self.rms), self.rms, self.settings.stol).mean())
 
     def scores(self) -> list[Score]:
-        """Return the rows of the table."""
-        n = len(self.rms)
-        label = f"all references x all generated; {self.settings}"
-        stol = self.settings.stol
+        """Return the rows of the table; of several candidates also what the first alone give."""
+        candidates, n = self.runs.shape
+        at = "" if candidates == 1 else f" at {candidates}"
+        label, stol = f"all references x all generated; {self.settings}", self.settings.stol
         values = np.where(np.isfinite(self.rms), self.rms, stol)
         rate = rate_score(
-            "METRe",
+            f"METRe{at}",
             self.rate,
             n,
             label,
@@ -439,7 +526,7 @@ class MetreResult:
             },
         )
         rmse = Score(
-            "cRMSE",
+            f"cRMSE{at}",
             self.corrected_rmse,
             unit="(V/atom)^⅓",
             n_generated=self.n_generated,
@@ -448,13 +535,17 @@ class MetreResult:
             uncertainty=float(values.std() / np.sqrt(n)),
             better="lower",
         )
-        return [rate, rmse]
+        if candidates == 1:
+            return [rate, rmse]
+        first = replace(self, runs=self.runs[:1], n_generated=self.n_generated // candidates)
+        return [*first.scores(), rate, rmse]
 
 
 def metre(
     generated: Sequence[object],
     reference: Sequence[object],
     *,
+    candidates: int = 1,
     settings: MatcherSettings = FIELD,
     workers: int = 1,
 ) -> MetreResult:
@@ -467,11 +558,13 @@ def metre(
     Args:
         generated: Structures in any order and number.
         reference: What should have come out.
+        candidates: K, where the generated structures are K consecutive ones per request: METRe is
+            then given with the first and with all of each.
         settings: Tolerances.
         workers: Processes.
 
     Returns:
-        The least RMS of each reference.
+        The least RMS of each reference, by candidate.
 
     Raises:
         ValueError: A set is empty.
@@ -481,23 +574,26 @@ def metre(
     made, real = as_entries(generated), as_entries(reference)
     if not made or not real:
         raise ValueError(f"{len(made)} generated and {len(real)} reference structures: need both")
-    by_formula = _by_formula(made)
+    by_formula: dict[object, list[tuple[int, Crystal]]] = defaultdict(list)
+    for place, entry in enumerate(made):
+        if isinstance(entry, Crystal):
+            by_formula[entry.formula].append((place % candidates, entry))
     jobs: list[Job] = []
-    owners: list[int] = []
+    owners: list[tuple[int, int]] = []
     failed = 0
     for index, target in enumerate(real):
         if not isinstance(target, Crystal):
             continue
-        for candidate in by_formula[target.formula]:
+        for turn, candidate in by_formula[target.formula]:
             if unsearchable(candidate) or unsearchable(target):
                 failed += 1
                 continue
             jobs.append((candidate, target, settings, None))
-            owners.append(index)
+            owners.append((turn, index))
     pairs = len(jobs) + failed
-    best = np.full(len(real), np.nan)
-    for index, outcome in zip(owners, map_in_order(match_one, jobs, workers), strict=True):
-        best[index] = np.fmin(best[index], outcome.rms)
+    best = np.full((candidates, len(real)), np.nan)
+    for owner, outcome in zip(owners, map_in_order(match_one, jobs, workers), strict=True):
+        best[owner] = np.fmin(best[owner], outcome.rms)
         failed += outcome.status == "failed"
     return MetreResult(best, pairs, failed, len(made), settings)
 

@@ -27,7 +27,6 @@ Metric = Literal[
 METRICS: tuple[Metric, ...] = get_args(Metric)
 DEFAULT_METRICS: tuple[Metric, ...] = ("validity", "density", "uniqueness", "spacegroups")
 FeaturizerName = Literal["chgnet", "alignn", "alignn-invariant"]
-MatchProtocol = Literal["all", "cdvae", "diffcsp"]
 
 
 def parse_metrics(text: str) -> tuple[Metric, ...]:
@@ -62,10 +61,9 @@ class MatchSettings:
         OptionError: A value is out of its limits.
     """
 
-    match_protocol: Annotated[MatchProtocol, Parameter(name="--protocol")] = "all"
-    """Which pairs may match."""
     best_of: int = 1
-    """Consecutive generated candidates per reference."""
+    """Consecutive generated candidates per reference; match rate and METRe are given with the first
+    and with all of them."""
     timeout_s: Annotated[float | None, Parameter(name="--timeout")] = None
     """Seconds per pair; longer ones are reported undecided."""
     seed: int = 0

@@ -173,7 +173,7 @@ def structure_rows(generated: Sequence[Entry], result: Comparison) -> list[list[
         One row per structure, in the order of FIELDS; None where not computed.
     """
     match, validity, groups = result.match, result.validity, result.groups
-    one_shot = match if match is not None and match.candidates == 1 else None
+    one_shot = match if match is not None and len(match.runs) == 1 else None
     density = densities(generated)
     energy = result.energy.per_structure if result.energy else None
     rows: list[list[object]] = []
