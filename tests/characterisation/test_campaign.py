@@ -14,10 +14,10 @@ from alloys import EMT_PATH, crystorus, guided_fake, l10, l12, table, write_allo
 # name, e_above_hull, e_above_full_hull, formation_energy, energy_per_atom (eV/atom), space group,
 # volume change, novelty, known id, start, prototype fraction, status
 HULL = """\
-00000-CuAu 0.000057 0.000057 -0.006731 -0.010316 P4/mmm -0.2256 new - L1_0-AgPd 1.000 unconverged
-00004-Cu3Au 0.000469 0.000469 -0.009713 -0.015024 Pm-3m -0.3050 rediscovered L1_2 L1_2 1.000 unconverged
-00002-CuAu3 0.010616 0.010616 0.007223 0.005362 Pm-3m -0.1468 new - L1_2 1.000 relaxed
-00001-CuAu 0.320264 0.320264 0.313476 0.309890 P1 0.4276 new - noise - unconverged
+00000-CuAu -0.000346 0.000000 -0.007134 -0.010720 P4/mmm -0.0354 new - L1_0-AgPd 1.000 relaxed
+00004-Cu3Au 0.000000 0.000000 -0.010182 -0.015493 Pm-3m -0.0341 rediscovered L1_2 L1_2 1.000 relaxed
+00002-CuAu3 0.010570 0.010744 0.007176 0.005316 Pm-3m 0.1731 new - L1_2 1.000 relaxed
+00001-CuAu 0.320264 0.320610 0.313476 0.309890 P1 0.4276 new - noise - unconverged
 00005-Cu3Au 1.308012 1.308012 1.297831 1.292520 P1 0.1370 polymorph - noise - unconverged
 00007-CuAu - - - - - - - - noise - exploded"""  # noqa: E501
 RELAX = """\
