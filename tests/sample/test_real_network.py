@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from crystorus.checkpoint import save_checkpoint
 from crystorus.config import load_config
 from crystorus.crystal_model import build_model
 from crystorus.diffusion.cell_prior import CellStatistics
+from crystorus.sample.sampler import PAIR_BYTES
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
 FORMULAS = ["LiFeO2", "SrTiO3", "Fe"]
@@ -44,6 +47,48 @@ def test_same_seed_same_crystals_whatever_the_batch_size(checkpoint, name):
     apart = together.frac_coords - alone.frac_coords
     assert (apart - apart.round()).abs().max() < 1e-3
     assert not torch.allclose(together.lattice, other.lattice, atol=1e-2)
+
+
+LIMITED = """
+import resource, sys
+import torch
+import crystorus
+
+torch.set_num_threads(1)
+folder, mebibytes = sys.argv[1], int(sys.argv[2])
+model, sizes = crystorus.load(folder), []
+sampler = crystorus.SamplerConfig(steps=2)
+crystorus.generate("SrTiO3", model=model, sampler=sampler)
+if mebibytes:
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + mebibytes * 2**20, resource.RLIM_INFINITY))
+sample = model.sample
+model.sample = lambda z, n, **rest: sizes.append(len(n)) or sample(z, n, **rest)
+made = crystorus.generate("SrTiO3", n=120, z=[4], model=model, sampler=sampler, batch_atoms=10**6)
+print(*sizes)
+print(*[round(x, 3) for x in made.crystals.lattice.flatten().tolist()])
+"""
+
+
+def test_batches_shrink_under_a_limit_of_memory_and_the_crystals_stay(checkpoint):
+    def made(mebibytes):
+        words = [sys.executable, "-c", LIMITED, str(checkpoint), str(mebibytes)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        sizes, cells = (line.split() for line in done.stdout.splitlines())
+        return list(map(int, sizes)), torch.tensor([float(x) for x in cells])
+
+    sizes, cells = made(0)
+    assert sizes == [120]
+    fewer, again = made(200)
+    assert sum(fewer) == 120
+    assert max(fewer) * 20**2 * PAIR_BYTES < 0.8 * 200 * 2**20
+    torch.testing.assert_close(again, cells, atol=2e-3, rtol=1e-3)
+    words = [sys.executable, "-c", LIMITED, str(checkpoint), "2"]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (
+        "GenerationError: a cell has 20 atoms, for which memory does not suffice" in refused.stderr
+    )
 
 
 def crystorus_cli(*arguments):

@@ -516,8 +516,8 @@ def _pairs_that_fit(model: CrystalModel, beside: int) -> float:
 def free_memory(device: str) -> int | None:
     """Return the bytes that can still be taken on a device, None where that cannot be asked.
 
-    On a CPU this is the least of what the machine and the control group (container, batch job)
-    leave.
+    On a CPU this is the least of what the machine, the control group (container, batch job) and
+    `ulimit -v` leave.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
@@ -535,6 +535,13 @@ def free_memory(device: str) -> int | None:
                 stat = dict(x.split() for x in (group / "memory.stat").read_text().splitlines())
                 used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
                 left.append(int((group / "memory.max").read_text()) - used)
+    with contextlib.suppress(OSError, ValueError, ImportError):  # not Unix
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            left.append(max(0, limit - taken))
     return min(left) if left else None
 
 
