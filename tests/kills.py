@@ -76,7 +76,7 @@ def training(out: Path) -> object:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return hashlib.sha256(pickle.dumps(plain(outcome(out)))).hexdigest(), sorted(
-        str(p.relative_to(out)) for p in out.rglob("*")
+        str(p.relative_to(out)) for p in out.rglob("*") if "tensorboard" not in str(p)
     )
 
 

@@ -159,6 +159,17 @@ def test_running_again_changes_nothing_and_relaxes_nothing(finished, alloys, mon
     assert (finished / "table.csv").read_bytes() == first
 
 
+def test_without_out_the_folder_is_named_after_the_system(
+    tmp_path, alloys, fake_model, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = hull_words(tmp_path / "x", alloys, "--no-report")
+    place = words.index("--out")
+    done = crystorus(*words[:place], *words[place + 2 :])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out/hull-Cu-Au/table.csv").is_file()
+
+
 class Killed(BaseException):
     """As good as a kill: nothing between here and the top may handle it."""
 

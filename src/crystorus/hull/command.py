@@ -62,6 +62,7 @@ def hull(
         CalculatorError: If the calculator cannot be had or computes nothing.
     """
     elements = system_elements(system)
+    out = options.out or Path("out") / f"hull-{'-'.join(elements)}"
     sources, ranking, relaxation = options.ranking.sources, options.ranking, options.relaxation
     choice = choose_compositions(system, options.compositions)
     if not options.workers.scheduler:
@@ -72,8 +73,8 @@ def hull(
     from crystorus.hull.report import check_trajectories
 
     workers = _workers(options.workers)
-    known = _references(sources, elements, options.out)
-    held_out = _references(ranking.held_out, elements, options.out)
+    known = _references(sources, elements, out)
+    held_out = _references(ranking.held_out, elements, out)
     _check_references(known, elements, relaxation, mix=ranking.mix_energy_levels)
     _check_calculator(relaxation, workers)
     samples = plan_samples(options.sampling, choice.compositions)
@@ -87,8 +88,8 @@ def hull(
         "relaxation": asdict(relaxation),
         "level": energy_level(relaxation.calculator),
     }
-    with _begin(options.out, settings, overwrite=options.overwrite) as campaign:
-        _write_compositions(options.out, choice)
+    with _begin(out, settings, overwrite=options.overwrite) as campaign:
+        _write_compositions(out, choice)
         charged = f" ({choice.n_charged} are not neutral)" if choice.n_charged else ""
         guided = sum(request.start is not None for request in samples.requests)
         log(
@@ -98,7 +99,7 @@ def hull(
         )
         with progress("sample") as update:
             sample(campaign, samples, update)
-        check_trajectories(options.out, ranking.animate)
+        check_trajectories(out, ranking.animate)
         with progress("screen") as update:
             screen_structures(campaign, GENERATED, drop_duplicates=True, on_progress=update)
         _import_references(campaign, known, mix=ranking.mix_energy_levels)

@@ -289,8 +289,9 @@ class RankCommandOptions:
 class HullOptions:
     """Options of `crystorus hull`: compositions, sampling, relaxation, ranking."""
 
-    out: Path = Path("out")
-    """Folder of the campaign; an interrupted one goes on there."""
+    out: Path | None = None
+    """Folder of the campaign, where an interrupted one goes on; without it named after the
+    system, such as out/hull-Li-Fe-O."""
     overwrite: bool = False
     """Replace another campaign in the folder."""
     compositions: Annotated[CompositionOptions, Parameter(name="*", group="Compositions")] = field(
