@@ -71,6 +71,15 @@ def test_files_without_structures_end_in_one_sentence(run, tmp_path, name, conte
     assert "validity" not in out
 
 
+def test_a_warning_of_the_reader_is_one_line_without_code(run, tmp_path):
+    (tmp_path / "a.cif").write_text(format_cif(rock_salt()))
+    (tmp_path / "notes.txt").write_text("x")
+    status, _, error = run("validity", tmp_path, "--workers", 1)
+    assert status == 0
+    assert error.startswith("warning: ")
+    assert error.endswith("1 other files are not read: notes.txt")
+
+
 @pytest.mark.parametrize("name", ["a.poscar", "b.cif"])
 def test_noise_in_place_of_structures_is_one_counted_failure(tmp_path, name):
     (tmp_path / name).write_bytes(junk())

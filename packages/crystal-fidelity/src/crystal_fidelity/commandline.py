@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -94,7 +95,7 @@ def run(
     debug = "--debug" in words
     words = _with_new_names([w for w in words if w != "--debug"], renamed or {})
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), _own_warnings_in_a_line():
             result = app(
                 words, exit_on_error=False, print_error=False, result_action="return_value"
             )
@@ -167,6 +168,22 @@ def _with_new_names(words: Sequence[str], renamed: Mapping[tuple[str, str], str]
             log("warning", f"{old} is now {now}: the old name is understood in this version only")
             new[place] = now + equals + value
     return new
+
+
+@contextmanager
+def _own_warnings_in_a_line() -> Iterator[None]:
+    """Show warnings of our packages as `log` does, without the line of code."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if category.__module__.startswith(_PACKAGES):
+                log("warning", str(message))
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager
