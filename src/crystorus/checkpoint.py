@@ -7,14 +7,14 @@ statistics of the training cells; `card.json` the configuration and the provenan
 """
 
 import errno
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,7 +24,7 @@ from crystal_fidelity.files import atomic_path, file_digest, write_atomic
 from crystorus.config import config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics
-from crystorus.diffusion.space_groups import Skeleton
+from crystorus.diffusion.space_groups import Skeletons
 from crystorus.errors import CheckpointError
 from crystorus.geometry.space_groups import N_GROUPS, sites
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
@@ -69,7 +69,7 @@ def save_checkpoint(model: CrystalModel, folder: Path) -> None:
     model.digest = _write_pair(folder, tensors, card, WEIGHTS, CARD)
 
 
-def save_skeletons(skeletons: Sequence[Skeleton], folder: Path) -> None:
+def save_skeletons(skeletons: Skeletons, folder: Path) -> None:
     """Write the skeletons of the training crystals into the folder of a checkpoint.
 
     Args:
@@ -79,20 +79,17 @@ def save_skeletons(skeletons: Sequence[Skeleton], folder: Path) -> None:
     Raises:
         OSError: If they cannot be written.
     """
-    orbits = [pair for skeleton in skeletons for pair in skeleton.orbits]
-    columns = {
-        "group": [skeleton.group for skeleton in skeletons],
-        "n_orbits": [len(skeleton.orbits) for skeleton in skeletons],
-        "element": [z for z, _ in orbits],
-        "site": [site for _, site in orbits],
-    }
-    tensors = {name: torch.tensor(row, dtype=torch.uint8) for name, row in columns.items()}
+    tensors = {item.name: getattr(skeletons, item.name) for item in fields(skeletons)}
     with atomic_path(folder / SKELETONS) as aside:
-        _save_tensors(tensors, aside, folder / SKELETONS)
+        _save_tensors(
+            {name: torch.from_numpy(row.astype(np.uint8)) for name, row in tensors.items()},
+            aside,
+            folder / SKELETONS,
+        )
         aside.chmod(0o644)
 
 
-def read_skeletons(folder: Path) -> tuple[Skeleton, ...]:
+def read_skeletons(folder: Path) -> Skeletons:
     """Read the skeletons of the training crystals; none if the checkpoint has no such file.
 
     Raises:
@@ -100,22 +97,19 @@ def read_skeletons(folder: Path) -> tuple[Skeleton, ...]:
     """
     path = folder / SKELETONS
     if not path.exists():
-        return ()
+        return Skeletons.of(())
     tensors = _read_tensors(path)
     try:
-        groups, sizes, elements, places = (
-            tensors[name].tolist() for name in ("group", "n_orbits", "element", "site")
-        )
-        ends = [0, *itertools.accumulate(sizes)]
-        orbits = list(zip(elements, places, strict=True))
-        if len(orbits) != ends[-1] or len(groups) != len(sizes):
-            raise ValueError(f"{len(orbits)} orbits of {ends[-1]}")
-        spans = zip(groups, itertools.pairwise(ends), strict=True)
-        skeletons = tuple(Skeleton(group, tuple(orbits[a:b])) for group, (a, b) in spans)
-        for group, several in skeletons:
-            if not 1 <= group <= N_GROUPS or any(s >= len(sites(group)) for _, s in several):
-                raise ValueError(f"space group {group} has no such sites")
-        return skeletons
+        columns = [tensors[item.name].long().numpy() for item in fields(Skeletons)]
+        found = Skeletons(*columns)
+        groups, sizes, elements, places = columns
+        if len(groups) != len(sizes) or not len(elements) == len(places) == sizes.sum():
+            raise ValueError(f"{len(elements)} elements on {len(places)} sites of {sizes.sum()}")
+        n_sites = np.array([0] + [len(sites(group)) for group in range(1, N_GROUPS + 1)])
+        known = (groups >= 1) & (groups <= N_GROUPS)
+        if not known.all() or (places >= n_sites[groups].repeat(sizes)).any():
+            raise ValueError("a space group has no such sites")
+        return found
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
 

@@ -24,7 +24,7 @@ from crystorus.diffusion.losses import denoising_error
 from crystorus.diffusion.noise_levels import cumulative_alpha, geometric_levels, linear_betas
 from crystorus.diffusion.process import Denoiser, Diffusion
 from crystorus.diffusion.sampling import Start, sample
-from crystorus.diffusion.space_groups import Skeleton, SpaceGroups
+from crystorus.diffusion.space_groups import Skeletons, SpaceGroups
 from crystorus.diffusion.torus import TorusProcess
 from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_space
@@ -62,7 +62,7 @@ class CrystalModel:
     max_atoms: int = 20
     digest: str = ""
     scorer: Scorer | None = None
-    skeletons: tuple[Skeleton, ...] = ()
+    skeletons: Skeletons = field(default_factory=lambda: Skeletons.of(()))
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 
 import crystorus
 from crystorus.data.convert import split
+from crystorus.diffusion.space_groups import Skeletons
 from crystorus.errors import RequestError
 from crystorus.sample.api import options_of
 from crystorus.sample.options import SampleOptions, parse_space_groups
@@ -88,7 +89,7 @@ def test_samples_and_candidates_take_the_likeliest_skeletons_in_turn(shipped):
 
 
 def test_a_group_that_no_known_crystal_has_is_enumerated_and_begins_again():
-    nothing_known = SkeletonTable(())
+    nothing_known = SkeletonTable(Skeletons.of(()))
     (first, second, third) = asked("NaCl", nothing_known, space_group="Fm-3m", n=3)
     assert first.skeletons == second.skeletons == third.skeletons
     assert first.skeletons[0].skeleton.group == 225

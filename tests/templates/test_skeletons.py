@@ -13,14 +13,13 @@ from crystal_fidelity.symmetry import dataset
 from crystorus.checkpoint import SHIPPED, SKELETONS, read_skeletons, save_skeletons
 from crystorus.data.compositions import Composition, parse_formula
 from crystorus.data.convert import split
-from crystorus.diffusion.space_groups import Skeleton, SpaceGroups
+from crystorus.diffusion.space_groups import Skeleton, Skeletons, SpaceGroups
 from crystorus.errors import CheckpointError
-from crystorus.geometry.space_groups import operations, sites
+from crystorus.geometry.space_groups import operations, site_permutations, sites
 from crystorus.templates.retrieval import SAME_COMPOSITION_WEIGHT
 from crystorus.templates.skeletons import (
     SkeletonTable,
     enumerate_skeletons,
-    site_permutations,
     usual_form,
 )
 from crystorus.templates.skeletons import skeleton_of as skeleton_in
@@ -158,7 +157,7 @@ def table():
     salts = [Skeleton(225, ((a, 0), (b, 1))) for a, b in ROCKSALT.values()]
     salts[1] = Skeleton(225, ((3, 1), (9, 0)))
     cscl = Skeleton(221, ((55, 0), (17, 1)))
-    return SkeletonTable((*salts, cscl, Skeleton(216, ((30, 0), (16, 1)))))
+    return SkeletonTable(Skeletons.of((*salts, cscl, Skeleton(216, ((30, 0), (16, 1))))))
 
 
 def found_groups(table, formula, **options):
@@ -186,7 +185,7 @@ def test_groups_restrict_and_an_excluded_crystal_is_not_asked(table):
     assert found_groups(table, "KCl", groups=(221, 216)) in ([221, 216], [216, 221])
     assert found_groups(table, "KCl", groups=(1,)) == []
     assert found_groups(table, "CdS", groups=(216,), exclude=4) == []
-    only = SkeletonTable([table.skeletons[0]])
+    only = SkeletonTable(Skeletons.of(table.skeletons[:1]))
     assert len(only.find(parse_formula("NaCl"))) == 1
     assert only.find(parse_formula("NaCl"), exclude=0) == []
 
@@ -199,7 +198,7 @@ def test_groups_are_looked_for_beyond_the_nearest_relatives(table, monkeypatch):
 
 def test_a_crystal_of_the_very_composition_weighs_less(table, monkeypatch):
     salt, other = Skeleton(225, ((11, 0), (17, 1))), Skeleton(221, ((11, 0), (35, 1)))
-    pair = SkeletonTable((salt, other))
+    pair = SkeletonTable(Skeletons.of((salt, other)))
 
     def fraction():
         return next(w.weight for w in pair.find(parse_formula("NaCl")) if w.skeleton.group == 225)
@@ -245,10 +244,11 @@ def test_fillings_hold_the_composition_and_stop_at_the_limit():
 
 
 def test_files_of_skeletons_return_them_and_damage_is_one_sentence(tmp_path):
-    assert read_skeletons(tmp_path) == ()
+    assert len(read_skeletons(tmp_path)) == 0
     several = tuple(skeleton_of(one(name)) for name in SPACE_GROUPS)
-    save_skeletons(several, tmp_path)
-    assert read_skeletons(tmp_path) == several
+    save_skeletons(Skeletons.of(several), tmp_path)
+    assert tuple(read_skeletons(tmp_path)) == several
+    assert read_skeletons(tmp_path)[-1] == several[-1]
     path = tmp_path / SKELETONS
     whole = path.read_bytes()
     for damaged in (whole[:-3], whole[:20], b"", b"nonsense" * 20):
@@ -261,7 +261,7 @@ def test_files_of_skeletons_return_them_and_damage_is_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="copy the checkpoint again"):
         read_skeletons(tmp_path)
     for nowhere in (Skeleton(231, ((3, 0),)), Skeleton(0, ((3, 0),)), Skeleton(225, ((3, 12),))):
-        save_skeletons([nowhere], tmp_path)
+        save_skeletons(Skeletons.of([nowhere]), tmp_path)
         with pytest.raises(CheckpointError, match="has no such sites"):
             read_skeletons(tmp_path)
 

@@ -20,11 +20,13 @@ Source: the outlook of [Klipfel24], §6, which names the lattice; here the atoms
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crystorus.diffusion.noise_levels import CrystalNoise
@@ -69,6 +71,53 @@ class Skeleton(NamedTuple):
             np.concatenate([offset for _, offset in several]),
             point_group(self.group),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Skeletons(Sequence[Skeleton]):
+    """Skeletons of many crystals, column by column; one is made when it is asked for.
+
+    Attributes:
+        group: International number of each crystal's.
+        n_orbits: How many orbits each has.
+        element: Atomic number of every orbit, crystal by crystal.
+        site: Number of its Wyckoff position.
+    """
+
+    group: NDArray[np.int64]
+    n_orbits: NDArray[np.int64]
+    element: NDArray[np.int64]
+    site: NDArray[np.int64]
+
+    @staticmethod
+    def of(several: Sequence[Skeleton]) -> "Skeletons":
+        """Return skeletons column by column."""
+        orbits = [pair for skeleton in several for pair in skeleton.orbits]
+        return Skeletons(
+            np.array([skeleton.group for skeleton in several], dtype=np.int64),
+            np.array([len(skeleton.orbits) for skeleton in several], dtype=np.int64),
+            *np.array(orbits, dtype=np.int64).reshape(-1, 2).T,
+        )
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Where the orbits of each crystal end."""
+        return np.cumsum(self.n_orbits)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @overload
+    def __getitem__(self, index: int) -> Skeleton: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[Skeleton]": ...
+    def __getitem__(self, index: int | slice) -> "Skeleton | list[Skeleton]":
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        end = self.ends[index]
+        own = slice(end - self.n_orbits[index], end)
+        orbits = zip(self.element[own].tolist(), self.site[own].tolist(), strict=True)
+        return Skeleton(int(self.group[index]), tuple(orbits))
 
 
 @dataclass(frozen=True, eq=False)

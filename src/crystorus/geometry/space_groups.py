@@ -10,7 +10,8 @@ project any point onto the site: P² = P, since S is a group, and P x + c is fix
 rank of P is the number of free coordinates.
 
 The 1 731 positions of the 230 groups are in `wyckoff.csv`, made by `tools/wyckoff_sites.py` from
-the operations alone, in units of 1/24 (projectors) and 1/48 (centres).
+the operations alone, in units of 1/24 (projectors) and 1/48 (centres), with the ways in which other
+origins and orientations renumber them.
 
 Source: International Tables for Crystallography A (2016), ISBN 978-0-470-97423-0, chapter 1.4;
     operations from moyo, doi:10.21105/joss.07721.
@@ -39,11 +40,13 @@ class Site(NamedTuple):
         multiplicity: Atoms in one primitive cell.
         projector: P, fractional, [3, 3].
         centre: c, fractional, [3].
+        renumbered: Number of the position that it becomes in each of the `site_permutations`.
     """
 
     multiplicity: int
     projector: Array
     centre: Array
+    renumbered: tuple[int, ...]
 
     @property
     def freedom(self) -> int:
@@ -69,7 +72,9 @@ def _all_sites() -> dict[int, tuple[Site, ...]]:
     for row in csv.DictReader(text.splitlines()):
         projector = np.array(row["projector"].split(), dtype=float).reshape(3, 3) / 24
         centre = np.array(row["centre"].split(), dtype=float) / 48
-        found[int(row["group"])].append(Site(int(row["multiplicity"]), projector, centre))
+        renumbered = tuple(int(n) for n in row["renumbered"].split())
+        site = Site(int(row["multiplicity"]), projector, centre, renumbered)
+        found[int(row["group"])].append(site)
     return {number: tuple(sites) for number, sites in found.items()}
 
 
@@ -80,6 +85,26 @@ def sites(number: int) -> tuple[Site, ...]:
         number: International number, 1 to 230.
     """
     return _all_sites()[number]
+
+
+@cache
+def site_permutations(number: int) -> tuple[tuple[int, ...], ...]:
+    """Return how other origins and orientations renumber the Wyckoff positions of a space group.
+
+    A map x → W x + w that carries the group into itself and keeps every cell of that symmetry, that
+    is Wᵀ G W = G for a general metric G of it, is an isometry of the crystal: what it makes of a
+    skeleton is the same skeleton, and is sampled with the same probabilities. These maps are the
+    Euclidean normaliser of a general metric (International Tables A, 2016, chapter 3.5). Axes are
+    not exchanged unless the cell allows it: a cell is no part of a skeleton, but the lengths of
+    standard cells are ordered, and so is the prior.
+
+    Args:
+        number: International number.
+
+    Returns:
+        The new number of every position, once for each distinct renumbering.
+    """
+    return tuple(zip(*(site.renumbered for site in sites(number)), strict=True))
 
 
 @cache

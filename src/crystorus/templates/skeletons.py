@@ -8,7 +8,7 @@ nothing is known, or a space group is asked for, all ways to fill its sites are 
 """
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -20,8 +20,14 @@ from numpy.typing import NDArray
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.symmetry import cell_of
 from crystorus.data.compositions import Composition
-from crystorus.diffusion.space_groups import Skeleton
-from crystorus.geometry.space_groups import N_GROUPS, operations, orbits_of, sites
+from crystorus.diffusion.space_groups import Skeleton, Skeletons
+from crystorus.geometry.space_groups import (
+    N_GROUPS,
+    operations,
+    orbits_of,
+    site_permutations,
+    sites,
+)
 from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
 from crystorus.templates.substitution import mp20_counts
@@ -41,24 +47,47 @@ class WeightedSkeleton(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class _Pattern:
+    """Crystals of one pattern of element counts; slots are their elements, rarest first.
+
+    Attributes:
+        groups: Space group of each.
+        indices: Its number in the table.
+        elements: By slot, [crystals, slots].
+        forms: Skeletons that were asked for, see `form`.
+    """
+
+    groups: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    elements: NDArray[np.int64]
+    forms: dict[tuple[int, tuple[int, ...]], Skeleton] = field(default_factory=dict)
+
+    def form(self, skeletons: Skeletons, row: int, places: tuple[int, ...]) -> Skeleton:
+        """Return the skeleton of a crystal in its usual form, with a place for every element.
+
+        Args:
+            skeletons: Those of the table.
+            row: Which of the crystals of the pattern.
+            places: Of each slot.
+        """
+        if (row, places) not in self.forms:
+            known = skeletons[int(self.indices[row])]
+            to = dict(zip(self.elements[row].tolist(), places, strict=True))
+            usual = usual_form(known.group, ((to[z], site) for z, site in known.orbits))
+            self.forms[row, places] = Skeleton(known.group, usual)
+        return self.forms[row, places]
+
+
 class SkeletonTable:
     """Skeletons of known crystals, by their pattern of element counts.
 
-    Attributes:
+    Args:
         skeletons: One per crystal, in the order of the crystals.
     """
 
-    skeletons: Sequence[Skeleton]
-    _patterns: dict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = field(
-        default_factory=dict, repr=False
-    )
-
-    @cached_property
-    def _groups(self) -> NDArray[np.int64]:
-        return np.array([skeleton.group for skeleton in self.skeletons])
-
-    def __len__(self) -> int:
-        return len(self.skeletons)
+    def __init__(self, skeletons: Skeletons) -> None:
+        self.skeletons = skeletons
+        self._patterns: dict[tuple[int, ...], _Pattern] = {}
 
     def find(
         self,
@@ -77,60 +106,71 @@ class SkeletonTable:
             exclude: A crystal that is not asked, by its number.
         """
         wanted, counts = slots_of(composition)
-        indices, elements = self._pattern(tuple(counts.tolist()))
-        if not len(indices):
+        pattern = self._pattern(tuple(counts.tolist()))
+        if not len(pattern.indices):
             return []
-        cost, slot = assign(elements, mp20_counts().cost[wanted], counts)
-        allowed = np.isin(self._groups[indices], list(groups)) & (indices != exclude)
-        cost = np.where(allowed, cost, np.inf)
+        cost, slot = assign(pattern.elements, mp20_counts().cost[wanted], counts)
+        if len(groups) < N_GROUPS:
+            cost[~np.isin(pattern.groups, list(groups))] = np.inf
+        cost[pattern.indices == exclude] = np.inf
         near = np.argsort(cost, kind="stable")[:NEAREST]
         near = near[np.isfinite(cost[near])]
+        beyond = cost[near] - cost[near[:1]]
+        weight = sum(w * np.exp(-beyond / t) for w, t in DECAYS)
+        old = np.take_along_axis(pattern.elements[near], slot[near], 1)
+        # What is asked for often is another polymorph of what is known.
+        weight = np.where((old == wanted).all(1), SAME_COMPOSITION_WEIGHT, 1.0) * weight
+        # The place in the composition of what takes each slot of a crystal.
+        place = np.array([[z for z, _ in composition.counts].index(z) for z in wanted.tolist()])
+        places = np.empty_like(old)
+        np.put_along_axis(places, slot[near], place[None], 1)
         weights: dict[Skeleton, float] = defaultdict(float)
-        for place in near.tolist():
-            known = self.skeletons[int(indices[place])]
-            old = elements[place][slot[place]]
-            beyond = cost[place] - cost[near[0]]
-            weight = sum(w * np.exp(-beyond / t) for w, t in DECAYS)
-            if (old == wanted).all():  # what is asked for often is another polymorph
-                weight *= SAME_COMPOSITION_WEIGHT
-            exchange = dict(zip(old.tolist(), wanted.tolist(), strict=True))
-            orbits = ((exchange[z], site) for z, site in known.orbits)
-            weights[_ordered(known.group, orbits, composition)] += weight
+        for row, to, w in zip(near.tolist(), places.tolist(), weight.tolist(), strict=True):
+            weights[pattern.form(self.skeletons, row, tuple(to))] += w
         total = sum(weights.values())
         best = sorted(weights.items(), key=lambda pair: -pair[1])[:limit]
-        return [WeightedSkeleton(skeleton, weight / total) for skeleton, weight in best]
+        return [WeightedSkeleton(_with_elements(s, composition), w / total) for s, w in best]
 
-    def _pattern(self, pattern: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the numbers of the crystals of a pattern, and their elements by slot."""
-        if not self._patterns:
-            members: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
-            for index, skeleton in enumerate(self.skeletons):
-                counts: Counter[int] = Counter()
-                for z, site in skeleton.orbits:
-                    counts[z] += sites(skeleton.group)[site].multiplicity
-                slots = sorted((n, z) for z, n in counts.items())
-                members[tuple(n for n, _ in slots)].append((index, [z for _, z in slots]))
-            for key, pairs in members.items():
-                self._patterns[key] = (
-                    np.array([index for index, _ in pairs]),
-                    np.array([elements for _, elements in pairs]),
-                )
-        empty = (np.empty(0, np.int64), np.empty((0, len(pattern)), np.int64))
-        return self._patterns.get(pattern, empty)
+    def _pattern(self, pattern: tuple[int, ...]) -> _Pattern:
+        """Return the crystals of a pattern, which are looked for once."""
+        if pattern not in self._patterns:
+            counts, elements, n_elements = self._slots
+            several = np.flatnonzero(n_elements == len(pattern))
+            last = np.cumsum(n_elements)[several]
+            rows = last[:, None] - np.arange(len(pattern), 0, -1)
+            alike = (counts[rows] == pattern).all(1)
+            indices = several[alike]
+            self._patterns[pattern] = _Pattern(
+                self.skeletons.group[indices], indices, elements[rows[alike]]
+            )
+        return self._patterns[pattern]
+
+    @cached_property
+    def _slots(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Count and element of every slot, crystal by crystal, and how many each crystal has."""
+        several, most = self.skeletons, max(len(sites(n)) for n in range(1, N_GROUPS + 1))
+        multiplicity = np.zeros((N_GROUPS + 1, most), np.int64)
+        for number in range(1, N_GROUPS + 1):
+            multiplicity[number, : len(sites(number))] = [s.multiplicity for s in sites(number)]
+        crystal = np.arange(len(several)).repeat(several.n_orbits)
+        keys, own = np.unique(crystal * 256 + several.element, return_inverse=True)
+        counts = np.bincount(own, multiplicity[several.group[crystal], several.site])
+        crystal, elements = keys // 256, keys % 256
+        order = np.lexsort((elements, counts, crystal))
+        n_elements = np.bincount(crystal, minlength=len(several))
+        return counts[order].astype(np.int64), elements[order], n_elements
 
 
 @lru_cache(maxsize=2)
-def table_of(skeletons: tuple[Skeleton, ...]) -> SkeletonTable:
+def table_of(skeletons: Skeletons) -> SkeletonTable:
     """Return the table of skeletons, which is made once."""
     return SkeletonTable(skeletons)
 
 
-def _ordered(group: int, orbits: Iterable[tuple[int, int]], composition: Composition) -> Skeleton:
-    """Return a skeleton in its usual form, the atoms in the order of the composition's."""
-    place = {z: place for place, (z, _) in enumerate(composition.counts)}
-    elements = [z for z, _ in composition.counts]
-    usual = usual_form(group, ((place[z], site) for z, site in orbits))
-    return Skeleton(group, tuple((elements[n], site) for n, site in usual))
+def _with_elements(skeleton: Skeleton, composition: Composition) -> Skeleton:
+    """Put the elements of a composition where a skeleton has their places in it."""
+    orbits = ((composition.counts[place][0], site) for place, site in skeleton.orbits)
+    return Skeleton(skeleton.group, tuple(orbits))
 
 
 def usual_form(group: int, orbits: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -168,10 +208,6 @@ def skeleton_of(crystal: Crystal, found: "MoyoDataset | None") -> Skeleton:
 
 
 _SHIFTS = np.array(list(itertools.product(range(-2, 3), repeat=3)), dtype=float)
-_ALL_SMALL = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=9))).reshape(-1, 3, 3)
-_UNIMODULAR = _ALL_SMALL[np.abs(np.abs(np.linalg.det(_ALL_SMALL)) - 1) < 0.5]
-_PARTS = sorted({k / 8 for k in range(8)} | {k / 6 for k in range(6)})
-_ORIGINS = np.array(list(itertools.product(_PARTS, repeat=3)))
 
 
 def _key(projector: NDArray[np.float64], centre: NDArray[np.float64]) -> tuple[int, ...]:
@@ -200,53 +236,6 @@ def _site_of(number: int, key: tuple[int, ...]) -> int:
         if (np.abs(apart).max(2) < 1e-2).any():
             return index
     raise LookupError(f"no site of space group {number} is {key}")
-
-
-@cache
-def site_permutations(number: int) -> tuple[tuple[int, ...], ...]:
-    """Return how other origins and orientations renumber the Wyckoff positions of a space group.
-
-    A map x → W x + w that carries the group into itself and keeps every cell of that symmetry, that
-    is Wᵀ G W = G for a general metric G of it, is an isometry of the crystal: what it makes of a
-    skeleton is the same skeleton, and is sampled with the same probabilities. These maps are the
-    Euclidean normaliser of a general metric (International Tables A, 2016, chapter 3.5). Axes are
-    not exchanged unless the cell allows it: a cell is no part of a skeleton, but the lengths of
-    standard cells are ordered, and so is the prior.
-
-    Args:
-        number: International number.
-
-    Returns:
-        The new number of every position, once for each distinct renumbering.
-    """
-    rotations, translations = operations(number)
-    random = np.random.default_rng(0).normal(size=(3, 3))
-    metric = (rotations.transpose(0, 2, 1) @ (np.eye(3) + random @ random.T) @ rotations).mean(0)
-    kept = _UNIMODULAR.transpose(0, 2, 1) @ metric @ _UNIMODULAR
-    found, covered = set(), set()
-    for turn in _UNIMODULAR[np.abs(kept - metric).max((1, 2)) < 1e-8]:
-        if turn.tobytes() in covered:
-            continue
-        covered |= {np.rint(turn @ rotation).tobytes() for rotation in rotations}
-        back = np.linalg.inv(turn)
-        turned = np.rint(turn @ rotations @ back)
-        same = (np.abs(turned[:, None] - rotations) < 0.5).all((2, 3))
-        if not same.any(1).all():
-            continue
-        # {W|w}{R|t}{W|w}⁻¹ = {R'|W t + w - R' w} has to be an operation, up to a lattice vector.
-        beyond = translations @ turn.T - translations[same.argmax(1)]
-        origins = _ORIGINS
-        for rotation, shift in zip(turned, beyond, strict=True):
-            apart = shift + origins - origins @ rotation.T
-            origins = origins[(np.abs(apart - np.rint(apart)) < 1e-6).all(1)]
-        for origin in origins:
-            renumbered = []
-            for site in sites(number):
-                projector = turn @ site.projector @ back
-                centre = (np.eye(3) - projector) @ (turn @ site.centre + origin)
-                renumbered.append(_site_of(number, _key(projector, centre)))
-            found.add(tuple(renumbered))
-    return tuple(sorted(found))
 
 
 def enumerate_skeletons(
@@ -283,11 +272,13 @@ def enumerate_skeletons(
         if not left:
             yield ()
             return
-        (z, count), *others = left
+        (place, count), *others = left
         for filling in fillings(count, 0, taken):
             for rest in all_elements(others, taken | set(filling)):
-                yield (*((z, site) for site in filling), *rest)
+                yield (*((place, site) for site in filling), *rest)
 
-    found = itertools.islice(all_elements(composition.counts, frozenset()), limit)
-    skeletons = dict.fromkeys(_ordered(group, orbits, composition) for orbits in found)
+    counts = [(place, count) for place, (_, count) in enumerate(composition.counts)]
+    found = itertools.islice(all_elements(counts, frozenset()), limit)
+    usual = dict.fromkeys(usual_form(group, orbits) for orbits in found)
+    skeletons = [_with_elements(Skeleton(group, orbits), composition) for orbits in usual]
     return sorted(skeletons, key=lambda skeleton: len(skeleton.orbits))

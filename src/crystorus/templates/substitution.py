@@ -57,6 +57,7 @@ class SubstitutionCounts:
         return int(self.same.sum() + self.other.sum()) // 2
 
 
+@functools.cache
 def mp20_counts() -> SubstitutionCounts:
     """Return the counts over the training split of MP-20, which ship with the package."""
     with resources.as_file(resources.files("crystorus.templates") / "exchange.npz") as path:

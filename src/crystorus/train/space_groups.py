@@ -11,7 +11,7 @@ from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.workers import map_in_order
 from crystorus.data.batches import CrystalDataset
 from crystorus.data.convert import split
-from crystorus.diffusion.space_groups import Skeleton, SpaceGroups
+from crystorus.diffusion.space_groups import Skeleton, Skeletons, SpaceGroups
 from crystorus.geometry import Crystals
 from crystorus.geometry.space_groups import AtomImages, images_alone, images_in
 from crystorus.templates.skeletons import skeleton_of
@@ -25,7 +25,7 @@ def find_symmetry(
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[tuple[Skeleton, ...], tuple[AtomImages, ...]]:
+) -> tuple[Skeletons, tuple[AtomImages, ...]]:
     """Find the space groups of crystals; one in which none is found is in P1.
 
     Args:
@@ -44,7 +44,7 @@ def find_symmetry(
     for one in map_in_order(_symmetry_of, several, workers):
         found.append(one)
         progress(len(found), len(several))
-    return tuple(skeleton for skeleton, _ in found), tuple(images for _, images in found)
+    return Skeletons.of([skeleton for skeleton, _ in found]), tuple(one for _, one in found)
 
 
 def _symmetry_of(crystal: Crystal) -> tuple[Skeleton, AtomImages]:
