@@ -131,6 +131,7 @@ def test_steps_of_the_papers_network_are_no_setting(tmp_path):
         ({"over_relaxation": float("inf")}, "over_relaxation = inf.*from 0 up"),
         ({"temperature": -1.0}, "temperature = -1.0.*from 0 up"),
         ({"anti_annealing": float("nan")}, "anti_annealing = nan.*finite"),
+        ({"anti_annealing": -1.0}, "anti_annealing = -1.*finite"),
         ({"final_refinement_steps": -1}, "final_refinement_steps = -1.*0 or more"),
     ],
 )

@@ -308,7 +308,7 @@ class SamplerConfig:
                 self.final_refinement_steps >= 0,
                 "a number of steps, 0 or more",
             ),
-            "anti_annealing": (math.isfinite(self.anti_annealing), "a finite number"),
+            "anti_annealing": (0 <= self.anti_annealing < math.inf, "a finite number from 0 up"),
         }
         for name, (possible, wanted) in ranges.items():
             if not possible:

@@ -24,6 +24,7 @@ from crystorus.sample.options import RefineOptions, SampleOptions, parse_units
         ({"candidates": 1001}, "1001 candidates.*1 to 1000"),
         ({"steps": 0}, "0 steps"),
         ({"anti_annealing": math.nan}, "--anti-annealing is nan"),
+        ({"anti_annealing": -1.0}, "--anti-annealing is -1.0: give a finite number from 0 up"),
         ({"quality": "fast", "steps": 5}, "--quality fast is a sampler with its steps"),
         ({"level": 0.5}, "--level says nothing about --start noise"),
         ({"start": "templates", "level": math.nan}, "--level is nan"),

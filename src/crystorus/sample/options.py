@@ -214,8 +214,10 @@ class SampleOptions(RunOptions):
             )
         if self.steps is not None and self.steps < 1:
             raise RequestError(f"{self.steps} steps were asked for: give 1 or more")
-        if self.anti_annealing is not None and not math.isfinite(self.anti_annealing):
-            raise RequestError(f"--anti-annealing is {self.anti_annealing}: give a finite number")
+        if self.anti_annealing is not None and not 0 <= self.anti_annealing < math.inf:
+            raise RequestError(
+                f"--anti-annealing is {self.anti_annealing}: give a finite number from 0 up"
+            )
         if self.quality is not None and self.names_a_sampler:
             raise RequestError(
                 f"--quality {self.quality} is a sampler with its steps: leave it out, or "
