@@ -63,21 +63,19 @@ def campaign(out: Path) -> object:
 def training(out: Path) -> object:
     """Return all that a training leaves but times."""
     import hashlib
-    import pickle
 
     import torch
     from runs import outcome
 
     def plain(value: object) -> object:
         if isinstance(value, torch.Tensor):
-            return value.numpy().tobytes()
+            return hashlib.sha256(value.numpy().tobytes()).hexdigest()
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return hashlib.sha256(pickle.dumps(plain(outcome(out)))).hexdigest(), sorted(
-        str(p.relative_to(out)) for p in out.rglob("*") if "tensorboard" not in str(p)
-    )
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if "board" not in str(p))
+    return json.dumps(plain(outcome(out)), sort_keys=True), files
 
 
 def scorer(out: Path) -> object:

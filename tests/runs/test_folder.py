@@ -119,6 +119,17 @@ def test_going_on_can_be_forbidden_or_demanded(tmp_path):
     claim(tmp_path / "new", "train", SETTINGS, resume=True)
 
 
+def test_what_a_kill_left_half_written_is_gone_when_the_run_goes_on(tmp_path):
+    make(tmp_path)
+    places = [tmp_path / ".run.json.7-ab12cd.part", tmp_path / ".parts/.x.json.7-ab12cd.part"]
+    places[1].parent.mkdir()
+    for place in (*places, tmp_path / ".parts/x.json"):
+        place.write_text("{")
+    claim(tmp_path, "sample", SETTINGS, names=NAMES)
+    assert [place.exists() for place in places] == [False, False]
+    assert (tmp_path / ".parts/x.json").exists()
+
+
 def test_two_runs_cannot_write_one_folder_at_once(tmp_path):
     with (
         claim(tmp_path, "sample", SETTINGS),

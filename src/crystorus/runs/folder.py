@@ -144,12 +144,13 @@ def claim(
         OutputError: If the folder holds another run or unknown files, or is in use.
         FileError: If it cannot be written.
     """
-    settings = json.loads(json.dumps(settings))
+    settings, names = json.loads(json.dumps(settings)), tuple(names)
     with disk_errors(path, remedy=remedy):
         path.mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path, kind, settings, _lock(path, remedy))
         try:
-            remove_asides(path)
+            for place in (path, *(path / name for name in names if (path / name).is_dir())):
+                remove_asides(place)
             try:
                 earlier = read_record(path, remedy + replace) or (dict(recorded) if recorded else None)
             except OutputError:
