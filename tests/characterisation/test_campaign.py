@@ -19,7 +19,7 @@ HULL = """\
 00002-CuAu3 0.010570 0.010744 0.007176 0.005316 Pm-3m 0.1731 new - L1_2 1.000 relaxed
 00001-CuAu 0.320264 0.320610 0.313476 0.309890 P1 0.4276 new - noise - unconverged
 00005-Cu3Au 1.308012 1.308012 1.297831 1.292520 P1 0.1370 polymorph - noise - unconverged
-00007-CuAu - - - - - - - - noise - exploded"""  # noqa: E501
+00007-CuAu - - - - - - - - noise - exploded"""
 RELAX = """\
 CuAu -0.000346 0.000000 -0.007134 -0.010720 P4/mmm -0.0354 new - - - relaxed
 Cu3Au 0.000000 0.000000 -0.010182 -0.015493 Pm-3m -0.0341 rediscovered L1_2 - - relaxed

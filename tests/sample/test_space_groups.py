@@ -103,8 +103,13 @@ def test_a_group_that_no_known_crystal_has_is_enumerated_and_begins_again():
 
 
 def test_a_group_whose_sites_hold_no_such_cell_is_refused(shipped):
-    with pytest.raises(RequestError, match="no sites of the space group 227 hold NaCl"):
+    sentence = "the space group 227 hold NaCl in a primitive cell: ask for --z 2,4,6,8, which they"
+    with pytest.raises(RequestError, match=sentence):
         asked("NaCl", table_of(shipped.skeletons), space_group="227")
+    assert asked("NaCl", table_of(shipped.skeletons), space_group="227", z=(2,))[0].skeletons
+    # Five elements of eight atoms at most: 230 has two positions of eight.
+    with pytest.raises(RequestError, match="ask for another composition or"):
+        asked("LiNaKRbCl", table_of(shipped.skeletons), space_group="230")
 
 
 @pytest.mark.parametrize("group", [225, "Fm-3m", "225,Fm-3m"])

@@ -1,6 +1,6 @@
 """Structures that sampling starts from, and whether a finished crystal still is one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,9 @@ from crystorus.sample.requests import Request
 if TYPE_CHECKING:
     from crystorus.templates.library import TemplateLibrary
     from crystorus.templates.skeletons import SkeletonTable
+
+MOST_UNITS = 8
+"""Formula units up to which a cell is looked for that fits a space group."""
 
 Origin = Literal["not compared", "known", "substituted", "changed", "not in library"]
 
@@ -158,10 +161,12 @@ def give_skeletons(
             others = [WeightedSkeleton(s, 0.0) for s in ways if s not in known]
             several += others[: count - len(known)]
             if not several:
+                fit = ",".join(map(str, _fitting_units(composition, groups)))
                 raise RequestError(
                     f"no sites of the space group {options.space_group} hold "
-                    f"{composition.formula} in a primitive cell: ask for other formula units (--z) "
-                    "or another --space-group"
+                    f"{composition.formula} in a primitive cell: ask for "
+                    + (f"--z {fit}, which they hold, " if fit else "another composition ")
+                    + "or for another --space-group"
                 )
         found[composition] = several
 
@@ -174,6 +179,21 @@ def give_skeletons(
         return tuple(several[place % len(several)] for place in places)
 
     return tuple(replace(request, skeletons=chosen(request)) for request in requests)
+
+
+def _fitting_units(composition: Composition, groups: Collection[int]) -> list[int]:
+    """Return the numbers of formula units up to MOST_UNITS that sites of space groups hold."""
+    from crystorus.templates.skeletons import enumerate_skeletons
+
+    one = composition.reduced.counts
+    cells = {
+        n: Composition(tuple((z, n * count) for z, count in one)) for n in range(1, MOST_UNITS + 1)
+    }
+    return [
+        n
+        for n, cell in cells.items()
+        if any(enumerate_skeletons(cell, group, limit=1) for group in groups)
+    ]
 
 
 def start_of(batch: Sequence[Request], levels: int) -> Start | None:

@@ -791,10 +791,10 @@ def draw_steps(
         generator: Source of randomness.
 
     Source: [Klipfel24] Algorithm 1, line 2.
-    Deviation: the noisiest levels can be drawn less often. Nothing can be learnt there of positions:
-        of the variance of their target about (n - 1) exp(-4π²σ²) can be explained, since only
-        differences of two atoms' coordinates tell anything, 0.13 (n - 1) to 5e-5 (n - 1) for
-        σ = 0.229 to 0.5. Cells, which share t, are learnt there as well (docs/experiments.md).
+    Deviation: the noisiest levels can be drawn less often. Hardly anything of positions can be
+        learnt there: of the variance of their target about (n - 1) exp(-4π²σ²) can be explained,
+        since only differences of two atoms' coordinates tell anything, 0.13 (n - 1) to
+        5e-5 (n - 1) for σ = 0.229 to 0.5. Cells, which share t, are learnt (docs/experiments.md).
     """
     u = torch.rand(count, generator=generator)
     noisiest = torch.rand(count, generator=generator) < high_noise_fraction
