@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 FORMULA ?= LiFeO2
 
-.PHONY: crystals dev test slow coverage lint format lowest clean
+.PHONY: crystals dev test slow docs coverage lint format lowest clean
 
 crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
@@ -22,6 +22,12 @@ test: dev
 slow: test
 	$(BIN)/python -m pytest tests -m slow
 	$(BIN)/python -m pytest packages/crystal-fidelity/tests -m slow
+
+# The tutorials are run, then all pages made; a warning or a link that leads nowhere is an error.
+docs: dev
+	$(BIN)/python tools/tutorials.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python tools/check_site.py build/site
 
 coverage: dev
 	$(BIN)/python -m pytest tests --cov --cov-report=

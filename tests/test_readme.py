@@ -1,7 +1,6 @@
-"""What the README and the examples show is what there is."""
+"""What the README, the pages of `docs` and the examples show is what there is."""
 
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -15,13 +14,28 @@ from crystorus.sample import api
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for language, block in BLOCKS
-    if not language
-    for line in block.splitlines()
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text):
+    """Return the fenced blocks of a page with their language."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text):
+    """Return the lines of the blocks without a language, comments left out."""
+    joined = "\n".join(block for language, block in blocks(text) if not language)
+    return [line.split("#")[0].strip() for line in joined.replace("\\\n", " ").splitlines()]
+
+
+SHOWN = sorted(
+    {
+        command
+        for page in PAGES
+        for command in commands(page.read_text())
+        if command.startswith("crystorus ") and "…" not in command
+    }
+)
 
 sys.path.insert(0, str(ROOT / "tests/sample"))
 
@@ -40,7 +54,7 @@ def targets_of_makefile():
 
 
 def test_the_two_commands_of_a_newcomer_are_targets():
-    first = [command for command in COMMANDS if command.startswith("make ")][:2]
+    first = [command for command in commands(README) if command.startswith("make ")][:2]
     assert first == ["make crystals", "make test"]
     assert {"crystals", "test"} <= targets_of_makefile()
 
@@ -58,7 +72,7 @@ def test_every_make_command_anywhere_in_the_documents_exists():
     assert named <= targets_of_makefile()
 
 
-@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("crystorus ")])
+@pytest.mark.parametrize("line", SHOWN)
 def test_every_command_shown_is_understood(line):
     """Verbs and options exist; `--help` at the end keeps the command from being carried out."""
     result = CliRunner().invoke(cli.app, [*shlex.split(line)[1:], "--help"], prog_name="crystorus")
@@ -75,7 +89,7 @@ def test_an_option_that_does_not_exist_would_be_noticed():
     assert "--seed" in result.stderr
 
 
-@pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
+@pytest.mark.parametrize("code", [block for kind, block in blocks(README) if kind == "python"])
 def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
     import crystorus
     from crystorus.sample.api import load
@@ -85,15 +99,6 @@ def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
     exec(code, found)  # noqa: S102
     assert len(found["atoms"]) == len(found["structures"]) == 8
     assert len(found["trajectory"]) == 50
-
-
-@pytest.mark.usefixtures("fake_shipped")
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_the_examples_run(example, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(example), "SrTiO3"])
-    runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out
 
 
 def test_the_makefile_refuses_an_old_python(tmp_path):

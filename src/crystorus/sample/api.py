@@ -50,6 +50,11 @@ def load(path: Path | str | None = None, *, device: str = "cpu") -> CrystalModel
 
     Raises:
         CheckpointError: If it is damaged, hostile or of a newer version.
+
+    Example:
+        >>> model = load()
+        >>> model.max_atoms
+        20
     """
     return load_checkpoint(SHIPPED if path is None else Path(path), device=device)
 
@@ -88,6 +93,11 @@ def generate(
         RequestError: If a setting is unknown or makes no sense, or a composition does not fit the
             model.
         GenerationError: If one crystal alone does not fit in memory.
+
+    Example:
+        >>> crystals = generate("NaCl", n=2, quality="fast")
+        >>> [str(atoms.symbols) for atoms in crystals.to_ase()]
+        ['NaCl', 'NaCl']
     """
     config = sampler if isinstance(sampler, SamplerConfig) else None
     if config is not None and settings.get("quality") is not None:
@@ -125,6 +135,12 @@ def refine(
         ReadingError: If a structure cannot be read.
         RequestError: If a setting is unknown or makes no sense, or a structure does not fit.
         GenerationError: If one crystal alone does not fit in memory.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> repaired = refine(bulk("NaCl", "rocksalt", a=6.2))
+        >>> len(repaired)
+        1
     """
     options = options_of(RefineOptions, settings)
     requests = refine_requests(_structures(structures), options)

@@ -79,6 +79,12 @@ def earth_movers_distance(
 
     Raises:
         ValueError: One of the samples has no finite value.
+
+    Example:
+        >>> import numpy as np
+        >>> found = earth_movers_distance(np.zeros(10), np.ones(10), name="charge", unit="e")
+        >>> float(found.value)
+        1.0
     """
     kept = np.asarray(generated, dtype=np.float64)
     kept = kept[np.isfinite(kept)]
@@ -136,6 +142,12 @@ def density_emd(
 
     Raises:
         ValueError: A set has no finite density.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> made, real = [bulk("Cu"), bulk("Al")], [bulk("Cu"), bulk("Ni")]
+        >>> round(density_emd(made, real).value, 2)
+        3.12
 
     Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197
     """
@@ -199,6 +211,17 @@ def energy_emd(
 
     Raises:
         KeyError: No structure of a set has it.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from crystal_fidelity.structures import from_atoms
+        >>> import dataclasses
+        >>> copper = from_atoms(bulk("Cu"))
+        >>> made, real = (
+        ...     [dataclasses.replace(copper, properties={"e_form": e})] * 4 for e in (-0.25, 0.25)
+        ... )
+        >>> energy_emd(made, real, key="e_form").value
+        0.5
     """
     values = [property_values(structures, key) for structures in (generated, reference)]
     label = f"all samples, unfiltered; {key} of the files"

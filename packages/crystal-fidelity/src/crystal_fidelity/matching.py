@@ -261,6 +261,13 @@ def match_rate(
 
     Raises:
         ValueError: The lengths differ, or the sets are empty.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> salt = [bulk("NaCl", "rocksalt", a=5.64), bulk("NaCl", "rocksalt", a=5.5)]
+        >>> other = [bulk("NaCl", "rocksalt", a=5.7), bulk("NaCl", "cesiumchloride", a=3.4)]
+        >>> match_rate(other, salt).rate
+        0.5
     """
     if len(generated) != len(reference):
         raise ValueError(
@@ -299,6 +306,12 @@ def match_rate_best_of(
 
     Raises:
         ValueError: The lengths differ, or the sets are empty.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> salt, other = bulk("NaCl", "rocksalt", a=5.64), bulk("NaCl", "cesiumchloride", a=3.4)
+        >>> match_rate_best_of([[other], [salt]], [salt]).rate
+        1.0
 
     Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197; Jiao et al. 2023 (DiffCSP), arXiv:2309.04475
     """

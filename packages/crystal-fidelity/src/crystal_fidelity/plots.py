@@ -14,6 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from matplotlib.axes import Axes
 
 COLORS = ("#c8553d", "#2d6a8f", "#5b8e4a", "#8a5a9e", "#b08a2e", "#444444")
@@ -183,3 +184,64 @@ def bars(
             plot.axes.set_xticks(places, labels)
             plot.axes.legend()
     return plot.svg
+
+
+def draw_crystal(
+    axes: "Axes",
+    atoms: "Atoms",
+    *,
+    tilt: tuple[float, float] = (15.0, 12.0),
+    bonds: bool = True,
+) -> None:
+    """Draw one cell of a crystal: c up, the face of a and c towards the reader.
+
+    Atoms on faces, edges and corners are drawn on all of them. Spheres have 0.4 of the covalent
+    radius in the colours of Jmol; bonds join different elements closer than 1.15 times the sum of
+    their covalent radii and than 1.2 times the nearest neighbour of one of them.
+
+    Args:
+        axes: Where to; its frame is taken off.
+        atoms: Periodic in three directions.
+        tilt: Degrees by which the crystal is turned about the vertical, and then to show its top.
+        bonds: Whether they are drawn.
+    """
+    from ase.cell import Cell
+    from ase.data import covalent_radii
+    from ase.data.colors import jmol_colors
+    from matplotlib.patches import Circle
+    from scipy.spatial.transform import Rotation
+
+    turn, down = np.radians(tilt)
+    turned = Rotation.from_euler("z", -turn) * Rotation.from_euler("x", down)
+    # Right, into the page, up, of a standard cell: a along x, b in the plane of x and y.
+    frame = Cell(np.asarray(atoms.cell)).standard_form()[0].array @ turned.as_matrix()
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T
+    scaled = atoms.get_scaled_positions() % 1
+    # Within a thousandth of a face an atom is on it, and on the one across.
+    images = np.where(scaled > 1 - 1e-3, scaled - 1, scaled)[:, None] + corners
+    inside = (images < 1 + 1e-3).all(axis=2)
+    drawn, numbers = images[inside], np.broadcast_to(atoms.numbers[:, None], inside.shape)[inside]
+    places = (drawn - 0.5) @ frame
+    radii = covalent_radii[numbers]
+    for start in corners:
+        for axis in range(3):
+            if not start[axis]:
+                edge = (np.array([start, start + np.eye(3)[axis]]) - 0.5) @ frame
+                axes.plot(edge[:, 0], edge[:, 2], color="#999", lw=0.7, zorder=-1000)
+    apart = np.linalg.norm(places[:, None] - places, axis=2)
+    others = numbers[:, None] != numbers
+    nearest = np.where(others, apart, np.inf).min(axis=1)
+    touching = apart < 1.15 * (radii[:, None] + radii)
+    nearly_nearest = apart < 1.2 * np.maximum(nearest[:, None], nearest)
+    bonded = touching & nearly_nearest & (numbers[:, None] < numbers)
+    for one, other in np.argwhere(bonded) if bonds else ():
+        ends = places[[one, other]]
+        axes.plot(ends[:, 0], ends[:, 2], color="#777", lw=1.4, zorder=-ends[:, 1].max() - 0.1)
+    for place, number, radius in zip(places, numbers, radii, strict=True):
+        axes.add_patch(
+            Circle((place[0], place[2]), 0.4 * radius, fc=jmol_colors[number], ec="#333", lw=0.6,
+                   zorder=-place[1])
+        )  # fmt: skip
+    axes.set_aspect("equal")
+    axes.autoscale_view()
+    axes.set_axis_off()

@@ -81,6 +81,12 @@ def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
     Raises:
         ReadingError: Nothing is there, the format is none of these, the file is torn or holds no
             structure.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> bulk("Cu").write("copper.cif")
+        >>> [crystal.n_atoms for crystal in read_structures("copper.cif")]
+        [1]
     """
     return list(iter_structures(path, workers=workers))
 
@@ -97,6 +103,12 @@ def iter_structures(
         path: See `read_structures`.
         workers: See `read_structures`.
         keep: Which rows of a CSV are parsed, by their other columns; without it all.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> bulk("Cu").write("copper.cif")
+        >>> next(iter_structures("copper.cif")).n_atoms
+        1
     """
     path = Path(path)
     if not path.exists():

@@ -68,6 +68,11 @@ def structural_validity(
     Raises:
         ValueError: The set is empty.
 
+    Example:
+        >>> from ase.build import bulk
+        >>> structural_validity([bulk("Cu"), bulk("Cu", a=0.5)]).rate
+        0.5
+
     Source: Xie et al. 2021 (CDVAE), arXiv:2110.06197
     """
     entries = as_entries(structures)

@@ -1,0 +1,143 @@
+"""The documentation is complete, and what it shows works."""
+
+import doctest
+import importlib
+import inspect
+import json
+import re
+from pathlib import Path
+
+import griffe
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGES = {"crystorus": "src", "crystal_fidelity": "packages/crystal-fidelity/src"}
+TREES = [griffe.load(name, search_paths=[ROOT / path]) for name, path in PACKAGES.items()]
+MEANT = [(name, public) for name in PACKAGES for public in importlib.import_module(name).__all__]
+"""What the two packages offer under their own names."""
+FUNCTIONS = [
+    getattr(importlib.import_module(package), name)
+    for package, name in MEANT
+    if inspect.isfunction(getattr(importlib.import_module(package), name))
+]
+
+WITH_PYTHON = ("compositions", "refine", "ecosystem")
+
+
+def public(parent):
+    """Return functions and classes without an underscore, those of classes included."""
+    found = []
+    for name, member in parent.members.items():
+        if name.startswith("_") or member.is_alias:
+            continue
+        if member.is_function or member.is_class:
+            found.append(member)
+        if member.is_class or member.is_module:
+            found += public(member)
+    return found
+
+
+def test_every_public_name_has_a_docstring():
+    """The pages of modules show all of them."""
+    names = [member for tree in TREES for member in public(tree)]
+    assert len(names) > 700
+    assert [member.path for member in names if not member.docstring] == []
+
+
+@pytest.mark.parametrize(("package", "name"), MEANT)
+def test_every_name_of_the_packages_is_on_the_page_of_the_interface(package, name):
+    page = (DOCS / "reference/python.md").read_text()
+    home = getattr(importlib.import_module(package), name).__module__
+    section = page.split(f"::: {home}", 1)[1].split("\n:::")[0].splitlines()
+    assert section[0] == f".{name}" or re.search(rf"members: \[.*\b{name}\b", section[1])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_the_interface_documents_arguments_errors_and_an_example(function):
+    text = inspect.getdoc(function)
+    parts = {
+        section.kind.value: section.value for section in griffe.Docstring(text).parse("google")
+    }
+    options = {"generate", "refine"}  # theirs are documented where they are declared
+    own = inspect.getfullargspec(function)
+    named = set(own.args + own.kwonlyargs) if function.__name__ not in options else set()
+    documented = {item.name for item in parts["parameters"]}
+    assert named <= documented
+    assert "Example:" in text
+    if re.search(r"^    raise ", inspect.getsource(function), re.MULTILINE):
+        assert "raises" in parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_the_examples_of_the_interface_hold(function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(function.__module__)
+    found = doctest.DocTestFinder(recurse=False).find(function, globs=vars(module).copy())
+    assert found[0].examples
+    assert doctest.DocTestRunner().run(found[0]).failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start", *(f"how-to/{n}" for n in WITH_PYTHON)])
+def test_the_python_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    code = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.M | re.S)
+    assert code
+    for block in code:
+        if "jobflow" in block:
+            pytest.importorskip("jobflow")
+        exec(block, names)  # noqa: S102
+    if page == "how-to/ecosystem":
+        write = names["write_structures"]
+        answers = [optimade_answer(["Mg", "O"], mixed=mixed) for mixed in (False, True)]
+        assert write(answers, "a.extxyz") == 1
+        import ase.io
+
+        assert ase.io.read("a.extxyz").get_chemical_formula() == "MgO"
+
+
+def optimade_answer(symbols, *, mixed=False):
+    """Return a structure as OPTIMADE servers answer it, checked by the client's models if here."""
+    species = [
+        {"name": s, "chemical_symbols": [s, "vacancy"] if mixed else [s],
+         "concentration": [0.5, 0.5] if mixed else [1.0]}
+        for s in symbols
+    ]  # fmt: skip
+    attributes = {
+        "elements": sorted(symbols), "nelements": 2, "elements_ratios": [0.5, 0.5],
+        "chemical_formula_descriptive": "MgO", "chemical_formula_reduced": "MgO",
+        "chemical_formula_anonymous": "AB", "dimension_types": [1, 1, 1],
+        "nperiodic_dimensions": 3, "nsites": 2, "species": species, "species_at_sites": symbols,
+        "lattice_vectors": [[0, 2.1, 2.1], [2.1, 0, 2.1], [2.1, 2.1, 0]],
+        "cartesian_site_positions": [[0, 0, 0], [2.1, 2.1, 2.1]],
+        "structure_features": ["disorder"] if mixed else [],
+        "last_modified": "2026-11-29T00:00:00Z", "immutable_id": None,
+    }  # fmt: skip
+    entry = {"id": "x-1", "type": "structures", "attributes": attributes}
+    try:
+        from optimade.models import StructureResource
+    except ImportError:
+        return entry
+    return json.loads(StructureResource(**entry).model_dump_json())
+
+
+def test_every_tutorial_is_a_page_with_a_heading():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for script in sorted((ROOT / "examples").glob("*.py")):
+        assert f"tutorials/{script.stem}.md" in nav
+        assert re.search(r"^# %% \[markdown\]\n# # ", script.read_text(), re.MULTILINE)
+
+
+def test_the_model_card_is_of_the_weights_that_ship():
+    folder = ROOT / "src/crystorus/weights/mp20"
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert json.loads((folder / "card.json").read_text())["sha256"][:12] in card
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (DOCS / "figures").iterdir()))
+def test_pictures_are_small(name):
+    assert (DOCS / "figures" / name).stat().st_size < 300_000
