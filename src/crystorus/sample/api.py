@@ -51,7 +51,7 @@ def load(path: Path | str | None = None, *, device: str = "cpu") -> CrystalModel
     Raises:
         CheckpointError: If it is damaged, hostile or of a newer version.
 
-    Example:
+    Examples:
         >>> model = load()
         >>> model.max_atoms
         20
@@ -94,7 +94,7 @@ def generate(
             model.
         GenerationError: If one crystal alone does not fit in memory.
 
-    Example:
+    Examples:
         >>> crystals = generate("NaCl", n=2, quality="fast")
         >>> [str(atoms.symbols) for atoms in crystals.to_ase()]
         ['NaCl', 'NaCl']
@@ -136,7 +136,7 @@ def refine(
         RequestError: If a setting is unknown or makes no sense, or a structure does not fit.
         GenerationError: If one crystal alone does not fit in memory.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> repaired = refine(bulk("NaCl", "rocksalt", a=6.2))
         >>> len(repaired)

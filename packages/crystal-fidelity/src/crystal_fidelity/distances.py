@@ -80,7 +80,7 @@ def earth_movers_distance(
     Raises:
         ValueError: One of the samples has no finite value.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> found = earth_movers_distance(np.zeros(10), np.ones(10), name="charge", unit="e")
         >>> float(found.value)
@@ -143,7 +143,7 @@ def density_emd(
     Raises:
         ValueError: A set has no finite density.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> made, real = [bulk("Cu"), bulk("Al")], [bulk("Cu"), bulk("Ni")]
         >>> round(density_emd(made, real).value, 2)
@@ -212,7 +212,7 @@ def energy_emd(
     Raises:
         KeyError: No structure of a set has it.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> from crystal_fidelity.structures import from_atoms
         >>> import dataclasses

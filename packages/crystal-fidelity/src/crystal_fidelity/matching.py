@@ -262,7 +262,7 @@ def match_rate(
     Raises:
         ValueError: The lengths differ, or the sets are empty.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> salt = [bulk("NaCl", "rocksalt", a=5.64), bulk("NaCl", "rocksalt", a=5.5)]
         >>> other = [bulk("NaCl", "rocksalt", a=5.7), bulk("NaCl", "cesiumchloride", a=3.4)]
@@ -307,7 +307,7 @@ def match_rate_best_of(
     Raises:
         ValueError: The lengths differ, or the sets are empty.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> salt, other = bulk("NaCl", "rocksalt", a=5.64), bulk("NaCl", "cesiumchloride", a=3.4)
         >>> match_rate_best_of([[other], [salt]], [salt]).rate

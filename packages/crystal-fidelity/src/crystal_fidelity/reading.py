@@ -82,7 +82,7 @@ def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
         ReadingError: Nothing is there, the format is none of these, the file is torn or holds no
             structure.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> bulk("Cu").write("copper.cif")
         >>> [crystal.n_atoms for crystal in read_structures("copper.cif")]
@@ -104,7 +104,7 @@ def iter_structures(
         workers: See `read_structures`.
         keep: Which rows of a CSV are parsed, by their other columns; without it all.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> bulk("Cu").write("copper.cif")
         >>> next(iter_structures("copper.cif")).n_atoms

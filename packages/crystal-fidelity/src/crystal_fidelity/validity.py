@@ -68,7 +68,7 @@ def structural_validity(
     Raises:
         ValueError: The set is empty.
 
-    Example:
+    Examples:
         >>> from ase.build import bulk
         >>> structural_validity([bulk("Cu"), bulk("Cu", a=0.5)]).rate
         0.5
