@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.workers import Lost, Workers, cores, run
-from crystorus.checkpoint import CARD, SHIPPED, WEIGHTS, load_checkpoint, save_scorer
+from crystorus.checkpoint import CARD, SHIPPED, SKELETONS, WEIGHTS, load_checkpoint, save_scorer
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
@@ -166,8 +166,9 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
                 update(epoch, options.epochs)
         result = out / CHECKPOINT
         result.mkdir(exist_ok=True)
-        for name in (WEIGHTS, CARD):
-            shutil.copyfile(source / name, result / name)
+        for name in (WEIGHTS, CARD, SKELETONS):
+            if (source / name).exists():  # not every checkpoint has skeletons
+                shutil.copyfile(source / name, result / name)
         about = settings | {"data_sha256": digest, "compositions": len(groups)}
         about |= {"epochs": options.epochs, "held_out": found and asdict(found)}
         save_scorer(scorer, result, about)
