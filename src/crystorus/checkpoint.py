@@ -290,7 +290,9 @@ def _load_scorer(path: Path, card: Mapping[str, Any], model: CrystalModel) -> Sc
     like = model.denoiser.network
     network = FieldNet(like.config, steps=like.steps, max_atoms=like.max_atoms)
     scorer = Scorer(network, level=level, digest=str(card["sha256"]))
-    _load_state(scorer, _read_tensors(path / weights), path, f"{model.config.preset} scorer")
+    # Scorers of version 0.1 knew no skeletons.
+    tensors = {"prior": scorer.prior.detach()} | _read_tensors(path / weights)
+    _load_state(scorer, tensors, path, f"{model.config.preset} scorer")
     return scorer
 
 

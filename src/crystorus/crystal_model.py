@@ -31,7 +31,7 @@ from crystorus.geometry.lattice import inverse_change, reduce_lattice, spans_spa
 from crystorus.geometry.torus import wrap
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.gemsnet import GemsNetDenoiser
-from crystorus.networks.scorer import Scorer
+from crystorus.networks.scorer import LEAST_WEIGHT, Scorer
 
 ScoredBy = Literal["confidence", "denoising_error"]
 
@@ -128,27 +128,38 @@ class CrystalModel:
 
     @torch.no_grad()
     def scorer_error(
-        self, crystals: Crystals, *, seeds: Sequence[int], precision: Precision = "fp32"
+        self,
+        crystals: Crystals,
+        *,
+        seeds: Sequence[int],
+        weights: Float[Tensor, " crystals"] | None = None,
+        precision: Precision = "fp32",
     ) -> Float[Tensor, " crystals"]:
         """Score finished crystals; the least of several of one composition is the likeliest.
 
         Args:
             crystals: Finished crystals.
             seeds: One per crystal, for the noise of the denoising error; a scorer needs none.
+            weights: Of the skeletons that they were made in, 0 to 1; NaN, or None for all of them,
+                without symmetry.
             precision: Of the network's products.
 
         Returns:
             -log of the scorer's confidence, or, without a scorer, what the network loses on them
-            when they are noised (`diffusion.losses.denoising_error`).
+            when they are noised (`diffusion.losses.denoising_error`), less the logarithm of the
+            weight.
         """
         crystals = crystals.to(device=self.device)
+        weights = torch.full((len(crystals),), torch.nan) if weights is None else weights
+        weights = weights.to(self.device)
         if self.scorer is not None:
-            odds = self.scorer.eval()(crystals, precision)
+            odds = self.scorer.eval()(crystals, weights, precision)
             return torch.nn.functional.softplus(-odds.float())
         self.denoiser.eval()
-        return denoising_error(
+        error = denoising_error(
             in_precision(self.denoiser, precision), self.diffusion, crystals, seeds
         )
+        return error - weights.clamp_min(LEAST_WEIGHT).log().nan_to_num(0.0)
 
 
 def in_precision(denoiser: nn.Module, precision: Precision) -> Denoiser:

@@ -58,7 +58,7 @@ class FakeModel(CrystalModel):
         self.batches.append(len(n_atoms))
         return crystals
 
-    def scorer_error(self, crystals, *, seeds, precision="fp32"):
+    def scorer_error(self, crystals, *, seeds, weights=None, precision="fp32"):
         """Prefer long first lattice vectors, or whatever `score` says."""
         return self.score(crystals)
 

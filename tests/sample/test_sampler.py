@@ -279,9 +279,9 @@ def test_candidates_meet_one_noise_that_none_of_them_began_at():
     model, asked = FakeModel(), []
     score = model.scorer_error
 
-    def record(crystals, *, seeds, precision):
+    def record(crystals, *, seeds, **options):
         asked.append(list(seeds))
-        return score(crystals, seeds=seeds, precision=precision)
+        return score(crystals, seeds=seeds, **options)
 
     model.scorer_error = record
     choose(model, 4)

@@ -19,7 +19,9 @@ from crystorus.geometry.space_groups import operations, site_permutations, sites
 from crystorus.templates.retrieval import SAME_COMPOSITION_WEIGHT
 from crystorus.templates.skeletons import (
     SkeletonTable,
+    WeightedSkeleton,
     enumerate_skeletons,
+    in_turn,
     usual_form,
 )
 from crystorus.templates.skeletons import skeleton_of as skeleton_in
@@ -207,6 +209,17 @@ def test_a_crystal_of_the_very_composition_weighs_less(table, monkeypatch):
     monkeypatch.setattr("crystorus.templates.skeletons.SAME_COMPOSITION_WEIGHT", 1.0)
     more = fraction()
     assert less / (1 - less) == pytest.approx(SAME_COMPOSITION_WEIGHT * more / (1 - more))
+
+
+def test_candidates_return_to_a_likely_skeleton_before_they_try_an_unlikely_one():
+    """By hand: 0.9, 0.27, 0.081 and 0.0243 of the first; 0.06 and 0.018 of the second; 0.001."""
+    several = [
+        WeightedSkeleton(Skeleton(n, ((8, 0),)), w) for n, w in ((1, 0.9), (2, 0.06), (5, 0))
+    ]
+    taken = [one.skeleton.group for one in in_turn(several, 7)]
+    assert taken == [1, 1, 1, 2, 1, 2, 1]
+    assert [one.skeleton.group for one in in_turn(several[2:], 2)] == [5, 5]
+    assert in_turn([], 3) == []
 
 
 def test_salts_are_filled_in_as_counted_by_hand():

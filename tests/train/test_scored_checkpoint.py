@@ -34,7 +34,7 @@ def test_confidence_is_what_the_scorer_says_and_the_most_of_it_wins(scored):
     assert model.scored_by == "confidence"
     crystals = Crystals.concat(known(6))
     with torch.no_grad():
-        odds = model.scorer(crystals)
+        odds = model.scorer(crystals, torch.full((6,), torch.nan))
     assert len(set(odds.tolist())) == 6
     error = model.scorer_error(crystals, seeds=[0] * 6)
     torch.testing.assert_close((-error).exp(), odds.sigmoid())

@@ -26,17 +26,18 @@ from crystorus.train.options import ScorerOptions
 from crystorus.train.quality import rms_distance
 from crystorus.train.scorer import (
     ALONE_WEIGHT,
-    CandidateGroup,
+    Candidates,
     fit_scorer,
-    make_groups,
+    make_candidates,
     report,
     scorer_loss,
     train_scorer,
 )
 
 SAMPLER = SamplerConfig("bridge", 2)
-SHORT = {"epochs": 12, "rates": (3e-3, 1e-2), "bf16": False}
+SHORT = {"epochs": 12, "rates": (3e-3, 1e-2, 1e-2), "bf16": False}
 CANDIDATES = 4
+UNKNOWN = torch.full((1, CANDIDATES), torch.nan)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def jobs(monkeypatch):
 
 def make(store, checkpoint, folder):
     options = ScorerOptions(out=folder, checkpoint=checkpoint, candidates=3, seed=5)
-    return make_groups(store, list(range(len(store))), options, sampler=SAMPLER)
+    return make_candidates(store, list(range(len(store))), options, sampler=SAMPLER)
 
 
 def matches(made, known):
@@ -115,16 +116,17 @@ def test_what_is_not_valid_is_never_right():
 
 def test_groups_are_of_the_compositions_asked_for(store, checkpoint, jobs, tmp_path):
     groups = make(store, checkpoint, tmp_path / "parts")
-    assert len(groups) == 10
+    assert groups.right.shape == groups.weights.shape == (10, 3)
     assert jobs == [4, 4, 2]
     wanted = sorted(
         tuple(sorted(c.atomic_numbers.tolist())) for c in store.select(range(10)).split()
     )
-    found = [tuple(sorted(g.crystals.select([0]).atomic_numbers.tolist())) for g in groups]
+    each = [groups.select([n]).crystals for n in range(10)]
+    found = [tuple(sorted(several.select([0]).atomic_numbers.tolist())) for several in each]
     assert sorted(found) == wanted
-    for group in groups:
-        assert len(group.crystals) == len(group.right) == 3
-        cells = group.crystals.lattice
+    for several in each:
+        assert len(several) == 3
+        cells = several.lattice
         assert not torch.equal(cells[0], cells[1]), "each candidate has noise of its own"
 
 
@@ -133,7 +135,7 @@ def test_marks_are_those_of_the_matcher(store, checkpoint, jobs, tmp_path, monke
     truth = {tuple(c.atomic_numbers.tolist()): c for c in store.select(range(10)).split()}
     runs = iter(range(10**6))
 
-    def sample(atomic_numbers, n_atoms, *, seeds, sampler):
+    def sample(atomic_numbers, n_atoms, *, seeds, sampler, groups):
         number = next(runs) % 3
         crystals = []
         for numbers in atomic_numbers.split(n_atoms.tolist()):
@@ -143,8 +145,8 @@ def test_marks_are_those_of_the_matcher(store, checkpoint, jobs, tmp_path, monke
         return Crystals.concat(crystals)
 
     monkeypatch.setattr(scorer._loaded(checkpoint), "sample", sample)
-    for group in make(store, checkpoint, tmp_path / "parts"):
-        assert group.right.tolist() == [False, True, False]
+    made = make(store, checkpoint, tmp_path / "parts")
+    assert made.right.tolist() == [[False, True, False]] * 10
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(store, checkpoint, jobs, tmp_path):
@@ -171,7 +173,7 @@ def test_a_full_disk_leaves_no_part_behind(store, checkpoint, jobs, tmp_path, mo
 
 def test_two_workers_make_the_same(store, checkpoint, tmp_path):
     one, two = (
-        make_groups(
+        make_candidates(
             store,
             [0, 1],
             ScorerOptions(
@@ -181,12 +183,11 @@ def test_two_workers_make_the_same(store, checkpoint, tmp_path):
         )
         for n in (1, 2)
     )
-    for a, b in zip(one, two, strict=True):
-        torch.testing.assert_close(a.crystals.lattice, b.crystals.lattice)
-        assert torch.equal(a.right, b.right)
+    torch.testing.assert_close(one.crystals.lattice, two.crystals.lattice)
+    assert torch.equal(one.right, two.right)
 
 
-def groups(count: int, *, told: bool) -> list[CandidateGroup]:
+def groups(count: int, *, told: bool) -> Candidates:
     """One prototype among copies with displaced atoms; `told` marks it, otherwise a random one."""
     generator = torch.Generator().manual_seed(count)
     result = []
@@ -199,8 +200,8 @@ def groups(count: int, *, told: bool) -> list[CandidateGroup]:
             frac = crystal.frac_coords + (0.0 if n == place else moved)
             some.append(crystal.with_geometry(crystal.lattice, frac % 1))
         right = torch.arange(CANDIDATES) == marked
-        result.append(CandidateGroup(Crystals.concat(some), right))
-    return result
+        result.append(Candidates(Crystals.concat(some), UNKNOWN, right[None]))
+    return Candidates.concat(result)
 
 
 def test_the_right_one_is_found_among_others_it_has_not_seen(model):
@@ -212,7 +213,7 @@ def test_the_right_one_is_found_among_others_it_has_not_seen(model):
     assert last[0] < first[0] / 2
     assert last[1].chosen >= 0.8
     assert last[1].any == 1.0
-    assert last[1].brier < 0.15  # 0.19 says 1/4 of all
+    assert last[1].loss < first[1].loss
     assert last[1] == report(fitted, held_out), "in fp32 when all is done"
 
 
@@ -254,8 +255,8 @@ def test_the_loss_without_mixed_groups_is_finite_and_has_gradients():
 
 
 def test_nothing_to_learn_from_is_refused(model):
-    (group,) = groups(1, told=True)
-    alike = [CandidateGroup(group.crystals, torch.ones(CANDIDATES, dtype=torch.bool))]
+    one = groups(1, told=True)
+    alike = Candidates(one.crystals, one.weights, torch.ones_like(one.right))
     with pytest.raises(TrainingError, match="--compositions or --candidates"):
         next(fit_scorer(model, alike))
 
@@ -287,15 +288,15 @@ def marked(monkeypatch):
 def test_from_known_crystals_to_a_checkpoint_with_a_scorer(data, checkpoint, marked, tmp_path):
     options = ScorerOptions(out=tmp_path / "run", checkpoint=checkpoint, candidates=3, epochs=1)
     folder, found = train_scorer(data, options)
-    assert (found.groups, found.first) == (3, 1.0)
+    assert (found.compositions, found.first) == (3, 1.0)
     model = load_checkpoint(folder)
     assert model.digest == load_checkpoint(checkpoint).digest
     about = json.loads((folder / SCORER_CARD).read_text())["card"]
     assert about["compositions"] == 48
-    assert about["held_out"] == dataclasses.asdict(found)
+    assert about["held_out"] == found._asdict()
     assert about["checkpoint_sha256"] == model.digest
     with torch.no_grad():
-        odds = model.scorer(Crystals.concat(known(4)))
+        odds = model.scorer(Crystals.concat(known(4)), torch.full((4,), torch.nan))
     assert torch.isfinite(odds).all()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
     # The candidates are there already: the same again is only learning.

@@ -33,12 +33,6 @@ REDRAWS = 4
 """Further tries for a crystal inside a space group of which no candidate is valid: atoms that
 symmetry brings onto each other cannot part."""
 
-WEIGHT_OF_SKELETONS = 1.0
-"""How much the logarithm of a skeleton's weight counts beside that of the scorer's confidence."""
-
-LEAST_WEIGHT = 1e-3
-"""Weight of a skeleton that no known crystal speaks for."""
-
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps of the whole batch)."""
 
@@ -118,16 +112,16 @@ def choose_crystals(
     total = candidates * (plain.steps + plain.final_refinement_steps) + refinement
     done = 0
 
-    def groups_of(places: Sequence[int], number: int) -> SpaceGroups | None:
-        if not skeletons:
-            return None
-        return SpaceGroups.of([_candidate(skeletons[n], number).skeleton for n in places])
+    def skeletons_of(places: Sequence[int], number: int) -> list[WeightedSkeleton]:
+        several = [skeletons[n] for n in places] if skeletons else []
+        return [one[number % len(one)] for one in several]
 
     def run(
         places: Sequence[int], number: int, sampler: SamplerConfig, start: Start | None = None
     ) -> list[Crystals]:
         """Sample crystals once; returns the steps if they are wanted, then the crystals."""
         steps: list[Crystals] = []
+        kept_symmetry = [one.skeleton for one in skeletons_of(places, number)]
 
         def after(_step: int, _steps: int, present: Crystals) -> None:
             nonlocal done
@@ -142,7 +136,7 @@ def choose_crystals(
             seeds=[candidate_seed(seeds[n], number) for n in places],
             sampler=sampler,
             start=start,
-            groups=groups_of(places, number) if start is None else None,
+            groups=SpaceGroups.of(kept_symmetry) if kept_symmetry and start is None else None,
             on_step=after,
         )
         return [*steps, made.to(device="cpu")]
@@ -151,24 +145,25 @@ def choose_crystals(
     everyone = list(range(len(n_atoms)))
     kept: list[Crystals] = []  # the steps, then the crystals
     error = torch.full((len(n_atoms),), torch.inf)
-    best = error.clone()
     for number in range(candidates + (REDRAWS if skeletons else 0)):
-        places = everyone if number < candidates else best.isinf().nonzero()[:, 0].tolist()
+        places = everyone if number < candidates else error.isinf().nonzero()[:, 0].tolist()
         if not places:
             break
         made = run(places, number, plain)
-        found = (
-            _scorer_error(model, made[-1], [seeds[n] for n in places], sampler)
-            if choose
-            else torch.where(valid_crystals(made[-1]), 0.0, torch.inf)
-        )
-        preference = found.clone()
-        if skeletons:
-            weights = [_candidate(skeletons[n], number).weight for n in places]
-            preference -= WEIGHT_OF_SKELETONS * torch.tensor(weights).clamp_min(LEAST_WEIGHT).log()
-        better = preference < best[places]
+        valid = valid_crystals(made[-1]).nonzero()[:, 0]
+        found = torch.full((len(places),), torch.inf)
+        found[valid] = 0.0
+        if choose and len(valid):
+            weights = [one.weight for one in skeletons_of(places, number)] or [math.nan]
+            said = model.scorer_error(
+                made[-1].select(valid),
+                seeds=[scoring_seed(seeds[places[n]]) for n in valid.tolist()],
+                weights=torch.tensor(weights).expand(len(places))[valid],
+                precision=sampler.precision,
+            )
+            found[valid] = said.to(found).nan_to_num(nan=torch.inf)
+        better = found < error[places]
         kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
-        best[places] = torch.where(better, preference, best[places])
         error[places] = torch.where(better, found, error[places])
     if not choose:
         return kept[-1], torch.full_like(error, torch.nan), kept[:-1]
@@ -179,26 +174,6 @@ def choose_crystals(
         start=refinement_start(kept[-1], model.diffusion.steps),
     )
     return final, error, kept[:-1] + steps
-
-
-def _candidate(skeletons: Sequence[WeightedSkeleton], number: int) -> WeightedSkeleton:
-    return skeletons[number % len(skeletons)]
-
-
-def _scorer_error(
-    model: CrystalModel, made: Crystals, seeds: Sequence[int], sampler: SamplerConfig
-) -> Float[Tensor, " crystals"]:
-    """Return the scorer error of valid crystals, infinity for the others."""
-    places = valid_crystals(made).nonzero()[:, 0]
-    error = torch.full((len(made),), torch.inf)
-    if len(places):
-        found = model.scorer_error(
-            made.select(places),
-            seeds=[scoring_seed(seeds[n]) for n in places.tolist()],
-            precision=sampler.precision,
-        )
-        error[places] = found.to(error).nan_to_num(nan=torch.inf)
-    return error
 
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:

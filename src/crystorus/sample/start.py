@@ -128,8 +128,9 @@ def give_skeletons(
 ) -> tuple[Request, ...]:
     """Return the requests from noise with space groups and sites to keep.
 
-    The samples of a composition, and the candidates of a sample, take one skeleton each, the
-    likeliest first; where there are fewer, they begin again at the first. Space groups that were
+    The first sample of a composition has the likeliest skeleton first, the second the next, and so
+    on; where there are fewer, they begin again at the first. From there on the candidates of a
+    sample take the skeletons in turn (`templates.skeletons.in_turn`). Space groups that were
     asked for are filled in all ways that their sites allow where known crystals do not suffice;
     with "known", compositions that no known crystal resembles are sampled without symmetry.
 
@@ -141,7 +142,7 @@ def give_skeletons(
     Raises:
         RequestError: If no sites of the space groups asked for hold a composition.
     """
-    from crystorus.templates.skeletons import WeightedSkeleton, enumerate_skeletons
+    from crystorus.templates.skeletons import WeightedSkeleton, enumerate_skeletons, in_turn
 
     groups = parse_space_groups(options.space_group)
     if not groups:
@@ -149,7 +150,7 @@ def give_skeletons(
     wanted: dict[Composition, int] = {}
     for request in requests:
         if request.start is None:
-            count = (request.sample + 1) * options.candidates
+            count = request.sample + options.candidates
             wanted[request.composition] = max(wanted.get(request.composition, 0), count)
     found: dict[Composition, list[WeightedSkeleton]] = {}
     for composition, count in wanted.items():
@@ -174,9 +175,7 @@ def give_skeletons(
         several = found.get(request.composition, [])
         if request.start is not None or not several:
             return ()
-        first = request.sample * options.candidates
-        places = range(first, first + options.candidates)
-        return tuple(several[place % len(several)] for place in places)
+        return tuple(in_turn(several[request.sample % len(several) :], options.candidates))
 
     return tuple(replace(request, skeletons=chosen(request)) for request in requests)
 

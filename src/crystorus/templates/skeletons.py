@@ -28,6 +28,7 @@ from crystorus.geometry.space_groups import (
     site_permutations,
     sites,
 )
+from crystorus.networks.scorer import LEAST_WEIGHT
 from crystorus.templates.fitting import assign, slots_of
 from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
 from crystorus.templates.substitution import mp20_counts
@@ -35,6 +36,8 @@ from crystorus.templates.substitution import mp20_counts
 if TYPE_CHECKING:
     from moyopy import MoyoDataset
 
+AGAIN = 0.3
+"""Factor of a skeleton's weight, in the order of candidates, for every time that it was taken."""
 ENUMERATED = 2000
 """Skeletons of one space group that are enumerated at most."""
 
@@ -159,6 +162,25 @@ class SkeletonTable:
         order = np.lexsort((elements, counts, crystal))
         n_elements = np.bincount(crystal, minlength=len(several))
         return counts[order].astype(np.int64), elements[order], n_elements
+
+
+def in_turn(several: Sequence[WeightedSkeleton], count: int) -> list[WeightedSkeleton]:
+    """Return the skeletons of several candidates: always that of the greatest weight next.
+
+    A weight counts `AGAIN` times as much for every time that its skeleton was taken before: of
+    several runs inside the right skeleton some miss the crystal.
+
+    Args:
+        several: Skeletons to take.
+        count: Candidates.
+    """
+    turns = [
+        (max(one.weight, LEAST_WEIGHT) * AGAIN**turn, one)
+        for turn in range(count)
+        for one in several
+    ]
+    turns.sort(key=lambda pair: -pair[0])
+    return [one for _, one in turns[:count]]
 
 
 @lru_cache(maxsize=2)

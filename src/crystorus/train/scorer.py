@@ -13,8 +13,9 @@ import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.workers import Lost, Workers, cores, run
 from crystorus.checkpoint import CARD, SHIPPED, SKELETONS, WEIGHTS, load_checkpoint, save_scorer
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
+from crystorus.data.convert import split
 from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.diffusion.process import Diffusion
+from crystorus.diffusion.space_groups import Skeleton, SpaceGroups
 from crystorus.errors import GenerationError, OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
@@ -39,9 +43,11 @@ from crystorus.runs.folder import claim
 from crystorus.sample.choosing import candidate_seed
 from crystorus.sample.requests import crystal_seed
 from crystorus.sample.sampler import sampler_at
+from crystorus.templates.skeletons import WeightedSkeleton, in_turn, skeleton_of, table_of
 from crystorus.terminal import log, progress
 from crystorus.train.options import ScorerOptions
 from crystorus.train.quality import rms_distance
+from crystorus.train.space_groups import SYMPREC
 
 CHECKPOINT, CANDIDATES, CACHE = "checkpoint", "candidates", "data.store"
 PART = 64
@@ -56,47 +62,64 @@ BATCH = 16
 """Groups per step."""
 WARM_UP = 50
 """Steps over which the learning rate rises."""
-RATES = (5e-4, 1e-3)
-"""Peak learning rates of the network and of the head, which is new."""
+RATES = (2e-4, 1e-3, 3e-2)
+"""Peak learning rates of the network's last block, of the head and of the three numbers that say
+what weights of skeletons are worth."""
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class CandidateGroup:
-    """Candidates of one composition.
+class Candidates:
+    """As many candidates of each of several compositions.
 
     Attributes:
-        crystals: K finished crystals.
+        crystals: Finished crystals, composition by composition.
+        weights: Of the skeletons that they were made in; NaN without symmetry.
         right: Which of them are the known one.
     """
 
     crystals: Crystals
-    right: Bool[Tensor, " candidates"]
+    weights: Float[Tensor, "compositions candidates"]
+    right: Bool[Tensor, "compositions candidates"]
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def select(self, places: Sequence[int]) -> "Candidates":
+        """Return the candidates of the compositions at these places."""
+        several, chosen = self.right.shape[1], torch.tensor(places, dtype=torch.long)
+        crystals = [several * place + n for place in places for n in range(several)]
+        return Candidates(self.crystals.select(crystals), self.weights[chosen], self.right[chosen])
+
+    @staticmethod
+    def concat(parts: "Sequence[Candidates]") -> "Candidates":
+        """Join the candidates of all compositions."""
+        return Candidates(
+            Crystals.concat([part.crystals for part in parts]),
+            torch.cat([part.weights for part in parts]),
+            torch.cat([part.right for part in parts]),
+        )
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a choice among the candidates of held-out groups finds.
+class Report(NamedTuple):
+    """What a choice among the candidates of held-out compositions finds."""
 
-    Attributes:
-        groups: How many there are.
-        first: Fraction whose first candidate is right.
-        chosen: Fraction whose candidate with the most confidence is right.
-        any: Fraction with a right candidate.
-        brier: Mean square of confidence minus outcome over all candidates.
-    """
-
-    groups: int
+    compositions: int
     first: float
+    """Fraction whose first candidate is right."""
     chosen: float
+    """Fraction whose candidate with the most confidence is right."""
     any: float
-    brier: float
+    """Fraction with a right candidate."""
+    loss: float
+    """What is trained to be small (`scorer_loss`)."""
 
     def __str__(self) -> str:
         return (
-            f"of {self.groups} held-out compositions the first candidate is right for "
-            f"{self.first:.1%}, the chosen one for {self.chosen:.1%}, any for {self.any:.1%}"
+            f"of {self.compositions} held-out compositions the first candidate is right for "
+            f"{self.first:.1%}, the chosen one for {self.chosen:.1%}, any for {self.any:.1%}; "
+            f"loss {self.loss:.3f}"
         )
 
 
@@ -108,8 +131,8 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
         options: Where the run goes, and how large it is.
 
     Returns:
-        The folder of the checkpoint, and what its scorer finds among held-out compositions; None
-        if there are too few to hold any out.
+        The folder of the checkpoint, and what its scorer, of the pass with the least loss there,
+        finds among held-out compositions; None if there are too few to hold any out.
 
     Raises:
         TrainingError: If the data are missing, or there is nothing to learn from.
@@ -127,6 +150,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
     model = _loaded(source)
     _network_of(model)
     decisive = {"candidates": options.candidates, "compositions": options.compositions}
+    decisive["skeletons"] = len(model.skeletons)
     settings = {"checkpoint_sha256": model.digest, "seed": options.seed} | decisive
     with (
         claim(out, "train-scorer", settings, names=(CANDIDATES, CHECKPOINT), replace="") as folder,
@@ -146,44 +170,47 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
         sampler = sampler_at("fast", config.sampling, config.preset, model.diffusion.steps)
         chosen = np.random.default_rng(options.seed).permutation(len(store))[: options.compositions]
         with progress("candidates", "compositions") as update:
-            groups = make_groups(
+            made = make_candidates(
                 store,
                 chosen.tolist(),
                 options,
                 sampler=replace(sampler, precision="bf16" if bf16 else "fp32"),
                 on_done=update,
             )
-        learnt, held_out = groups, []
-        if len(groups) >= 2 * HELD_OUT:
-            held_out = groups[::HELD_OUT]
-            learnt = [group for n, group in enumerate(groups) if n % HELD_OUT]
-        found = None
-        fitting = fit_scorer(model, learnt, epochs=options.epochs, seed=options.seed, bf16=bf16)
-        with progress("scorer", "passes", total=options.epochs) as update:
-            for epoch, (scorer, loss) in enumerate(fitting, start=1):
-                found = report(scorer, held_out) if held_out else None
-                log("scorer", f"pass {epoch} of {options.epochs}, loss {loss:.3f}; {found}")
-                update(epoch, options.epochs)
+        places = range(len(made))
+        seen = places[::HELD_OUT] if len(made) >= 2 * HELD_OUT else places[:0]
+        held_out = made.select(seen)
+        learnt = made.select([n for n in places if n not in seen])
         result = out / CHECKPOINT
         result.mkdir(exist_ok=True)
         for name in (WEIGHTS, CARD, SKELETONS):
             if (source / name).exists():  # not every checkpoint has skeletons
                 shutil.copyfile(source / name, result / name)
-        about = settings | {"data_sha256": digest, "compositions": len(groups)}
-        about |= {"epochs": options.epochs, "held_out": found and asdict(found)}
-        save_scorer(scorer, result, about)
+        about = settings | {"data_sha256": digest, "compositions": len(made)}
+        about["began_as"] = model.scorer_digest or model.digest
+        best = None
+        fitting = fit_scorer(model, learnt, epochs=options.epochs, seed=options.seed, bf16=bf16)
+        with progress("scorer", "passes", total=options.epochs) as update:
+            for epoch, (scorer, loss) in enumerate(fitting, start=1):
+                found = report(scorer, held_out) if len(held_out) else None
+                log("scorer", f"pass {epoch} of {options.epochs}, loss {loss:.3f}; {found}")
+                if found is None or best is None or found.loss < best.loss:
+                    best = found
+                    about |= {"epochs": epoch, "held_out": found and found._asdict()}
+                    save_scorer(scorer, result, about)
+                update(epoch, options.epochs)
         folder.finish()
-    return result, found
+    return result, best
 
 
-def make_groups(
+def make_candidates(
     store: CrystalStore,
     order: Sequence[int],
     options: ScorerOptions,
     *,
     sampler: SamplerConfig,
     on_done: Callable[[int, int], None] = lambda done, total: None,
-) -> list[CandidateGroup]:
+) -> Candidates:
     """Make what is missing of the candidates and return all of them.
 
     They are kept in parts, one file each, so that an interrupted run goes on from the finished
@@ -229,7 +256,7 @@ def make_groups(
             save_file(made, aside)
         done += len(made["right"])
         on_done(done, len(by_size))
-    return [group for path in parts for group in _read_part(path)]
+    return Candidates.concat([_read_part(path) for path in parts])
 
 
 @functools.lru_cache(maxsize=1)
@@ -239,17 +266,31 @@ def _loaded(checkpoint: Path) -> CrystalModel:
 
 
 def _make_part(job: tuple[Path, Crystals, list[int], SamplerConfig, int]) -> dict[str, Tensor]:
-    """Make all candidates of a part, those of one composition side by side, and compare them."""
+    """Make all candidates of a part, those of one composition side by side, and compare them.
+
+    They are what `sample --candidates` chooses among, the skeleton of the known crystal itself left
+    out, and one without symmetry.
+    """
     checkpoint, known, seeds, sampler, candidates = job
     model = _loaded(checkpoint)
+    table, number_of = table_of(model.skeletons), {s: n for n, s in enumerate(model.skeletons)}
+    skeletons = []
+    for crystal in split(known):
+        composition = Composition.of(crystal.atomic_numbers.tolist())
+        own = number_of.get(skeleton_of(crystal, dataset(crystal, SYMPREC)), -1)
+        several = in_turn(table.find(composition, limit=candidates, exclude=own), candidates - 1)
+        free = Skeleton(1, tuple((z, 0) for z in composition.atomic_numbers))
+        several += [WeightedSkeleton(free, math.nan)] * (candidates - len(several))
+        skeletons.append(several)
     made = [
         model.sample(
-            known.atomic_numbers,
+            torch.tensor([z for one in several for z in one.skeleton.atomic_numbers]),
             known.n_atoms,
             seeds=[candidate_seed(seed, number) for seed in seeds],
             sampler=sampler,
+            groups=SpaceGroups.of([one.skeleton for one in several]),
         ).split()
-        for number in range(candidates)
+        for number, several in enumerate(zip(*skeletons, strict=True))
     ]
     groups = list(zip(*made, strict=True))
     right = [
@@ -262,40 +303,40 @@ def _make_part(job: tuple[Path, Crystals, list[int], SamplerConfig, int]) -> dic
         "frac_coords": crystals.frac_coords.contiguous(),
         "atomic_numbers": crystals.atomic_numbers.contiguous(),
         "n_atoms": crystals.n_atoms.contiguous(),
+        "weights": torch.tensor([[one.weight for one in several] for several in skeletons]),
         "right": torch.tensor(right),
     }
 
 
-def _read_part(path: Path) -> Iterator[CandidateGroup]:
+def _read_part(path: Path) -> Candidates:
     tensors = load_file(path)
-    right = tensors.pop("right")
-    crystals, candidates = Crystals(**tensors), right.shape[1]
-    for n, row in enumerate(right):
-        yield CandidateGroup(crystals.select(range(n * candidates, (n + 1) * candidates)), row)
+    weights, right = tensors.pop("weights"), tensors.pop("right")
+    return Candidates(Crystals(**tensors), weights, right)
 
 
 def fit_scorer(
     model: CrystalModel,
-    groups: Sequence[CandidateGroup],
+    candidates: Candidates,
     *,
     epochs: int = 4,
     seed: int = 0,
     bf16: bool = True,
-    rates: tuple[float, float] = RATES,
+    rates: tuple[float, float, float] = RATES,
 ) -> Iterator[tuple[Scorer, float]]:
-    """Fit a scorer of a model's crystals; it begins as the model's own network.
+    """Fit a scorer of a model's crystals; it begins as the model's scorer, else as its network.
 
-    Within a group with right and wrong candidates the loss is -log of the fraction that a softmax
-    gives to the right ones; every candidate alone adds its cross-entropy. In every pass the
-    crystals are noised anew, a little, so that there is less to learn by heart.
+    Only the last block of the network and the head learn: all of it learns its crystals by heart.
+    The loss is -log of the fraction that a softmax over the candidates of a composition gives to
+    the right ones; every candidate alone adds its cross-entropy. In every pass the crystals are
+    noised anew, a little, so that there is less to learn by heart.
 
     Args:
         model: The checkpoint that made the candidates.
-        groups: What to learn from.
+        candidates: What to learn from.
         epochs: Passes over them.
         seed: Decides their order and the head's first weights.
         bf16: Whether products inside the network's blocks are in bf16.
-        rates: Peak learning rates of network and head; they fall to zero by half a cosine.
+        rates: Peak learning rates, as in `RATES`; they fall to zero by half a cosine.
 
     Yields:
         After every pass the scorer, the same one, and the mean loss.
@@ -304,18 +345,24 @@ def fit_scorer(
         TrainingError: If the model is of another preset, or there is nothing to tell apart.
     """
     network = _network_of(model)
-    if not any(bool(group.right.any() and not group.right.all()) for group in groups):
+    right = candidates.right
+    if not (right.any(1) & ~right.all(1)).any():
         raise TrainingError(
-            f"of {len(groups)} compositions none has both right and wrong candidates: ask for more "
-            "--compositions or --candidates, or train the checkpoint further"
+            f"of {len(candidates)} compositions none has both right and wrong candidates: ask for "
+            "more --compositions or --candidates, or train the checkpoint further"
         )
     torch.manual_seed(seed)
-    scorer = Scorer(copy.deepcopy(network), level=round(LEVEL * model.diffusion.steps))
-    parts = ({"params": scorer.network.parameters()}, {"params": scorer.head.parameters()})
-    optimizer = torch.optim.AdamW(parts, weight_decay=WEIGHT_DECAY)
-    sizes = np.array([int(group.crystals.n_atoms[0]) for group in groups])
+    scorer = copy.deepcopy(
+        model.scorer or Scorer(network, level=round(LEVEL * model.diffusion.steps))
+    )
+    scorer.network.requires_grad_(False)
+    last = scorer.network.blocks[-1].requires_grad_(True)
+    parts = (last.parameters(), scorer.head.parameters(), [scorer.prior])
+    groups_of_weights = [{"params": list(part)} for part in parts]
+    optimizer = torch.optim.AdamW(groups_of_weights, weight_decay=WEIGHT_DECAY)
+    sizes = candidates.crystals.n_atoms.view(right.shape)[:, 0].numpy()
     generator, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    steps, step = epochs * -(-len(groups) // BATCH), 0
+    steps, step = epochs * -(-len(candidates) // BATCH), 0
     for _ in range(epochs):
         scorer.train()
         losses = []
@@ -323,12 +370,12 @@ def fit_scorer(
         order = np.argsort(sizes + generator.uniform(0, 1.5, len(sizes)), kind="stable")
         starts = range(0, len(order), BATCH)
         for number in generator.permutation(len(starts)):
-            chosen = [groups[n] for n in order[starts[number] : starts[number] + BATCH]]
+            chosen = candidates.select(order[starts[number] : starts[number] + BATCH].tolist())
             factor = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            odds, right = _odds(scorer, chosen, model.diffusion, noise, bf16=bf16)
-            loss = scorer_loss(odds, right)
+            odds = _odds(scorer, chosen, model.diffusion, noise, bf16=bf16)
+            loss = scorer_loss(odds, chosen.right)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(scorer.parameters(), CLIP_NORM)
@@ -349,9 +396,10 @@ def _network_of(model: CrystalModel) -> FieldNet:
 
 
 def scorer_loss(
-    odds: Float[Tensor, "groups candidates"], right: Bool[Tensor, "groups candidates"]
+    odds: Float[Tensor, "compositions candidates"],
+    right: Bool[Tensor, "compositions candidates"],
 ) -> Float[Tensor, ""]:
-    """Return the loss of a batch of groups.
+    """Return the loss of a batch.
 
     Args:
         odds: Log-odds that each candidate is right.
@@ -364,31 +412,32 @@ def scorer_loss(
 
 
 @torch.no_grad()
-def report(scorer: Scorer, groups: Sequence[CandidateGroup]) -> Report:
-    """Let the scorer choose among the candidates of every group."""
+def report(scorer: Scorer, candidates: Candidates) -> Report:
+    """Let the scorer choose among the candidates of every composition."""
     scorer.eval()
-    found = [_odds(scorer, groups[n : n + BATCH]) for n in range(0, len(groups), BATCH)]
-    odds, right = torch.cat([o for o, _ in found]), torch.cat([r for _, r in found])
-    chosen = right.gather(1, odds.argmax(1, keepdim=True))
-    brier = (odds.sigmoid() - right.to(odds)).square().mean()
-    first, taken, some = (float(s.double().mean()) for s in (right[:, 0], chosen, right.any(1)))
-    return Report(len(groups), first, taken, some, float(brier))
+    several = range(len(candidates))
+    parts = [several[first : first + BATCH] for first in several[::BATCH]]
+    odds = torch.cat([_odds(scorer, candidates.select(part)) for part in parts])
+    right = candidates.right
+    taken = right.gather(1, odds.argmax(1, keepdim=True))
+    first, chosen, some = (float(s.double().mean()) for s in (right[:, 0], taken, right.any(1)))
+    return Report(len(candidates), first, chosen, some, float(scorer_loss(odds, right)))
 
 
 def _odds(
     scorer: Scorer,
-    groups: Sequence[CandidateGroup],
+    candidates: Candidates,
     diffusion: Diffusion | None = None,
     noise: torch.Generator | None = None,
     *,
     bf16: bool = False,
-) -> tuple[Float[Tensor, "groups candidates"], Bool[Tensor, "groups candidates"]]:
-    """Return the log-odds of all candidates, noised if there is a process, and the truth."""
-    crystals = Crystals.concat([group.crystals for group in groups])
+) -> Float[Tensor, "compositions candidates"]:
+    """Return the log-odds of all candidates, noised if there is a process."""
+    crystals = candidates.crystals
     if diffusion is not None:
         atoms = torch.randn(crystals.frac_coords.shape, generator=noise)
         cells = torch.randn((len(crystals), 6), generator=noise)
         t = torch.full_like(crystals.n_atoms, scorer.level)
         crystals, _ = diffusion.noise(crystals, t, atoms, cells)
-    odds = scorer(crystals, "bf16" if bf16 else "fp32").float()
-    return odds.view(len(groups), -1), torch.stack([group.right for group in groups])
+    odds = scorer(crystals, candidates.weights.flatten(), "bf16" if bf16 else "fp32")
+    return odds.float().view(candidates.right.shape)
