@@ -159,6 +159,23 @@ def test_running_again_changes_nothing_and_relaxes_nothing(finished, alloys, mon
     assert (finished / "table.csv").read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["masses = 1.5", "forces = 'x'", "numbers = x'c8000000'", "positions = x'00'", "cell = NULL",
+     "key_value_pairs = json_set(key_value_pairs, '$.kind', json('[]'))",
+     "key_value_pairs = json_remove(key_value_pairs, '$.name')",
+     "key_value_pairs = json_set(key_value_pairs, '$.energy_per_atom', 'x')"],
+)  # fmt: skip
+def test_rows_that_no_campaign_wrote_are_refused_in_one_sentence(
+    finished, alloys, tmp_path, change
+):
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    with contextlib.closing(sqlite3.connect(other / "campaign.db")) as plain:
+        plain.execute(f"UPDATE systems SET {change} WHERE id = 2")
+        plain.commit()
+    one_sentence(crystorus("rank", other, "--references", alloys, *AGAIN), "cannot be read")
+
+
 def test_without_out_the_folder_is_named_after_the_system(
     tmp_path, alloys, fake_model, monkeypatch
 ):

@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any
 
 import ase.db
+import numpy as np
 from ase.db.row import AtomsRow
 
 from crystal_fidelity.files import disk_errors
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystal_fidelity.workers import Lost, Workers, run
 from crystorus.errors import CalculatorError, CampaignError, FileError
 from crystorus.hull.candidates import (
@@ -39,6 +41,10 @@ WAITING = "waiting"
 FILES = (
     DATABASE, f"{DATABASE}-journal", GENERATED_FILES, "compositions.csv", "table.csv",
     "summary.json", "phases", "phases-symmetrised", "hull.svg", "hull.png", "report.html",
+)  # fmt: skip
+_NUMBERS = (
+    "energy_per_atom", "volume_change", "steps", "original", "e_above_hull", "rank",
+    "prototype_fraction", "share_of_votes",
 )  # fmt: skip
 _ROWS_PER_COMMIT = 500
 _MAX_FAILURES = 10  # structures in a row, from the first, that a calculator may throw on
@@ -262,13 +268,18 @@ class Campaign:
 
     def _rows(self, selection: str, *, plain: bool = False) -> Iterator[AtomsRow]:
         with self._reading():
-            yield from self._db.select(selection, sort="id", include_data=not plain)
+            for row in self._db.select(selection, sort="id", include_data=not plain):
+                _check(row)
+                yield row
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+        except (
+            sqlite3.DatabaseError, LookupError, ValueError, TypeError, AttributeError,
+            RecursionError,
+        ) as error:  # fmt: skip
             raise CampaignError(
                 f"{self.database} cannot be read ({error}): restore it, or choose another --out"
             ) from error
@@ -294,6 +305,22 @@ class Campaign:
             raise CampaignError(
                 f"{self.database} is damaged ({error}): restore it, or choose another --out"
             ) from error
+
+
+def _check(row: AtomsRow) -> None:
+    """Make sure that a row of somebody else's database is one of a campaign.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    pairs = row.key_value_pairs
+    atoms = (row.numbers > 0).all() and (row.numbers <= MAX_ATOMIC_NUMBER).all() and row.natoms
+    finite = np.isfinite(row.positions).all() and np.isfinite(row.cell).all()
+    texts = all(isinstance(pairs.get(name), str) for name in ("name", "kind", "stage", "status"))
+    plain = all(isinstance(value, str | int | float) for value in pairs.values())
+    numbers = all(isinstance(pairs.get(name, 0), int | float) for name in _NUMBERS)
+    if not (atoms and finite and texts and plain and numbers):
+        raise ValueError(f"row {row.id} is none of a campaign")
 
 
 def _pairs(one: InputStructure) -> dict[str, str | float]:

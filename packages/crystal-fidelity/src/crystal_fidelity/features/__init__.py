@@ -6,9 +6,11 @@ identity travels with the numbers and is checked wherever two sets meet.
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal, Protocol, runtime_checkable
 from zipfile import BadZipFile
 
@@ -29,6 +31,11 @@ from crystal_fidelity.structures import (
 from crystal_fidelity.validity import closest_contacts
 
 FLUSH_EVERY = 512
+_TORN = (
+    ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, RuntimeError, BadZipFile,
+    MemoryError, OverflowError, SyntaxError, TokenError, zlib.error,
+)  # fmt: skip
+"""What numpy raises on damaged .npz files."""
 """Structures between two writes of the cache."""
 DISTANCE_NAMES = {
     "chgnet": "Fréchet CHGNet distance",
@@ -135,7 +142,7 @@ def load_features(path: str | Path) -> FeatureSet:
             identity = Identity(**json.loads(str(content["identity"])))
             names = tuple(str(name) for name in content["names"])
             failures = tuple((str(a), str(b)) for a, b in content["failures"])
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+    except _TORN as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not a feature file of this package: {error}") from error
@@ -196,7 +203,7 @@ class RowCache:
         try:
             with np.load(path, allow_pickle=False) as content:
                 digests, rows = content["digests"], content["rows"]
-        except (ValueError, KeyError, EOFError, OSError, BadZipFile):
+        except _TORN:
             return {}
         if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) != len(digests):
             return {}
