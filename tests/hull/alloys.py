@@ -143,6 +143,7 @@ def guided_fake(step_s: float = 0.0):
                 config=SimpleNamespace(sampling=SamplerConfig(steps=3), preset="default"),
                 diffusion=SimpleNamespace(steps=1000), statistics=CellStatistics.neutral(),
                 trained_elements=frozenset({3, 8, 26}), max_atoms=20, digest="0" * 64,
+                skeletons=(),
             )  # fmt: skip
 
         def sample(
