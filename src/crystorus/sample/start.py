@@ -36,7 +36,7 @@ class StartingStructure:
         noised: Whether noise is added; see `Start`.
         held_atoms: Atoms that stay, by place in `crystal`.
         held_cell: Whether the cell stays.
-        prototype_fraction: Fraction of the prototype weight that this prototype has.
+        prototype_fraction: Probability that this prototype is right and those before it are not.
         same_composition: Whether it is a known crystal of this very composition.
         substitution: Elements of the template and what stands for them, such as "Sr>Ba Ti>Zr".
     """

@@ -206,4 +206,5 @@ def _fit(one: _Derivation, numbers: np.ndarray, distances: np.ndarray, beside: f
         np.array([one.cost + beside]),
         found.distances[None].astype(np.float32),
         np.array([False]),
+        np.array([True]),
     )

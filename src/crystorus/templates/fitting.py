@@ -24,6 +24,7 @@ class Fits:
         cost: Cost of the substitution, [N].
         distances: Surroundings, the wanted elements in the order of `slots_of`, [N, m, m, 6].
         same: Whether no element was substituted, [N].
+        derived: Whether the template has another pattern, see `derivatives`, [N].
     """
 
     templates: np.ndarray
@@ -31,6 +32,7 @@ class Fits:
     cost: np.ndarray
     distances: np.ndarray
     same: np.ndarray
+    derived: np.ndarray
 
     def __len__(self) -> int:
         return len(self.templates)
@@ -44,6 +46,7 @@ class Fits:
             np.concatenate([fit.cost for fit in fits]),
             np.concatenate([fit.distances for fit in fits]),
             np.concatenate([fit.same for fit in fits]),
+            np.concatenate([fit.derived for fit in fits]),
         )
 
 
@@ -106,6 +109,7 @@ def fit_pattern(
         cost[near],
         group.distances[near[:, None, None], slot[:, :, None], slot[:, None, :]],
         (elements == wanted).all(1),
+        np.zeros(len(near), dtype=bool),
     )
 
 

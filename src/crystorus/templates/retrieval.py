@@ -19,7 +19,8 @@ from crystorus.geometry.symmetry import supercell
 from crystorus.templates.derivatives import MAX_COST_BEYOND, fit_derivatives
 from crystorus.templates.fitting import Fits, fit_pattern
 from crystorus.templates.library import TemplateLibrary
-from crystorus.templates.surroundings import differences
+from crystorus.templates.ranking import shipped_ranking, shortlist
+from crystorus.templates.surroundings import differences, match_probability
 
 NEAREST = 200
 """Number of templates, nearest in cost, that are considered."""
@@ -39,9 +40,11 @@ KNOWN_PHASE_WEIGHT = 0.2
 composition."""
 KNOWN_WITHIN = 0.05
 """Difference of surroundings within which a template counts as that phase."""
-DISTINCT_FROM = 0.08
-"""Difference of surroundings from which two templates count as two prototypes; half of the pairs
-that differ so much still match (StructureMatcher, stol 0.5)."""
+DISTINCT_FROM = 0.05
+"""Difference of surroundings from which two templates count as two prototypes."""
+PROTOTYPES, PROTOTYPES_FROM, CHEAPEST = 12, 0.08, 28
+"""The network weighs the first twelve prototypes by weight, as different as this, and the 28
+templates nearest in cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,8 @@ class Template:
         cost: -log of the probability that the prototype survives the substitution, the least
             likely of its elements counted 1.6 times, >= 0; 0.022 per element that stays. For one
             of another pattern, with what a derivative costs.
-        prototype_fraction: Weight of this prototype as a fraction of that of all templates, 0 to
-            1; a known phase of the very composition counts in full here, and less in the order of
-            the templates.
+        prototype_fraction: Probability, as the ranking sees it, that this template is right and
+            those before it are not, 0 to 1; 0 for what comes after its shortlist.
         copies: Template cells along each lattice vector.
         distances: Surroundings with the elements in the order of the wanted slots.
         same_composition: Whether no element was substituted.
@@ -93,6 +95,49 @@ def find_templates(
     Returns:
         At most `limit` templates, empty if none fits.
     """
+    fits = candidates(library, composition, exclude=exclude)
+    if fits is None:
+        return []
+    apart = differences(fits.distances)
+    by_weight = np.argsort(-prototype_weights(fits.cost, apart, fits.same), kind="stable")
+    some = shortlisted(fits, apart, by_weight)
+    ranking = shipped_ranking()
+    described = shortlist(
+        library,
+        composition,
+        fits,
+        some,
+        np.log(cost_weights(fits.cost)),
+        ranking.log_volumes.numpy(),
+    )
+    with torch.no_grad():
+        left = ranking(described)[0].double().numpy()
+    alike = match_probability(apart[np.ix_(some, some)])
+    chosen: list[int] = []
+    fractions: list[float] = []
+    free = np.ones(len(some), dtype=bool)
+    while free.any() and len(chosen) < limit:
+        # The one most likely to match where those before it do not.
+        gains = np.where(free, alike @ left, -1.0)
+        best = int(gains.argmax())
+        chosen.append(int(some[best]))
+        fractions.append(float(gains[best]))
+        left = left * (1 - alike[best])
+        free &= apart[some, some[best]] >= DISTINCT_FROM
+    for n in by_weight.tolist():
+        if len(chosen) < limit and (apart[n, chosen] >= DISTINCT_FROM).all():
+            chosen.append(n)
+            fractions.append(0.0)
+    return [
+        _template(library, fits, n, fraction, composition.n_atoms)
+        for n, fraction in zip(chosen, fractions, strict=True)
+    ]
+
+
+def candidates(
+    library: TemplateLibrary, composition: Composition, *, exclude: int = -1
+) -> Fits | None:
+    """Return all templates that are considered for a composition, as `find_templates` does."""
     plain = None
     for copies in _divisors(math.gcd(*(count for _, count in composition.counts))):
         smaller = Composition(tuple((z, count // copies) for z, count in composition.counts))
@@ -105,19 +150,22 @@ def find_templates(
         below = nearest + MAX_COST_BEYOND
         derived = fit_derivatives(library, composition, below=below, exclude=exclude)
     pools = [pool for pool in (plain, derived) if pool is not None]
-    if not pools:
-        return []
-    fits = Fits.concat(pools)
-    apart = differences(fits.distances)
-    fraction, factor = _prototype_weights(fits.cost, apart, fits.same)
-    chosen: list[int] = []
-    for n in np.argsort(-fraction * factor, kind="stable").tolist():
-        # Of templates with one prototype the most preferred alone.
-        if (apart[n, chosen] >= DISTINCT_FROM).all():
-            chosen.append(n)
-            if len(chosen) == limit:
-                break
-    return [_template(library, fits, n, float(fraction[n]), composition.n_atoms) for n in chosen]
+    return Fits.concat(pools) if pools else None
+
+
+def shortlisted(fits: Fits, apart: np.ndarray, by_weight: np.ndarray) -> np.ndarray:
+    """Return which templates the network weighs: prototypes of most weight, and the nearest.
+
+    Args:
+        fits: All that are considered.
+        apart: Differences of their surroundings, [N, N].
+        by_weight: Their numbers, the greatest prototype weight first, [N].
+    """
+    prototypes: list[int] = []
+    for n in by_weight.tolist():
+        if len(prototypes) < PROTOTYPES and (apart[n, prototypes] >= PROTOTYPES_FROM).all():
+            prototypes.append(n)
+    return np.union1d(prototypes, np.argsort(fits.cost, kind="stable")[:CHEAPEST])
 
 
 def substitute(
@@ -153,23 +201,24 @@ def substitute(
     )
 
 
-def _prototype_weights(
-    cost: np.ndarray, apart: np.ndarray, same: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each template's prototype weight as a fraction of all, and its factor in the order.
+def cost_weights(cost: np.ndarray) -> np.ndarray:
+    """Return the weight of each template by its cost alone, the nearest about 1."""
+    beyond = cost - cost.min()
+    return np.asarray(sum(factor * np.exp(-beyond / t) for factor, t in DECAYS))
+
+
+def prototype_weights(cost: np.ndarray, apart: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Return each template's weight together with that of those like it.
 
     Args:
         cost: Of each template, [N].
         apart: Differences of their surroundings, [N, N].
         same: Whether no element was substituted, [N].
     """
-    beyond = cost - cost.min()
-    weight = sum((factor * np.exp(-beyond / t) for factor, t in DECAYS), np.zeros_like(cost))
-    weight *= np.where(same, SAME_COMPOSITION_WEIGHT, 1.0)
+    weight = cost_weights(cost) * np.where(same, SAME_COMPOSITION_WEIGHT, 1.0)
     shared = np.exp(-0.5 * (apart / KERNEL_WIDTH) ** 2) @ weight + OWN_WEIGHT * weight
     known = (apart[:, same] < KNOWN_WITHIN).any(1)
-    fraction = shared / (1 + OWN_WEIGHT) / weight.sum()
-    return fraction, np.where(known, KNOWN_PHASE_WEIGHT, 1.0)
+    return np.asarray(shared * np.where(known, KNOWN_PHASE_WEIGHT, 1.0))
 
 
 def _template(

@@ -23,7 +23,8 @@ SAME_PROTOTYPE = 0.06
 ENOUGH_PAIRS = 20_000
 """Pairs from which a library is trusted to say itself what stands in for what."""
 _PRIOR_PAIRS = 34.0
-_LARGEST_BUCKET = 400
+LARGEST_BUCKET = 400
+"""Crystals that differ in one element and are compared with each other at most."""
 _IDENTITY = 0.978
 # Fraction of pairs that keep their prototype against the distance of the substituted elements in
 # standardised properties, read off 140 893 pairs of MP-20 train.
@@ -92,7 +93,7 @@ def count_substitutions(crystals: Iterable[Surroundings]) -> SubstitutionCounts:
 
 
 def _pieces(members: list[tuple[int, np.ndarray]]) -> Iterable[list[tuple[int, np.ndarray]]]:
-    cuts = [*range(0, len(members), _LARGEST_BUCKET), len(members)]
+    cuts = [*range(0, len(members), LARGEST_BUCKET), len(members)]
     return (members[start:stop] for start, stop in pairwise(cuts))
 
 

@@ -13,6 +13,10 @@ NEIGHBOURS = 6
 """Distances kept per pair of elements."""
 CUTOFF = 2.6
 """Distances are cut here, in units of (V/n)^⅓; a shell of 70 atoms of a close packing."""
+# Fraction of 1 999 templates for crystals of MP-20 train left out that match (StructureMatcher,
+# stol 0.5), by their difference.
+_DIFFERENCES = (0.0, 0.015, 0.025, 0.035, 0.045, 0.055, 0.07, 0.09, 0.11, 0.14, 0.175, 0.25, 0.4, 2)
+_MATCHING = (1.0, 0.967, 0.93, 0.85, 0.8, 0.74, 0.57, 0.36, 0.22, 0.15, 0.07, 0.04, 0.01, 0.001)
 _COINCIDENT = 1e-6
 _BLOCK = 4_000_000  # distances held at a time, 32 MB
 
@@ -118,6 +122,11 @@ def differences(distances: np.ndarray) -> np.ndarray:
     apart = squares[:, None] + squares - 2 * rows @ rows.T
     np.fill_diagonal(apart, 0.0)
     return np.asarray(np.sqrt(np.maximum(apart, 0) / rows.shape[1]))
+
+
+def match_probability(difference: np.ndarray) -> np.ndarray:
+    """Return the probability that two crystals match whose surroundings differ so much."""
+    return np.interp(difference, _DIFFERENCES, _MATCHING)
 
 
 def distances_between(

@@ -1,0 +1,249 @@
+"""How much each template counts, by a small network that sees elements and sites together.
+
+A cost of substitution knows how well one element stands in for another, whatever else is in the
+crystal. The network compares the elements on each site within their compositions, and the wanted
+elements with the distances that the template has for them. It adds to the logarithm of the weight
+that the costs give. `tools/train_template_ranking.py` fits it to MP-20 train, every crystal left
+out in turn; what it has learned is about elements and distances, so it serves any library.
+"""
+
+import functools
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crystorus.data.compositions import Composition
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
+from crystorus.networks.embedding import element_descriptors
+from crystorus.templates.fitting import Fits, slots_of
+from crystorus.templates.library import TemplateLibrary
+from crystorus.templates.surroundings import NEIGHBOURS
+
+FEATURES = 9
+_ELEMENT, _SLOT, _JOINED, _HIDDEN = 24, 24, 24, 32
+_SCALE = 3.0  # of what the network adds to the logarithm of a weight
+_SAME_SHAPE = 0.023  # difference of surroundings over which templates add to each other
+_OWN = 0.08  # part of its own weight that a template counts a second time
+_LIKE = 0.06  # the same as _SAME_SHAPE, for a wider look
+_PHASE = 0.05  # difference from a known phase of the very composition
+_MASKED = -1e4
+
+
+class Shortlist(NamedTuple):
+    """B compositions and up to M templates of each, m elements in all of them.
+
+    Attributes:
+        wanted: Elements of the composition, in the order of `slots_of`, [B, m].
+        counts: Atoms of each in the cell, [B, m].
+        old: Element of the template where each of them goes, [B, M, m].
+        distances: Surroundings of the templates, [B, M, m, m, NEIGHBOURS].
+        features: Of each template, as `shortlist` gives them, [B, M, FEATURES].
+        mask: Which of the M there are, [B, M].
+    """
+
+    wanted: Int[Tensor, "B m"]
+    counts: Float[Tensor, "B m"]
+    old: Int[Tensor, "B M m"]
+    distances: Float[Tensor, "B M m m neighbours"]
+    features: Float[Tensor, "B M features"]
+    mask: Tensor
+
+
+class TemplateRanking(nn.Module):
+    """Gives each template of a shortlist its weight.
+
+    Args:
+        dropout: Fraction of features dropped in training.
+    """
+
+    table: Tensor
+    log_volumes: Tensor
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        table = element_descriptors().float()
+        self.register_buffer("table", table, persistent=False)
+        # ln Å3 per atom that an element contributes to a crystal's, linear in atomic fractions.
+        self.register_buffer("log_volumes", torch.zeros(MAX_ATOMIC_NUMBER + 1))
+        self.free = nn.Embedding(MAX_ATOMIC_NUMBER + 1, _ELEMENT)
+        nn.init.normal_(self.free.weight, std=0.1)
+        self.known = nn.Linear(table.shape[1], _ELEMENT)
+        self.dropout = nn.Dropout(dropout)
+        self.context = nn.Sequential(
+            nn.Linear(_ELEMENT + 1, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _SLOT)
+        )
+        self.slot = nn.Sequential(
+            nn.Linear(_ELEMENT + 2 + _SLOT, 48),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(48, _SLOT),
+        )
+        self.distance = nn.Linear(NEIGHBOURS, _SLOT)
+        self.here = nn.Linear(_SLOT, _SLOT, bias=False)
+        self.there = nn.Linear(_SLOT, _SLOT, bias=False)
+        self.substitution = nn.Sequential(
+            nn.Linear(5 * _SLOT, _HIDDEN),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_HIDDEN, _JOINED),
+        )
+        self.template = nn.Sequential(
+            nn.Linear(2 * _JOINED + FEATURES, _HIDDEN),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_HIDDEN, 1),
+        )
+        self.prototype = nn.Sequential(nn.Linear(7, 16), nn.SiLU(), nn.Linear(16, 1))
+        for last in (self.template[-1], self.prototype[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.same = nn.Parameter(torch.tensor(-2.0))
+        self.phase = nn.Parameter(torch.tensor(-1.6))
+
+    def forward(self, several: Shortlist) -> Float[Tensor, "B M"]:
+        """Return the weights of the templates, which add up to 1 for each composition.
+
+        A template of a prototype that many others have counts more: its own weight is multiplied
+        with the sum over those like it.
+        """
+        mask, features = several.mask, several.features
+        own = self._own_weights(several)
+        apart = _squared_differences(several.distances)
+        alike = torch.exp(-0.5 * apart / _SAME_SHAPE**2) + _OWN * torch.eye(mask.shape[1])
+        alike = alike * mask[:, None]
+        shared = torch.log(_times(alike, own) + 1e-7)
+        wider = torch.exp(-0.5 * apart / _LIKE**2) * mask[:, None]
+        same = ((features[..., 3] > 0) & mask)[:, None]
+        # The least squared difference from a known phase of the very composition, 1 without one.
+        nearest = torch.where(same, apart, torch.ones_like(apart)).amin(-1).add(1e-8).sqrt()
+        phase = torch.exp(-0.5 * (nearest / _PHASE) ** 2)
+        of_prototype = torch.stack(
+            [
+                shared,
+                torch.log(_times(wider, own) + 1e-7),
+                torch.log(alike.sum(-1).clamp_min(1e-2)) / 2,
+                phase,
+                features[..., 8],
+                nearest.clamp_max(0.5) * 4,
+                phase * shared,
+            ],
+            -1,
+        )
+        shared = shared + self.phase * phase + self.prototype(of_prototype).squeeze(-1)
+        return torch.softmax((torch.log(own + 1e-9) + shared).masked_fill(~mask, _MASKED), -1)
+
+    def _own_weights(self, several: Shortlist) -> Float[Tensor, "B M"]:
+        """Return the weight of each template before it is shared with those like it."""
+        wanted = self._slots(several.wanted, several.counts)
+        counts = several.counts[:, None].expand(several.old.shape)
+        old = self._slots(several.old, counts)
+        new = wanted[:, None].expand(old.shape)
+        sites = functional.silu(
+            self.distance(several.distances)
+            + self.here(wanted)[:, None, :, None]
+            + self.there(wanted)[:, None, None]
+        ).mean(3)
+        joined = self.substitution(torch.cat([new, old, new * old, (new - old) ** 2, sites], -1))
+        of_template = torch.cat([joined.mean(2), joined.amax(2), several.features], -1)
+        added = self.same * several.features[..., 3]
+        added = added + _SCALE * self.template(of_template).squeeze(-1)
+        return torch.softmax(
+            (several.features[..., 0] + added).masked_fill(~several.mask, _MASKED), -1
+        )
+
+    def _slots(
+        self, numbers: Int[Tensor, "*B m"], counts: Float[Tensor, "*B m"]
+    ) -> Float[Tensor, "*B m slot"]:
+        """Describe each element of a composition together with the others."""
+        element = self.dropout(self.free(numbers) + self.known(self.table[numbers]))
+        fraction = (counts / counts.sum(-1, keepdim=True)).unsqueeze(-1)
+        context = self.context(torch.cat([element, fraction], -1)) * fraction
+        context = context.sum(-2, keepdim=True).expand(*element.shape[:-1], -1)
+        return self.slot(torch.cat([element, fraction, torch.log(counts)[..., None], context], -1))
+
+
+def _times(matrix: Float[Tensor, "B M M"], vector: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _squared_differences(distances: Float[Tensor, "B M *rest"]) -> Float[Tensor, "B M M"]:
+    rows = distances.flatten(2)
+    squares = (rows**2).sum(-1)
+    apart = squares[:, :, None] + squares[:, None] - 2 * rows @ rows.transpose(1, 2)
+    return (apart / rows.shape[-1]).clamp_min(0)
+
+
+def shortlist(
+    library: TemplateLibrary,
+    composition: Composition,
+    fits: Fits,
+    chosen: np.ndarray,
+    log_weight: np.ndarray,
+    log_volumes: np.ndarray,
+) -> Shortlist:
+    """Describe templates for the network.
+
+    Args:
+        library: Where they are from.
+        composition: What is wanted.
+        fits: All the templates considered.
+        chosen: Which of them to describe, [M].
+        log_weight: ln of the weight that its cost gives each of `fits`, [N].
+        log_volumes: ln Å3 per atom of each element, [119].
+
+    Returns:
+        One composition, without padding. The features are the logarithm of the weight, the cost and
+        how much dearer than the cheapest it is, whether no element is substituted, whether it is a
+        derivative of another pattern, the change of the volume expected and the template's own
+        deviation from what its elements let expect (ln Å3 per atom), the number of atoms and the
+        number of known phases of the very composition.
+    """
+    wanted, counts = slots_of(composition)
+    fraction = counts / counts.sum()
+    arrays = library.crystals.arrays
+    old, deviation = [], []
+    for n in chosen.tolist():
+        was, index = library.atomic_numbers(int(fits.templates[n])), int(fits.templates[n])
+        old.append(was[(fits.numbers[n] == wanted[:, None]).argmax(1)])
+        volume = abs(np.linalg.det(arrays["lattice"][index])) / len(was)
+        deviation.append(np.log(volume) - log_volumes[was].mean())
+    elements = np.stack(old)
+    cost, same, derived = fits.cost[chosen], fits.same[chosen], fits.derived[chosen]
+    features = np.stack(
+        [
+            log_weight[chosen],
+            cost,
+            cost - fits.cost.min(),
+            same,
+            derived,
+            log_volumes[wanted] @ fraction - log_volumes[elements] @ fraction,
+            np.where(derived, 0, deviation),
+            np.full(len(chosen), counts.sum() / 10),
+            np.full(len(chosen), fits.same.sum() / 2),
+        ],
+        1,
+    )
+    return Shortlist(
+        torch.from_numpy(wanted)[None],
+        torch.from_numpy(counts.astype(np.float32))[None],
+        torch.from_numpy(elements)[None],
+        torch.from_numpy(fits.distances[chosen].astype(np.float32))[None],
+        torch.from_numpy(features.astype(np.float32))[None],
+        torch.ones(1, len(chosen), dtype=torch.bool),
+    )
+
+
+@functools.cache
+def shipped_ranking() -> TemplateRanking:
+    """Return the network with the weights that ship with the package."""
+    place = resources.files("crystorus.templates") / "ranking.safetensors"
+    with resources.as_file(place) as path:
+        ranking = TemplateRanking()
+        ranking.load_state_dict(load_file(path))
+    return ranking.eval()

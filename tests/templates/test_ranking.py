@@ -1,0 +1,90 @@
+"""The network that weighs templates: what must not change its answer, and what it has learned."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from crystorus.data.compositions import parse_formula
+from crystorus.templates.ranking import FEATURES, Shortlist, shipped_ranking, shortlist
+from crystorus.templates.retrieval import DISTINCT_FROM, candidates, cost_weights, find_templates
+from crystorus.templates.surroundings import difference, match_probability
+
+
+@pytest.fixture
+def described(library):
+    composition = parse_formula("KBr")
+    fits = candidates(library, composition)
+    volumes = shipped_ranking().log_volumes.numpy()
+    every, weights = np.arange(len(fits)), np.log(cost_weights(fits.cost))
+    return shortlist(library, composition, fits, every, weights, volumes)
+
+
+def weigh(several: Shortlist) -> torch.Tensor:
+    with torch.no_grad():
+        return shipped_ranking()(several)
+
+
+def test_weights_add_up_to_one(described):
+    assert described.features.shape[-1] == FEATURES
+    assert described.features.isfinite().all()
+    weight = weigh(described)
+    assert weight.sum() == pytest.approx(1.0, abs=1e-5)
+    assert weight.min() >= 0
+
+
+def test_the_order_of_templates_and_padding_do_not_matter(described):
+    order = torch.randperm(described.mask.shape[1], generator=torch.Generator().manual_seed(0))
+    turned = Shortlist(
+        described.wanted, described.counts, *(column[:, order] for column in described[2:])
+    )
+    assert torch.allclose(weigh(turned), weigh(described)[:, order], atol=1e-5)
+    shorter = [column[0, :2] for column in described[2:]]
+    padded = [
+        pad_sequence([column[0], less], batch_first=True)
+        for column, less in zip(described[2:], shorter, strict=True)
+    ]
+    both = weigh(Shortlist(described.wanted.repeat(2, 1), described.counts.repeat(2, 1), *padded))
+    alone = Shortlist(described.wanted, described.counts, *(less[None] for less in shorter))
+    assert torch.allclose(both[:1], weigh(described), atol=1e-5)
+    assert torch.allclose(both[1:, :2], weigh(alone), atol=1e-5)
+    assert both[1, 2:].abs().max() == 0
+
+
+def test_the_order_of_elements_does_not_matter(described):
+    other = Shortlist(
+        described.wanted.flip(1),
+        described.counts.flip(1),
+        described.old.flip(2),
+        described.distances.flip(2, 3),
+        *described[4:],
+    )
+    assert torch.allclose(weigh(other), weigh(described), atol=1e-5)
+    elsewhere = described._replace(distances=described.distances.roll(1, 1))
+    assert not torch.allclose(weigh(elsewhere), weigh(described), atol=1e-3)
+
+
+def test_templates_are_distinct_and_ordered_however_many_are_asked_for(library):
+    every = find_templates(library, parse_formula("RbBr"), limit=20)
+    assert len(every) >= 3
+    for n, one in enumerate(every):
+        for other in every[:n]:
+            assert difference(one.distances, other.distances) >= DISTINCT_FROM
+    fractions = [one.prototype_fraction for one in every]
+    assert fractions == sorted(fractions, reverse=True)
+    assert sum(fractions) <= 1 + 1e-6
+    for limit in (1, 2, 3):
+        some = find_templates(library, parse_formula("RbBr"), limit=limit)
+        assert [one.template for one in some] == [one.template for one in every[:limit]]
+
+
+def test_the_first_template_is_the_one_most_likely_to_match(library):
+    """Rocksalt for the smaller ions, as known: the templates of other halides stand for both."""
+    assert find_templates(library, parse_formula("NaBr"))[0].template_id in {"NaCl", "LiF", "KBr"}
+
+
+def test_a_match_is_less_likely_the_more_surroundings_differ():
+    chance = match_probability(np.linspace(0, 2, 200))
+    assert chance[0] == 1
+    assert (np.diff(chance) <= 0).all()
+    assert chance[-1] < 0.01
