@@ -34,11 +34,12 @@ def test_weights_add_up_to_one(described):
 
 
 def test_the_order_of_templates_and_padding_do_not_matter(described):
+    # Single precision: squares of differences are those of numbers near 1, against 0.023².
     order = torch.randperm(described.mask.shape[1], generator=torch.Generator().manual_seed(0))
     turned = Shortlist(
         described.wanted, described.counts, *(column[:, order] for column in described[2:])
     )
-    assert torch.allclose(weigh(turned), weigh(described)[:, order], atol=1e-5)
+    assert torch.allclose(weigh(turned), weigh(described)[:, order], atol=1e-3)
     shorter = [column[0, :2] for column in described[2:]]
     padded = [
         pad_sequence([column[0], less], batch_first=True)
@@ -46,8 +47,8 @@ def test_the_order_of_templates_and_padding_do_not_matter(described):
     ]
     both = weigh(Shortlist(described.wanted.repeat(2, 1), described.counts.repeat(2, 1), *padded))
     alone = Shortlist(described.wanted, described.counts, *(less[None] for less in shorter))
-    assert torch.allclose(both[:1], weigh(described), atol=1e-5)
-    assert torch.allclose(both[1:, :2], weigh(alone), atol=1e-5)
+    assert torch.allclose(both[:1], weigh(described), atol=1e-3)
+    assert torch.allclose(both[1:, :2], weigh(alone), atol=1e-3)
     assert both[1, 2:].abs().max() == 0
 
 
@@ -59,9 +60,9 @@ def test_the_order_of_elements_does_not_matter(described):
         described.distances.flip(2, 3),
         *described[4:],
     )
-    assert torch.allclose(weigh(other), weigh(described), atol=1e-5)
+    assert torch.allclose(weigh(other), weigh(described), atol=1e-3)
     elsewhere = described._replace(distances=described.distances.roll(1, 1))
-    assert not torch.allclose(weigh(elsewhere), weigh(described), atol=1e-3)
+    assert not torch.allclose(weigh(elsewhere), weigh(described), atol=1e-2)
 
 
 def test_templates_are_distinct_and_ordered_however_many_are_asked_for(library):
