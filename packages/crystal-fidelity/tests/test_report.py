@@ -183,3 +183,33 @@ def test_candidates_are_consecutive():
     for count, k in ((3, 0), (4, 2)):
         with pytest.raises(ValueError, match="best-of"):
             split_candidates([1, 2, 3, 4, 5, 6], count, k)
+
+
+def test_published_figures_stand_beside_ours_by_protocol_best_first():
+    from rich.console import Console
+
+    from crystal_fidelity.report import published_figures, published_table
+
+    figures = published_figures()
+    assert all(row["source"] and row["data"] and float(row["value"]) > 0 for row in figures)
+    printed = {row["system"] for row in figures if "printed in" in row["source"]}
+    assert {"CDVAE", "FTCP*", "PGCGM", "G-SchNet", "P-G-SchNet"} <= printed
+    scores = [
+        Score("match rate, valid", 0.65, n_generated=9, n_reference=9, rate=True, better="higher"),
+        Score("match RMSE, valid", 0.03, n_generated=6, n_reference=9, better="lower"),
+        Score("nobody's metric", 1.0),
+    ]
+    console = Console(width=160, record=True)
+    console.print(published_table(scores, "ours.extxyz"))
+    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    text = [" ".join(line) for line in lines]
+    rates = text[2 : next(i for i, line in enumerate(text) if line.startswith("match RMSE"))]
+    place = next(i for i, line in enumerate(rates) if "ours.extxyz 65 9 as given" in line)
+    assert "Uni-3DAR 65.48" in rates[place - 1]
+    assert "OMatG 63.75" in rates[place + 2]  # after MCFlow, 64.08
+    assert not any("73.79" in line for line in rates)  # of the other protocol
+    rest = text[2 + len(rates) :]
+    assert [next(w for w in line.split() if w.startswith("0.0")) for line in rest[:3]] == [
+        "0.0272", "0.03", "0.0317"
+    ]  # fmt: skip
+    assert "nobody" not in console.export_text()

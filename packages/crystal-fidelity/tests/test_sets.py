@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import ase.io
 import numpy as np
 import pytest
 from prototypes import (
@@ -12,11 +15,24 @@ from prototypes import (
     wurtzite,
     zinc_blende,
 )
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystal_fidelity.matching import MatcherSettings, match_rate, metre, novel, sun, unique
-from crystal_fidelity.structures import Crystal, ReadFailure, to_pymatgen
+from crystal_fidelity.compare import compare
+from crystal_fidelity.energies import above_hull
+from crystal_fidelity.matching import (
+    MatcherSettings,
+    kinds,
+    match_rate,
+    metre,
+    novel,
+    prototypes,
+    sun,
+    unique,
+)
+from crystal_fidelity.options import Settings
+from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms, to_pymatgen
 from crystal_fidelity.symmetry import (
     SpaceGroup,
     dataset,
@@ -58,6 +74,101 @@ def test_unreadable_is_neither_unique_nor_novel():
     for broken in (lambda: unique([]), lambda: novel([diamond()], [])):
         with pytest.raises(ValueError, match="need"):
             broken()
+
+
+def renamed(crystal, change):
+    numbers = np.array([change[z] for z in crystal.atomic_numbers.tolist()])
+    return Crystal(crystal.lattice, crystal.frac_coords, numbers)
+
+
+def fluorite(cation, anion):
+    """Return CaF2's structure; with the elements exchanged it is antifluorite, as Li2O."""
+    lattice = np.array([[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]])
+    coords = np.array([[0, 0, 0], [0.25] * 3, [0.75] * 3])
+    return Crystal(lattice, coords, np.array([cation, anion, anion]))
+
+
+def test_substitution_derived_is_a_known_prototype_with_other_elements():
+    known = [rock_salt(), perovskite(), fluorite(20, 9), wurtzite()]
+    cases = {
+        "known": [moved(rock_salt(), 1), rock_salt(6.0), perovskite(4.1)],
+        "derived": [
+            rock_salt(6.6, "K", "Br"),
+            renamed(perovskite(), {38: 56, 22: 40, 8: 16}),
+            renamed(perovskite(), {38: 17, 22: 8, 8: 3}),  # Li3OCl: anions on the sites of cations
+            fluorite(8, 3),  # Li2O
+            renamed(wurtzite(), {30: 31, 8: 7}),
+        ],
+        "new": [
+            zinc_blende(),  # neither rock salt nor wurtzite
+            rutile(),  # not fluorite
+            rattled(renamed(perovskite(), {38: 56, 22: 40, 8: 16}), 0.9, 1),
+            renamed(wurtzite(), {30: 6, 8: 6}),  # lonsdaleite: one element, none of the known
+        ],
+    }
+    made = [crystal for group in cases.values() for crystal in group]
+    result = prototypes(made, known, novel(made, known))
+    expected = [name for name, group in cases.items() for _ in group]
+    found = np.where(~result.novel, "known", np.where(result.derived, "derived", "new"))
+    assert found.tolist() == expected
+    values = {score.name: score.value for score in result.scores()}
+    assert values["substitution-derived"] == pytest.approx(5 / 12)
+    assert values["new prototype"] == pytest.approx(4 / 12)
+
+
+def test_prototypes_are_counted_whatever_their_elements():
+    salts = [rock_salt(), rock_salt(6.6, "K", "Br"), moved(rock_salt(), 2)]
+    made = [*salts, zinc_blende(), ReadFailure("x", "torn")]
+    assert kinds(made).tolist() == [0, 1, 0, 3, -1]
+    assert kinds(made, alike="prototype").tolist() == [0, 0, 0, 3, -1]
+    result = prototypes(made, [diamond()], novel(made, [diamond()]))
+    values = {score.name: score.value for score in result.scores()}
+    assert values["uniqueness of prototypes"] == pytest.approx(2 / 5)
+    # Three of four are of one prototype: exp(-3/4 ln 3/4 - 1/4 ln 1/4) = 4 / 3^(3/4).
+    assert values["prototype diversity"] == pytest.approx(4 / 3**0.75)
+    assert values["new prototype"] == pytest.approx(4 / 5)
+
+
+def test_energies_above_hull_are_those_of_pymatgens_phase_diagram():
+    generator = np.random.default_rng(0)
+    phases = [Crystal(4 * np.eye(3), np.zeros((1, 3)), np.array([z])) for z in (3, 8, 26)]
+    phases += [random_crystal(i, 2 + i % 4, (3, 8, 26)) for i in range(25)]
+    energies = generator.normal(-1, 0.5, len(phases))
+    pairs = zip(phases, energies, strict=True)
+    diagram = PhaseDiagram([PDEntry(to_pymatgen(c).composition, e * len(c)) for c, e in pairs])
+    made = [random_crystal(100 + i, 3, (3, 8, 26)) for i in range(20)]
+    mine = generator.normal(-1.5, 0.5, len(made))
+    expected = [
+        e - diagram.get_hull_energy_per_atom(to_pymatgen(c).composition)
+        for c, e in zip(made, mine, strict=True)
+    ]
+    found = above_hull(made, mine, phases, energies)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert found.min() < 0 < found.max()
+    # No phases of sodium; unknown energies of a structure, and of the one phase of an element.
+    assert np.isnan(above_hull([rock_salt()], np.array([-1.0]), phases, energies)[0])
+    assert np.isnan(above_hull(made[:1], np.array([np.nan]), phases, energies)[0])
+    energies[2] = np.nan
+    iron = Crystal(4 * np.eye(3), np.zeros((1, 3)), np.array([26]))
+    assert np.isnan(above_hull([iron], np.array([0.0]), phases[:3], energies[:3])[0])
+
+
+def test_sun_computes_energies_above_the_hull_of_a_file(tmp_path):
+    frames = [to_atoms(rock_salt()), to_atoms(renamed(diamond(), {6: 11}))]
+    frames.append(to_atoms(renamed(diamond(), {6: 17})))
+    for frame, energy in zip(frames, (-2.0, 0.0, 0.0), strict=True):
+        frame.info["e"] = energy
+    ase.io.write(tmp_path / "phases.extxyz", frames)
+    blende = renamed(zinc_blende(), {30: 11, 16: 17})
+    made = [replace(blende, properties={"e": energy}) for energy in (-2.1, -1.95, -1.0)]
+    path = tmp_path / "phases.extxyz"
+    settings = Settings(metrics=("sun",), energy="file:e", hull_references=path)
+    result = compare(made, [rock_salt()], settings)
+    assert result.above_hull == pytest.approx([-0.1, 0.05, 1.0])
+    values = {score.name: score.value for score in result.scores}
+    assert [values[name] for name in ("stable", "metastable")] == pytest.approx([1 / 3, 2 / 3])
+    assert [values[name] for name in ("S.U.N.", "M.S.U.N.")] == pytest.approx([1 / 3, 1 / 3])
+    assert "hull of 3 phases" in result.scores[0].protocol
 
 
 def test_sun_needs_all_three_and_unknown_energy_is_not_stable():

@@ -64,6 +64,7 @@ def compare(
     /,
     *,
     options: Annotated[Settings, Flat] = Settings(),
+    published: bool = False,
     workers: Workers = CORES,
     json: Json = None,
     html: Html = None,
@@ -73,9 +74,17 @@ def compare(
     Args:
         generated: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
         reference: The same formats.
+        published: Print what others have published of these metrics beside it, with the source.
     """
     from crystal_fidelity.compare import compare as compare_sets
-    from crystal_fidelity.report import FIELDS, print_scores, structure_rows, write_json
+    from crystal_fidelity.report import (
+        FIELDS,
+        print_scores,
+        published_figures,
+        published_table,
+        structure_rows,
+        write_json,
+    )
     from crystal_fidelity.report import write_report as write_html
 
     _check_writable(json, html)
@@ -85,6 +94,8 @@ def compare(
         left, right = (entries for _, entries in sides.values())
         result = compare_sets(left, right, settings, stage)
     print_scores(result.scores, title=f"{generated} against {reference}")
+    if published:
+        _echo(published_table(result.scores, generated.name))
     if html:
         facts = {side: _fact(path, entries) for side, (path, entries) in sides.items()}
         write_html(html, f"{generated.name} against {reference.name}", left, result, facts)
@@ -93,6 +104,7 @@ def compare(
             "settings": asdict(settings),
             "scores": [score.as_dict() for score in result.scores],
             "not_computed": result.not_computed,
+            "published": published_figures() if published else [],
             "structures": [
                 dict(zip(FIELDS, row, strict=True)) for row in structure_rows(left, result)
             ],

@@ -10,16 +10,23 @@ from numpy.typing import NDArray
 from crystal_fidelity.composition import composition_validity, composition_validity_score
 from crystal_fidelity.coverage import coverage
 from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
-from crystal_fidelity.energies import load_references, make_energy_model, model_energy_emd
+from crystal_fidelity.energies import (
+    above_hull,
+    load_references,
+    make_energy_model,
+    model_energy_emd,
+)
 from crystal_fidelity.features import DISTANCE_NAMES, FeatureSet, make_featurizer
 from crystal_fidelity.frechet import frechet, kernel
 from crystal_fidelity.matching import (
     MatchResult,
+    PrototypeResult,
     SunResult,
     match_rate_best_of,
     metre,
     novel,
     novelty_score,
+    prototypes,
     unique,
     uniqueness_score,
     valid_pairs,
@@ -47,6 +54,7 @@ class Comparison:
     """eV/atom, NaN unknown."""
     unique: NDArray[np.bool_] | None = None
     novel: NDArray[np.bool_] | None = None
+    prototypes: PrototypeResult | None = None
     groups: SpaceGroupResult | None = None
     not_computed: dict[str, str] = field(default_factory=dict)
     """Metrics the sets do not allow, and why; the others are not lost for it."""
@@ -87,6 +95,7 @@ def compare(
         ("known", settings.known),
         ("weights", settings.weights),
         ("references", settings.references),
+        ("hull-references", settings.hull_references),
         ("coverage-scale", None if scale in ("cdvae", "reference") else Path(scale)),
     ):
         if path is not None and not path.exists():
@@ -180,24 +189,50 @@ def _scores(  # noqa: C901 - one case per metric
             result.unique = unique(left, workers=workers)
             return [uniqueness_score(result.unique)]
         case "novelty":
-            known = _known(settings) or right
-            result.novel = novel(left, known, workers=workers)
+            known, result.novel = _novel(left, right, settings, result)
             return [novelty_score(result.novel, len(known))]
+        case "prototypes":
+            known, result.novel = _novel(left, right, settings, result)
+            result.prototypes = prototypes(left, known, result.novel, workers=workers)
+            return result.prototypes.scores()
         case "spacegroups":
             result.groups = space_group_distance(left, right, workers=workers, seed=seed)
             return result.groups.scores()
         case "sun":
-            result.above_hull = property_values(left, settings.hull_key)
+            result.above_hull, how = _above_hull(left, settings, on_progress)
             if result.unique is None:
                 result.unique = unique(left, workers=workers)
-            if result.novel is None:
-                result.novel = novel(left, _known(settings) or right, workers=workers)
-            return SunResult(result.unique, result.novel, result.above_hull).scores()
+            _, result.novel = _novel(left, right, settings, result)
+            return SunResult(result.unique, result.novel, result.above_hull, how).scores()
 
 
-def _known(settings: Settings) -> list[Entry]:
-    path = settings.known
-    return read_structures(path, workers=settings.workers) if path else []
+def _novel(
+    left: list[Entry], right: list[Entry], settings: Settings, result: Comparison
+) -> tuple[list[Entry], NDArray[np.bool_]]:
+    """Return what is known and which structures are none of it, once for all metrics."""
+    path, workers = settings.known, settings.workers
+    known = read_structures(path, workers=workers) if path else right
+    return known, novel(left, known, workers=workers) if result.novel is None else result.novel
+
+
+def _above_hull(
+    left: list[Entry], settings: Settings, on_progress: Progress
+) -> tuple[NDArray[np.float64], str]:
+    """Return energies above hull, and where they are from."""
+    if settings.hull_references is None:
+        return property_values(left, settings.hull_key), f"{settings.hull_key} of the file"
+    phases = read_structures(settings.hull_references, workers=settings.workers)
+    if settings.energy.startswith("file:"):
+        key = settings.energy.removeprefix("file:")
+        energies, name = (
+            [property_values(side, key) for side in (left, phases)],
+            f"{key} of the files",
+        )
+    else:
+        model = make_energy_model(settings.energy, cache=settings.cache, on_progress=on_progress)
+        energies, name = [model.energies(side) for side in (left, phases)], str(model.identity)
+    how = f"{name}, structures as they are, hull of {len(phases)} phases"
+    return above_hull(left, energies[0], phases, energies[1]), how
 
 
 def feature_scores(

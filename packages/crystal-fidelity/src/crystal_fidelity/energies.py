@@ -212,6 +212,51 @@ def model_energy_emd(
     )
 
 
+def above_hull(
+    structures: Sequence[object],
+    energies: NDArray[np.float64],
+    phases: Sequence[object],
+    phase_energies: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return energies above the convex hull of known phases.
+
+    The hull at a composition x is the cheapest mixture of phases that makes it: min Σ w_i E_i with
+    Σ w_i x_i = x and w ≥ 0, a linear programme. Structures below the hull have a negative value.
+
+    Args:
+        structures: Crystals, read failures, pymatgen structures or ASE atoms.
+        energies: (structures,), eV/atom, NaN unknown.
+        phases: The known phases, likewise.
+        phase_energies: (phases,), eV/atom by the same model; phases with NaN are left out.
+
+    Returns:
+        (structures,), eV/atom; NaN where the energy is unknown or no mixture has the composition.
+    """
+    from scipy.optimize import linprog
+
+    pairs = zip(as_entries(phases), phase_energies, strict=True)
+    known = [(c, float(e)) for c, e in pairs if isinstance(c, Crystal) and np.isfinite(e)]
+    fractions, costs = composition_matrix([c for c, _ in known]), np.array([e for _, e in known])
+    hull: dict[object, float] = {}
+    result = np.full(len(structures), np.nan)
+    for place, entry in enumerate(as_entries(structures)):
+        if not isinstance(entry, Crystal) or not np.isfinite(energies[place]):
+            continue
+        if entry.formula not in hull:
+            wanted = composition_matrix([entry])[0]
+            inside = ~fractions[:, wanted == 0].any(1)
+            mixture = (
+                linprog(
+                    costs[inside], A_eq=fractions[inside][:, wanted > 0].T, b_eq=wanted[wanted > 0]
+                )
+                if inside.any()
+                else None
+            )
+            hull[entry.formula] = mixture.fun if mixture and mixture.success else float("nan")
+        result[place] = energies[place] - hull[entry.formula]
+    return result
+
+
 def make_energy_model(
     name: str, *, cache: Path | None = None, on_progress: Progress = silent
 ) -> EnergyModel:

@@ -73,8 +73,10 @@ WRONG_VOLUME = 0.05
 METASTABLE = 0.1
 """eV/atom above the hull."""
 Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
-UniqueJob = tuple[list[tuple[int, Crystal]], MatcherSettings]
-NovelJob = tuple[Crystal, list[Crystal], MatcherSettings]
+Alike = Literal["structure", "prototype"]
+"""What two crystals share: the structure with its elements, or with others in their places."""
+KindsJob = tuple[list[Crystal], MatcherSettings, Alike]
+NovelJob = tuple[Crystal, list[Crystal], MatcherSettings, Alike]
 _MATCHER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, np.linalg.LinAlgError)
 """What pymatgen raises of degenerate cells."""
 
@@ -611,24 +613,31 @@ def metre(
     return MetreResult(best, pairs, failed, len(made), settings)
 
 
-# Structures that are the same: uniqueness, novelty, S.U.N.
+# Structures that are the same: uniqueness, novelty, prototypes, S.U.N.
 
 
-def unique(
-    structures: Sequence[object], *, settings: MatcherSettings = SAME_PHASE, workers: int = 1
-) -> NDArray[np.bool_]:
-    """Return which structures are the first of their kind.
+def kinds(
+    structures: Sequence[object],
+    *,
+    alike: Alike = "structure",
+    settings: MatcherSettings = SAME_PHASE,
+    workers: int = 1,
+) -> NDArray[np.intp]:
+    """Number the kinds of structures: each is of the kind of the first one that it matches.
 
-    Structures of one reduced composition are compared in order with the first of each kind found
-    so far. Unreadable structures are not unique.
+    Structures of one reduced composition, or of one pattern of counts for prototypes, are compared
+    in order with the first of each kind found so far. A cell too degenerate to compare is a kind
+    of its own.
 
     Args:
         structures: Generated structures.
+        alike: Whether the same structure makes a kind, or the same prototype: the same structure
+            whatever the elements on its sites.
         settings: Tolerances within which two are the same.
         workers: Processes.
 
     Returns:
-        (structures,).
+        (structures,), place of the first of each structure's kind; -1 for what cannot be read.
 
     Raises:
         ValueError: The set is empty.
@@ -636,37 +645,45 @@ def unique(
     entries = as_entries(structures)
     if not entries:
         raise ValueError("0 structures: uniqueness needs at least one")
-    groups: dict[object, list[tuple[int, Crystal]]] = defaultdict(list)
-    for index, entry in enumerate(entries):
-        if isinstance(entry, Crystal):
-            groups[entry.formula].append((index, entry))
-    result = np.zeros(len(entries), dtype=bool)
-    jobs: list[UniqueJob] = [(group, settings) for group in groups.values() if len(group) > 1]
-    for first in map_in_order(_first_of_kind, jobs, workers):
-        result[first] = True
-    for group in groups.values():
-        if len(group) == 1:
-            result[group[0][0]] = True
+    result = np.where(
+        [isinstance(entry, Crystal) for entry in entries], np.arange(len(entries)), -1
+    )
+    groups = [np.array(places) for places in _grouped(entries, alike).values() if len(places) > 1]
+    jobs: list[KindsJob] = [([entries[i] for i in places], settings, alike) for places in groups]  # type: ignore[misc]
+    for places, firsts in zip(groups, map_in_order(_first_of_kind, jobs, workers), strict=True):
+        result[places] = places[firsts]
     return result
 
 
-def _first_of_kind(job: UniqueJob) -> list[int]:
-    group, settings = job
+def _first_of_kind(job: KindsJob) -> list[int]:
+    group, settings, alike = job
     matcher = settings.matcher()
-    first: list[int] = []
-    kinds: list[Structure] = []
-    for index, crystal in group:
-        structure = None if unsearchable(crystal) else to_pymatgen(crystal)
-        if structure is None or not any(_fits(matcher, kind, structure) for kind in kinds):
-            first.append(index)
-            kinds += [] if structure is None else [structure]
-    return first
+    seen: list[tuple[int, Structure]] = []
+    firsts = []
+    for place, crystal in enumerate(group):
+        firsts.append(place)
+        if unsearchable(crystal):
+            continue
+        structure = to_pymatgen(crystal)
+        firsts[-1] = next((n for n, s in seen if _fits(matcher, s, structure, alike)), place)
+        if firsts[-1] == place:
+            seen.append((place, structure))
+    return firsts
+
+
+def unique(
+    structures: Sequence[object], *, settings: MatcherSettings = SAME_PHASE, workers: int = 1
+) -> NDArray[np.bool_]:
+    """Return which structures are the first of their kind, see `kinds`; unreadable ones are not."""
+    found = kinds(structures, settings=settings, workers=workers)
+    return found == np.arange(len(found))
 
 
 def novel(
     structures: Sequence[object],
     known: Sequence[object],
     *,
+    alike: Alike = "structure",
     settings: MatcherSettings = SAME_PHASE,
     workers: int = 1,
 ) -> NDArray[np.bool_]:
@@ -677,6 +694,8 @@ def novel(
     Args:
         structures: Generated structures.
         known: What they are compared with.
+        alike: "structure", or "prototype" for those that match none with other elements either. A
+            structure that is novel by the first and not by the second is substitution-derived.
         settings: Tolerances within which two are the same.
         workers: Processes.
 
@@ -689,43 +708,135 @@ def novel(
     entries, references = as_entries(structures), as_entries(known)
     if not entries or not references:
         raise ValueError(f"{len(entries)} structures, {len(references)} known: need both")
-    by_formula = _by_formula(references)
+    groups = _grouped(references, alike)
     result = np.array([isinstance(entry, Crystal) for entry in entries])
     jobs: list[NovelJob] = []
     where = []
     for index, entry in enumerate(entries):
-        if isinstance(entry, Crystal) and by_formula[entry.formula]:
-            jobs.append((entry, by_formula[entry.formula], settings))
+        if isinstance(entry, Crystal) and (places := groups.get(_bucket(entry, alike))):
+            # Cells that are as large first: most often one of them is it.
+            others = sorted((references[i] for i in places), key=lambda o: len(o) != len(entry))  # type: ignore[arg-type]
+            jobs.append((entry, others, settings, alike))  # type: ignore[arg-type]
             where.append(index)
     for index, is_new in zip(where, map_in_order(_matches_none, jobs, workers), strict=True):
         result[index] = is_new
     return result
 
 
-def _by_formula(entries: Sequence[Entry]) -> dict[object, list[Crystal]]:
-    groups: dict[object, list[Crystal]] = defaultdict(list)
-    for entry in entries:
+def _bucket(crystal: Crystal, alike: Alike) -> tuple[object, ...]:
+    """Return what two crystals have to share to be alike: formula, or its counts alone."""
+    return crystal.formula if alike == "structure" else tuple(sorted(n for _, n in crystal.formula))
+
+
+def _grouped(entries: Sequence[Entry], alike: Alike) -> dict[tuple[object, ...], list[int]]:
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for place, entry in enumerate(entries):
         if isinstance(entry, Crystal):
-            groups[entry.formula].append(entry)
+            groups[_bucket(entry, alike)].append(place)
     return groups
 
 
 def _matches_none(job: NovelJob) -> bool:
-    crystal, known, settings = job
+    crystal, known, settings, alike = job
     matcher = settings.matcher()
     if unsearchable(crystal):
         return True
     structure = to_pymatgen(crystal)
     comparable = (to_pymatgen(other) for other in known if not unsearchable(other))
-    return not any(_fits(matcher, other, structure) for other in comparable)
+    return not any(_fits(matcher, other, structure, alike) for other in comparable)
 
 
-def _fits(matcher: "StructureMatcher", left: "Structure", right: "Structure") -> bool:
+def _fits(matcher: "StructureMatcher", left: "Structure", right: "Structure", alike: Alike) -> bool:
     """A matcher that fails on degenerate cells has not shown that two structures are the same."""
+    fit = matcher.fit if alike == "structure" else matcher.fit_anonymous
     try:
-        return bool(matcher.fit(left, right))
+        return bool(fit(left, right))
     except _MATCHER_ERRORS:
         return False
+
+
+@dataclass(frozen=True)
+class PrototypeResult:
+    """Prototypes of a generated set: structures whatever the elements on their sites."""
+
+    kinds: NDArray[np.intp]
+    """(structures,), of `kinds(…, alike="prototype")`."""
+    novel: NDArray[np.bool_]
+    """(structures,), which match no known structure."""
+    new_prototype: NDArray[np.bool_]
+    """(structures,), which match none with other elements either."""
+    n_known: int
+
+    @property
+    def derived(self) -> NDArray[np.bool_]:
+        """Which are new, with a known prototype: a known structure with other elements."""
+        return self.novel & ~self.new_prototype
+
+    @property
+    def diversity(self) -> float:
+        """Effective number of prototypes: exp of the entropy of their frequencies."""
+        counts = np.unique(self.kinds[self.kinds >= 0], return_counts=True)[1]
+        fractions = counts / counts.sum()
+        return float(np.exp(-(fractions * np.log(fractions)).sum())) if len(counts) else 0.0
+
+    def scores(self, settings: MatcherSettings = SAME_PHASE) -> list[Score]:
+        """Return the rows of the table: classes of novelty, and how many prototypes there are."""
+        n, label = len(self.kinds), f"StructureMatcher {settings}, elements permuted"
+        against = f"of {self.n_known} known structures; {label}"
+        derived, new = (
+            rate_score(name, float(mask.mean()), n, what + against, n_reference=self.n_known)
+            for name, mask, what in (
+                (
+                    "substitution-derived",
+                    self.derived,
+                    "new, matches one with other elements, ",
+                ),
+                ("new prototype", self.new_prototype, "matches none with any elements, "),
+            )
+        )
+        first = float((self.kinds == np.arange(n)).mean())
+        unique = rate_score(
+            "uniqueness of prototypes", first, n, f"first of its prototype; {label}"
+        )
+        diversity = replace(
+            unique,
+            name="prototype diversity",
+            value=self.diversity,
+            unit="prototypes",
+            protocol=f"exp of the entropy of the frequencies of prototypes; {label}",
+            uncertainty=None,
+            rate=False,
+        )
+        return [replace(derived, better=""), new, unique, diversity]
+
+
+def prototypes(
+    structures: Sequence[object],
+    known: Sequence[object],
+    novel_mask: NDArray[np.bool_],
+    *,
+    workers: int = 1,
+) -> PrototypeResult:
+    """Tell substitution-derived structures from new prototypes, and count prototypes.
+
+    Args:
+        structures: Generated structures.
+        known: What novelty is judged against.
+        novel_mask: (structures,), what `novel` gave for them.
+        workers: Processes.
+
+    Returns:
+        Masks over all generated structures.
+
+    Source: the classes are those of Negishi and Walsh 2026
+    """
+    entries = as_entries(structures)
+    new = novel_mask.copy()
+    if new.any():
+        chosen = [entries[i] for i in np.flatnonzero(new)]
+        new[new] = novel(chosen, known, alike="prototype", workers=workers)
+    found = kinds(entries, alike="prototype", workers=workers)
+    return PrototypeResult(found, novel_mask, new, len(known))
 
 
 @dataclass(frozen=True)
@@ -736,6 +847,8 @@ class SunResult:
     novel: NDArray[np.bool_]
     above_hull: NDArray[np.float64]
     """(structures,), eV/atom, NaN unknown."""
+    how: str = ""
+    """Where the energies are from."""
 
     def scores(self, limits: tuple[float, ...] = (0.0, METASTABLE)) -> list[Score]:
         """Return stability and S.U.N. rates at each limit, over all structures."""
@@ -746,6 +859,7 @@ class SunResult:
             stable = np.nan_to_num(self.above_hull, nan=np.inf) <= limit
             word = "stable" if limit == 0 else "metastable"
             what = f"energy above hull <= {limit:g} eV/atom, {unknown} unknown count as not"
+            what += f"; {self.how}" if self.how else ""
             rows.append(rate_score(word, float(stable.mean()), n, what))
             name = "S.U.N." if limit == 0 else "M.S.U.N."
             sun = float((stable & self.unique & self.novel).mean())

@@ -21,6 +21,7 @@ Metric = Literal[
     "coverage",
     "uniqueness",
     "novelty",
+    "prototypes",
     "spacegroups",
     "sun",
 ]
@@ -110,7 +111,9 @@ class Settings(MatchSettings):
     known: Path | None = None
     """Structures that novelty is judged against; the reference set without."""
     hull_key: str = "e_above_hull"
-    """Number of the generated structures that S.U.N. reads, eV/atom."""
+    """Number of the generated structures that S.U.N. reads, eV/atom, without --hull-references."""
+    hull_references: Path | None = None
+    """Known phases, to compute energies above their hull by --energy, of structures as they are."""
     coverage_scale: str = "cdvae"
     """What coverage standardises compositions with: cdvae for its constants, reference for the
     reference set's own means and deviations, or a JSON file."""

@@ -1,10 +1,12 @@
 """Results to a table on screen, to JSON, and to one HTML page that loads nothing."""
 
+import csv
 import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ FIELDS = {
     "rms": "RMS",
     "unique": "unique",
     "novel": "novel",
+    "substitution_derived": "substitution-derived",
     "above_hull": "above hull / eV per atom",
     "remark": "remark",
 }
@@ -113,6 +116,42 @@ def print_scores(scores: Sequence[Score], title: str = "", console: Console | No
     for index, score in enumerate(scores, start=1):
         line = f"{index:3d}  {score.name}: {protocol_text(score)}"
         screen.print(line, markup=False, highlight=False)
+
+
+def published_figures() -> list[dict[str, str]]:
+    """Return published figures by quantity, named as scores are, rates in per cent.
+
+    Nothing of it was measured by this package: `source` says where each is printed.
+    """
+    text = (resources.files("crystal_fidelity") / "published.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def published_table(scores: Sequence[Score], title: str) -> Table:
+    """Return the scores that others have published too, each among theirs, the best first.
+
+    Args:
+        scores: Ours.
+        title: What ours are called.
+    """
+    table = Table(title=Text("Beside published figures"), title_justify="left", box=SIMPLE_HEAD)
+    for column in ("metric", "system", "value", "n", "data", "source"):
+        table.add_column(column, overflow="fold", justify="right" if column == "value" else "left")
+    published = published_figures()
+    for score in scores:
+        rows = [row for row in published if row["quantity"] == score.name]
+        if not rows:
+            continue
+        value, n = 100 * score.value if score.rate else score.value, score.n_reference
+        ours = {"system": title, "value": f"{value:.4g}", "n": str(n or score.n_generated)}
+        rows.append(ours | {"data": "as given", "source": "measured here"})
+        rows.sort(key=lambda row: float(row["value"]), reverse=score.better == "higher")
+        for place, row in enumerate(rows):
+            name = "" if place else score.name
+            style = "bold" if row["source"] == "measured here" else ""
+            values = (Text(row[key]) for key in ("system", "value", "n", "data", "source"))
+            table.add_row(name, *values, style=style, end_section=place == len(rows) - 1)
+    return table
 
 
 def protocol_text(score: Score) -> str:
@@ -197,6 +236,7 @@ def structure_rows(generated: Sequence[Entry], result: Comparison) -> list[list[
                 _rounded(one_shot.outcomes[i].rms) if one_shot else None,
                 _flag(result.unique, i),
                 _flag(result.novel, i),
+                _flag(result.prototypes.derived if result.prototypes else None, i),
                 _rounded(result.above_hull[i]) if result.above_hull is not None else None,
                 validity.reasons[i] if validity else unread,
             ]
