@@ -16,8 +16,8 @@ from crystal_fidelity import commandline
 from crystorus import cli, terminal
 
 COMMANDS = (
-    "sample", "refine", "train", "train-scorer", "info", "hull", "relax", "rank", "paper",
-    "data get", "data build", "templates build",
+    "sample", "refine", "train", "train-scorer", "info", "predict", "hull", "relax", "rank",
+    "view", "export", "help", "paper", "data get", "data build", "templates build",
 )  # fmt: skip
 
 
@@ -72,10 +72,31 @@ def test_help_names_every_command_and_answers_h_too():
         assert f"crystorus {command}" in shown.stdout
 
 
+def test_help_is_a_command_too():
+    assert crystorus("help").stdout == crystorus("--help").stdout
+    assert crystorus("help", "data", "get").stdout == crystorus("data", "get", "--help").stdout
+    wrong = crystorus("help", "sampel")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert 'Did you mean "sample"' in wrong.stderr
+
+
+def test_the_tab_key_completes_commands_and_options():
+    script = cli.app.generate_completion(shell="bash")
+    assert all(word in script for word in ("predict", "--formula", "--library", "train-scorer"))
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "crystorus", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == crystorus("--version").stdout
+
+
 def test_the_version_is_told_with_torchs_and_that_of_the_weights():
     found = crystorus("--version")
     assert re.fullmatch(
-        r"crystorus \S+ \(Python 3\.\d+\.\d+, torch 2\.\S+, weights mp20 [0-9a-f]{12}\)\n",
+        r"crystorus \S+, weights mp20 [0-9a-f]{12}\n"
+        r"Python 3\.\d+\.\d+, torch 2\.\S+, device (cpu|cuda|mps)\n",
         found.stdout,
     )
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from platform import machine
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -15,17 +16,22 @@ from crystal_fidelity.commandline import FAILED, log, make_app, run
 
 
 def _version() -> str:
-    """Return the versions of this program, Python and torch, and which weights are shipped."""
+    """Return the versions of this program, Python and torch, the device and the weights."""
     import json
     from importlib import resources
 
     from crystal_fidelity.provenance import versions
 
     found = versions(("crystorus", "torch"))
+    torch = found.get("torch", "missing")
+    # torch itself is not asked, whose import takes seconds.
+    cuda = "+cpu" not in torch and Path("/proc/driver/nvidia/version").exists()
+    apple = (sys.platform, machine()) == ("darwin", "arm64")
+    device = "cuda" if cuda else "mps" if apple else "cpu"
     card = json.loads(resources.files("crystorus").joinpath("weights/mp20/card.json").read_text())
     return (
-        f"crystorus {found.get('crystorus', '(not installed)')} (Python {found['python']}, "
-        f"torch {found.get('torch', 'missing')}, weights mp20 {card['sha256'][:12]})"
+        f"crystorus {found.get('crystorus', '(not installed)')}, weights mp20 "
+        f"{card['sha256'][:12]}\nPython {found['python']}, torch {torch}, device {device}"
     )
 
 
@@ -52,6 +58,7 @@ AFTER_INTERRUPT = {
     "train": "interrupted; once training has begun its state is saved, and the same command with "
     "--resume goes on from it",
     "train-scorer": _GO_ON,
+    "predict": _GO_ON,
     "hull": _GO_ON,
     "relax": _GO_ON,
     "rank": _GO_ON,
@@ -89,6 +96,16 @@ def info(checkpoint: Path | None = None, /) -> None:
         show_card("Its scorer, for --candidates", scorer)
 
 
+@app.command(name="help")
+def show_help(*command: str) -> None:
+    """Show the help of a command, as --help does.
+
+    Args:
+        command: Such as sample, or data get; without it the list of commands.
+    """
+    app([*command, "--help"], exit_on_error=False, print_error=False, result_action="return_value")
+
+
 @app.command
 def paper(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
     """Say how the paper's tables and figures are measured again."""
@@ -121,6 +138,10 @@ templates.command(
     help="Make a library of known crystals for sample --start templates.",
 )
 app.command(
+    "crystorus.hull.command:predict",
+    help="Sample, relax and rank crystals of given formulas.",
+)
+app.command(
     "crystorus.hull.command:hull",
     help="Go from a chemical system to relaxed phases on a convex hull.",
 )
@@ -130,6 +151,11 @@ app.command(
 app.command(
     "crystorus.hull.command:rank",
     help="Rank relaxed structures on a convex hull; plots and report.",
+)
+app.command("crystorus.results.command:view", help="Open results in the browser.")
+app.command(
+    "crystorus.results.command:export",
+    help="Write crystals as inputs of VASP, Quantum ESPRESSO or FHI-aims.",
 )
 app.command(data)
 app.command(templates)

@@ -13,8 +13,8 @@ from crystal_fidelity.symmetry import space_group
 from crystorus.data.convert import crystals_from_atoms, crystals_to_structures, join, split
 from crystorus.data.writers import (
     cif_text,
-    clean_name,
     extxyz_text,
+    safe_name,
     symmetrised_cif_text,
     write_extxyz,
 )
@@ -94,20 +94,23 @@ def test_extxyz_keeps_order_info_and_geometry(tmp_path):
     [
         ("mp-149", "mp-149"),
         ("a b/c", "a_b_c"),
-        ("../../etc/passwd", "__.._etc_passwd"),
-        ("..", "_"),
-        (".hidden", "_hidden"),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("..", "crystal"),
+        ("-o", "o"),
+        ("1e5", "id-1e5"),
+        ("=cmd()", "_cmd_"),
+        (".hidden", "hidden"),
         ("", "crystal"),
         ("é", "_"),
     ],
 )
 def test_names_of_structures_lead_nowhere_else(tmp_path, name, clean):
-    assert clean_name(name) == clean
+    assert safe_name(name) == clean
     assert (tmp_path / f"{clean}.cif").resolve().parent == tmp_path.resolve()
     assert cif_text(quartz(), name).startswith(f"data_{clean}\n")
 
 
 def test_names_too_long_for_a_file_stay_different():
-    names = [clean_name("x" * 300 + end) for end in "ab"]
+    names = [safe_name("x" * 300 + end) for end in "ab"]
     assert len(set(names)) == 2
     assert max(map(len, names)) <= 150

@@ -171,7 +171,7 @@ def guided_fake(step_s: float = 0.0):
 
 
 APP = App(name="crystorus", default_parameter=Parameter(negative=()))
-for _name in ("hull", "relax", "rank"):
+for _name in ("hull", "predict", "relax", "rank"):
     APP.command(f"crystorus.hull.command:{_name}")
 
 

@@ -19,7 +19,7 @@ from pymatgen.entries.computed_entries import (
 from crystal_fidelity import reading
 from crystal_fidelity.structures import from_atoms, to_pymatgen
 from crystorus.errors import ReferencesError
-from crystorus.hull.matching import Comparable, KnownPhases
+from crystorus.hull.matching import Comparable, StructureIndex
 from crystorus.hull.options import RankOptions
 from crystorus.hull.references import (
     check_levels,
@@ -115,7 +115,7 @@ def test_cut_and_missing_files_are_named(tmp_path):
 
 def test_only_phases_within_the_system_are_taken(tmp_path, alloys):
     found = read_references([str(alloys)], ["Cu", "O"], tmp_path)
-    assert [p.name for p in found.phases] == ["fcc-Cu"]
+    assert [p.name for p in found[0]] == ["fcc-Cu"]
 
 
 def test_the_missing_element_is_named():
@@ -139,23 +139,24 @@ def test_without_references_the_command_to_get_them_is_named(tmp_path, monkeypat
 
 
 def known_phases(*named):
-    return KnownPhases(
-        [(n, formula, atoms and Comparable.of(atoms)) for n, formula, atoms in named]
-    )
+    index = StructureIndex()
+    for name, formula, atoms in named:
+        index.add(name, atoms and Comparable.of(atoms), formula)
+    return index
 
 
 def test_novelty_has_its_four_answers():
     known = known_phases(("mp-1", "Cu3Au", l12()), ("mp-2", "Cu2Au", None))
     stretched = l12()
     stretched.set_cell(stretched.cell * 1.03, scale_atoms=True)
-    found = known.compare(Comparable.of(stretched))
+    found = known.novelty(Comparable.of(stretched))
     assert (found.verdict, found.id) == ("rediscovered", "mp-1")
     assert found.rms == pytest.approx(0.0, abs=1e-6)
     other = l12()
     other.set_cell([5.7, 3.75, 2.5], scale_atoms=True)
-    assert known.compare(Comparable.of(other)).verdict == "new polymorph"
-    assert known.compare(Comparable.of(l12()[[0, 1, 2]])).verdict == "known composition"
-    assert known.compare(Comparable.of(l12()[[0, 1]])).verdict == "not in the references"
+    assert known.novelty(Comparable.of(other)).verdict == "new polymorph"
+    assert known.novelty(Comparable.of(l12()[[0, 1, 2]])).verdict == "known composition"
+    assert known.novelty(Comparable.of(l12()[[0, 1]])).verdict == "not in the references"
 
 
 def test_a_relaxed_supercell_is_the_phase_that_it_repeats():
@@ -166,9 +167,9 @@ def test_a_relaxed_supercell_is_the_phase_that_it_repeats():
     large.rattle(0.01, seed=0)
     alone = [to_pymatgen(from_atoms(atoms)) for atoms in (large, salt)]
     assert not StructureMatcher().fit(*alone)
-    assert known.compare(Comparable.of(large)).verdict == "rediscovered"
+    assert known.novelty(Comparable.of(large)).verdict == "rediscovered"
     large.rattle(0.3, seed=0)
-    assert known.compare(Comparable.of(large)).verdict == "new polymorph"
+    assert known.novelty(Comparable.of(large)).verdict == "new polymorph"
 
 
 def test_formulas_of_pymatgen_and_of_crystals_are_spelled_alike():
@@ -194,7 +195,7 @@ def test_a_site_of_a_file_cannot_name_a_module_to_import(tmp_path):
 def test_ids_that_two_files_share_name_their_file(tmp_path, alloys):
     other = alloys.with_name("other.extxyz")
     other.write_text(alloys.read_text().replace("3.75", "3.76"))
-    found = read_references([str(alloys), str(other)], ["Cu", "Au"], tmp_path).phases
+    found = read_references([str(alloys), str(other)], ["Cu", "Au"], tmp_path)[0]
     assert [p.name for p in found[:2]] == ["fcc-Cu (alloys.extxyz)", "fcc-Au (alloys.extxyz)"]
     assert len({p.name for p in found}) == len({p.row for p in found}) == 6
 
@@ -204,7 +205,7 @@ def test_a_column_of_formulas_that_names_phases_drops_nothing(tmp_path):
     cif = to_pymatgen(from_atoms(bulk("Cu"))).to(fmt="cif").replace('"', "'")
     table = tmp_path / "t.csv"
     table.write_text(f'material_id,pretty_formula,cif\nmp-1,Hematite,"{cif}"\n')
-    found = read_references([str(table)], ["Cu", "Au"], tmp_path).phases
+    found = read_references([str(table)], ["Cu", "Au"], tmp_path)[0]
     assert [p.name for p in found] == ["mp-1"]
 
 
@@ -269,24 +270,24 @@ def materials_project(monkeypatch):
 
 def test_the_materials_project_is_asked_for_all_subsystems_and_once(tmp_path, materials_project):
     source = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
-    assert [p.name for p in source.phases] == ["mp-30", "mp-81", "mp-2258"]
-    assert source.phases[2].composition == Composition("Cu3Au")
-    assert source.phases[2].energy_per_atom == -3.0
-    assert len(source.phases[2].atoms) == 4
+    assert [p.name for p in source[0]] == ["mp-30", "mp-81", "mp-2258"]
+    assert source[0][2].composition == Composition("Cu3Au")
+    assert source[0][2].energy_per_atom == -3.0
+    assert len(source[0][2].atoms) == 4
     ((path, query, key),) = materials_project.asked
     assert path == "/materials/summary/"
     assert query["chemsys"] == ["Au,Cu,Au-Cu"]
     assert key == KEY
     again = read_references(["materials-project"], ["Au", "Cu"], tmp_path)
     assert len(materials_project.asked) == 1
-    assert [p.row for p in again.phases] == [p.row for p in source.phases]
+    assert [p.row for p in again[0]] == [p.row for p in source[0]]
 
 
 def test_more_documents_than_a_page_holds_all_come(tmp_path, materials_project):
     copper = materials_project.documents[0]
     materials_project.documents = [copper | {"material_id": f"mp-{i}"} for i in range(1203)]
     source = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
-    assert len({p.name for p in source.phases}) == 1203
+    assert len({p.name for p in source[0]}) == 1203
     assert len(materials_project.asked) == 2
 
 
@@ -329,7 +330,7 @@ def test_every_other_answer_of_the_server_is_one_line(tmp_path, materials_projec
 def test_a_server_without_pages_is_asked_without_them(tmp_path, materials_project):
     materials_project.pages = False
     found = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
-    assert len(found.phases) == 3
+    assert len(found[0]) == 3
     materials_project.limit = 2
     with pytest.raises(ReferencesError, match="gave 2 of 4 phases"):
         read_references(["materials-project"], ["Cu", "Au"], tmp_path / "again")
@@ -341,8 +342,8 @@ def test_documents_without_structure_or_with_oxidation_states(tmp_path, material
     materials_project.documents[1] = document("mp-81", gold, chemsys="Au")
     materials_project.documents.append(materials_project.documents[0] | {"structure": None})
     found = read_references(["materials-project"], ["Cu", "Au"], tmp_path)
-    assert [p.name for p in found.phases] == ["mp-30", "mp-81", "mp-2258"]
-    assert "1 structures of materials-project cannot be read" in found.warnings[0]
+    assert [p.name for p in found[0]] == ["mp-30", "mp-81", "mp-2258"]
+    assert "1 structures of materials-project cannot be read" in found[1][0]
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path, materials_project, monkeypatch):

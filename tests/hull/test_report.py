@@ -67,9 +67,9 @@ def test_the_report_loads_nothing_and_its_data_survive_html(tmp_path):
     assert not re.search(r"url\((?!#)", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))
     data = json.loads(dict(page.scripts)["data"])
     assert data["settings"]["a"] == "</script>"
-    assert data["phases"][1]["name"] == "00001-</script><b>"
-    assert data["phases"][1]["e"] is None
-    assert data["phases"][0]["parts"] == {"Cu": 0.5, "Au": 0.5}
+    assert data["rows"][1]["name"] == "00001-</script><b>"
+    assert data["rows"][1]["e_above_hull"] is None
+    assert data["rows"][0]["parts"] == {"Cu": 0.5, "Au": 0.5}
     structure = data["structures"]["00000-x"]
     rebuilt = np.array(structure["frac"]) @ np.array(structure["cell"])
     assert rebuilt.shape == (2, 3)
@@ -86,13 +86,13 @@ def test_a_film_of_a_candidate_without_trajectory_is_refused(tmp_path):
                                       ["Cu", "Au", "Ag", "Ni", "Pd"]])  # fmt: skip
 def test_plots_are_drawn_alike_every_time_without_a_display(monkeypatch, elements):
     monkeypatch.delenv("DISPLAY", raising=False)
-    drawn = draw_hull(ranking(elements))
+    drawn = draw_hull(ranking(elements).hull, ranking(elements).phases)
     pixels = np.asarray(Image.open(io.BytesIO(drawn["png"])).convert("L"))
     assert 0.002 < (pixels < 128).mean() < 0.5
     svg = drawn["svg"].decode()
     assert svg.count("<path") > 5
     assert 'xlink:href="#00000-x"' in svg  # by which the page finds the candidate
-    assert draw_hull(ranking(elements)) == drawn
+    assert draw_hull(ranking(elements).hull, ranking(elements).phases) == drawn
 
 
 def test_the_triangle_puts_pure_phases_in_corners_and_averages_between():
@@ -130,4 +130,4 @@ def test_every_column_of_the_table_is_explained():
     section = next(part for part in sections if "`hull`" in part.splitlines()[0])
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     explained = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
-    assert explained == ["rank", *ranking(["Cu", "Au"]).phases[0].cells]
+    assert explained == ["rank", *ranking(["Cu", "Au"]).phases[0].record]

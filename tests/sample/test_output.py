@@ -23,12 +23,12 @@ from prototypes import rocksalt
 from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_atoms, split
+from crystorus.data.writers import csv_text
 from crystorus.errors import FileError, GenerationError, OutputError
 from crystorus.geometry import Crystals
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.output import (
     OutputFolder,
-    _table,
     describe,
     file_stem,
     min_distance_ratio,
@@ -329,7 +329,10 @@ def test_the_table_holds_nothing_that_a_spreadsheet_would_carry_out(tmp_path):
         for _ in names
     ]
     rows = [replace(record, row=record.row | {"start": name}) for record, name in zip(rows, names)]
-    written = [row["start"] for row in csv.DictReader(io.StringIO(_table(rows, header=True)))]
+    written = [
+        row["start"]
+        for row in csv.DictReader(io.StringIO(csv_text(list(rows[0].row), [r.row for r in rows])))
+    ]
     assert written == ["'=1+1", "'+cmd", "'-x", "'@sum", "mp-1", "-0.5"]
 
 

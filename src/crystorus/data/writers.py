@@ -1,23 +1,25 @@
 """Crystals as text: CIF as they are, CIF with their symmetry, extended XYZ."""
 
+import csv
 import hashlib
+import io
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import gemmi
 import moyopy
 import numpy as np
 
-from crystal_fidelity.structures import element_symbol, wrap_coords
+from crystal_fidelity.structures import cell_parameters, element_symbol, wrap_coords
 from crystal_fidelity.symmetry import dataset, operations
 from crystorus.data.convert import split
 from crystorus.geometry import Crystals
 
 _SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
-_LONGEST_NAME = 150
+_LONGEST_NAME = 120
 
 
 def harmless_cell(text: str) -> str:
@@ -31,18 +33,31 @@ def harmless_cell(text: str) -> str:
     return text
 
 
-def clean_name(name: str) -> str:
-    """Return a name that is fit for a CIF data block and for a file in any folder.
+def safe_name(text: str) -> str:
+    """Return an id as a name of a CIF data block, of a row, and of a file in any folder.
 
     Letters, digits and `_.+-` stay; the rest, path separators among it, becomes `_`. It does not
-    begin with a dot, and a digest takes the place of what is too long for a file system.
+    begin with one of the last three, so that it is neither a path, nor an option, nor a formula of
+    a spreadsheet; it is no number, which ASE's database would take for one; and a digest takes the
+    place of what is too long for a file system.
     """
-    clean = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)
-    if clean.startswith("."):
-        clean = "_" + clean.lstrip(".")
-    if len(clean) > _LONGEST_NAME:
-        clean = f"{clean[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return clean or "crystal"
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).lstrip(".+-") or "crystal"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    try:
+        float(name)
+    except ValueError:
+        return name if name.lower() not in ("true", "false") else f"id-{name}"
+    return f"id-{name}"
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    """Write a table with its header; text that a spreadsheet would take for a formula is quoted."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: harmless_cell(cell) for key, cell in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def cif_text(crystal: Crystals, name: str) -> str:
@@ -189,20 +204,17 @@ def _cif(
     """
     from pymatgen.core import Composition, Element
 
-    lattice = rows.T
-    lengths = np.linalg.norm(lattice, axis=0)
-    cosines = (lattice.T @ lattice) / np.outer(lengths, lengths)
-    angles = np.rad2deg(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
+    parameters = cell_parameters(rows)
     counts: Counter[int] = Counter()
     for z, multiplicity, _ in sites:
         counts[z] += multiplicity
     formula = Composition({Element.from_Z(z): n for z, n in counts.items()})
-    lines = [f"data_{clean_name(name)}"]
-    lines += [f"_cell_length_{n} {v:.8f}" for n, v in zip("abc", lengths, strict=True)]
+    lines = [f"data_{safe_name(name)}"]
+    lines += [f"_cell_length_{n} {v:.8f}" for n, v in zip("abc", parameters[:3], strict=True)]
     greek = ("alpha", "beta", "gamma")
-    lines += [f"_cell_angle_{n} {v:.8f}" for n, v in zip(greek, angles, strict=True)]
+    lines += [f"_cell_angle_{n} {v:.8f}" for n, v in zip(greek, parameters[3:], strict=True)]
     lines += [
-        f"_cell_volume {abs(np.linalg.det(lattice)):.8f}",
+        f"_cell_volume {abs(np.linalg.det(rows)):.8f}",
         f"_space_group_name_H-M_alt '{group[0]}'",
         f"_space_group_IT_number {group[1]}",
         f"_chemical_formula_structural {formula.reduced_formula}",

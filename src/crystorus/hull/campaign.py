@@ -12,7 +12,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ase.db
@@ -22,6 +21,7 @@ from ase.db.row import AtomsRow
 from crystal_fidelity.files import disk_errors
 from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystal_fidelity.workers import Lost, Workers, run
+from crystorus.data.writers import safe_name
 from crystorus.errors import CalculatorError, CampaignError, FileError
 from crystorus.hull.candidates import (
     GENERATED,
@@ -29,7 +29,6 @@ from crystorus.hull.candidates import (
     REFERENCE,
     VALID,
     InputStructure,
-    safe_name,
 )
 from crystorus.hull.options import CHGNET, RelaxSettings
 from crystorus.hull.relax import USABLE, RelaxJob, RelaxOutcome, energy_level, relax
@@ -125,7 +124,7 @@ class Campaign:
                     with self._db:
                         self._db.metadata = {"title": "crystorus campaign", "crystorus": marked}
         except BaseException:
-            self._folder.__exit__(None, None, None)
+            self._folder.__exit__()
             raise
 
     @classmethod
@@ -146,13 +145,8 @@ class Campaign:
     def __enter__(self) -> "Campaign":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._folder.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._folder.__exit__(*raised)
 
     def finish(self) -> None:
         """Mark the campaign complete."""
@@ -189,10 +183,6 @@ class Campaign:
                 "--calculator out, or choose another --out"
             )
 
-    def names(self, kind: str) -> set[str]:
-        """Return the names of the originals of a kind."""
-        return {row.name for row in self._rows(f"kind={kind},stage=original", plain=True)}
-
     def originals(self, kind: str) -> list[AtomsRow]:
         """Return the original rows of a kind, in order."""
         return list(self._rows(f"kind={kind},stage=original"))
@@ -211,10 +201,16 @@ class Campaign:
             return self._db.count(selection)
 
     def add(self, originals: Sequence[InputStructure]) -> None:
-        """Write originals that are not there yet, in one transaction per few hundred."""
-        for start in range(0, len(originals), _ROWS_PER_COMMIT):
+        """Write originals that are not there yet, in one transaction per few hundred.
+
+        Args:
+            originals: In an order that is the same every time.
+        """
+        there = {(r.kind, r.name) for r in self._rows("stage=original", plain=True)}
+        missing = [one for one in originals if (one.kind, one.name) not in there]
+        for start in range(0, len(missing), _ROWS_PER_COMMIT):
             with self._writing(), self._db:
-                for one in originals[start : start + _ROWS_PER_COMMIT]:
+                for one in missing[start : start + _ROWS_PER_COMMIT]:
                     self._db.write(one.atoms, _pairs(one), data=one.details)
 
     def fill(self, originals: Mapping[int, InputStructure]) -> None:

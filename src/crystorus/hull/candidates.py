@@ -1,7 +1,6 @@
 """Structures into a campaign: sampled or read, then screened, near-duplicates marked."""
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,10 @@ from crystal_fidelity.files import file_digest
 from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import Entry, ReadFailure, to_atoms
 from crystorus.data.compositions import Composition, FormulaError, parse_formula
+from crystorus.data.writers import safe_name
 from crystorus.errors import ReadingError
 from crystorus.hull.options import SamplingOptions
+from crystorus.terminal import log
 
 if TYPE_CHECKING:
     from crystorus.crystal_model import CrystalModel
@@ -28,8 +29,9 @@ REQUESTED, UNSCREENED = "requested", "unscreened"
 VALID, INVALID, DUPLICATE = "valid", "invalid", "duplicate"
 GENERATED_FILES = "generated"
 SYMPREC = 0.1  # Å
+MOST_UNITS, ENOUGH_WEIGHT = 3, 0.9
+"""Of `suggest_units`."""
 _PER_COMMIT = 50
-_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +57,6 @@ class InputStructure:
     reason: str = ""
     pairs: dict[str, str | float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-
-
-def safe_name(text: str) -> str:
-    """Return an id as a name of files and rows.
-
-    It has letters, digits, "_", "+", "." and "-" alone and does not begin with one of the last
-    three, so that it is neither a path, nor an option, nor a formula of a spreadsheet; and it is
-    no number, which ASE's database would take for one.
-    """
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).lstrip(".+-")[:_LONGEST_NAME] or "crystal"
-    try:
-        float(name)
-    except ValueError:
-        return name if name.lower() not in ("true", "false") else f"id-{name}"
-    return f"id-{name}"
 
 
 def niggli_atoms(entry: Entry) -> Atoms:
@@ -145,12 +132,20 @@ class Samples:
     warnings: tuple[str, ...] = ()
 
 
-def plan_samples(options: SamplingOptions, compositions: Sequence[Composition]) -> Samples:
+def plan_samples(
+    options: SamplingOptions,
+    compositions: Sequence[Composition] | Callable[["CrystalModel"], Sequence[Composition]],
+    *,
+    large: bool = False,
+    remedy: str = "",
+) -> Samples:
     """Load the model and settle which crystals it makes.
 
     Args:
         options: How many, and how.
-        compositions: In the order in which the budget is spent.
+        compositions: In the order in which the budget is spent; or what chooses them for a model.
+        large: Only warn of cells with more atoms than the model was trained on.
+        remedy: What to do about such cells.
 
     Raises:
         RequestError: If the request does not fit the model.
@@ -161,15 +156,17 @@ def plan_samples(options: SamplingOptions, compositions: Sequence[Composition]) 
     from crystorus.sample.requests import check_requests, make_requests
     from crystorus.sample.sampler import check_device, plan_sampling
 
-    reached = compositions[: -(-options.budget // options.n)]
-    requests = make_requests(reached, n=options.n, seed=options.seed)[: options.budget]
     check_device(options.device)
     model = load_checkpoint(options.checkpoint or SHIPPED, device=options.device)
+    listed = compositions(model) if callable(compositions) else compositions
+    reached = listed[: -(-options.budget // options.n)]
+    requests = make_requests(reached, n=options.n, seed=options.seed)[: options.budget]
     warnings = check_requests(
         requests,
         max_atoms=model.max_atoms,
         trained_elements=model.trained_elements,
-        remedy=f"lower --max-atoms to {model.max_atoms}",
+        large=large,
+        remedy=remedy or f"lower --max-atoms to {model.max_atoms}",
     )
     asked = options.as_sample_options()
     requests, plan = plan_sampling(model, requests, asked)
@@ -181,6 +178,35 @@ def plan_samples(options: SamplingOptions, compositions: Sequence[Composition]) 
     settings |= run_settings(requests, plan, model, asked)
     del settings["options"]
     return Samples(model, requests, plan, settings, tuple(warnings))
+
+
+def suggest_units(unit: Composition, model: "CrystalModel") -> list[Composition]:
+    """Return cells of a formula with as many units as known crystals have; say so.
+
+    Args:
+        unit: As the formula is written.
+        model: A checkpoint, with the skeletons of its training crystals.
+
+    Returns:
+        The likeliest numbers of units, which together have nine tenths of the weights, at most
+        three; one unit where nothing is known of the ratio of element counts.
+    """
+    from crystorus.templates.skeletons import table_of
+
+    one, chosen, covered = unit.reduced, list[int](), 0.0
+    found = table_of(model.skeletons).units(one, model.max_atoms)
+    for z, fraction in found[:MOST_UNITS]:
+        if covered < ENOUGH_WEIGHT:
+            chosen.append(z)
+            covered += fraction
+    listed = ", ".join(f"{z} ({fraction:.0%})" for z, fraction in found[:MOST_UNITS])
+    known = f"known crystals of this ratio have {listed}" if found else "no known crystal tells"
+    log("plan", f"{one.formula} with {_or(chosen or [1])} formula units ({known}; --z for others)")
+    return [one * z for z in sorted(chosen or [1])]
+
+
+def _or(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, sorted(numbers)))
 
 
 def sample(
@@ -201,8 +227,7 @@ def sample(
     from crystorus.sample.sampler import make
 
     requests, total = samples.requests, len(samples.requests)
-    held = campaign.names(GENERATED)
-    campaign.add([_sampled(one, REQUESTED) for one in requests if sample_name(one) not in held])
+    campaign.add([_sampled(one, REQUESTED) for one in requests])
     rows = {row.name: row.id for row in campaign.originals(GENERATED) if row.status == REQUESTED}
     left = [request for request in requests if sample_name(request) in rows]
     done = total - len(left)
@@ -248,20 +273,6 @@ def _sampled(
         sample_name(request), GENERATED, atoms, status, "sampled", reason,
         pairs=pairs | ({"origin": origin} if origin else {}), details=details,
     )  # fmt: skip
-
-
-def import_structures(
-    campaign: "Campaign", structures: Iterable[InputStructure], kind: str
-) -> None:
-    """Write structures that a campaign does not hold yet, to be screened.
-
-    Args:
-        campaign: Where they go.
-        structures: In an order that is the same every time.
-        kind: "generated" or "reference".
-    """
-    known = campaign.names(kind)
-    campaign.add([one for one in structures if one.name not in known])
 
 
 def screen_structures(

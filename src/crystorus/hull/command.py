@@ -1,43 +1,30 @@
-"""`crystorus hull`, `relax` and `rank` from their options to their files."""
+"""`crystorus hull`, `predict`, `relax` and `rank` from their options to their files.
 
-import csv
-import io
-import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+Options are checked before anything heavy is imported.
+"""
+
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from crystal_fidelity.files import disk_errors, write_atomic
-from crystal_fidelity.provenance import versions as program_versions
-from crystal_fidelity.workers import Workers, check
-from crystorus.errors import CampaignError
-from crystorus.hull.compositions import Choice, choose_compositions, system_elements
+from crystorus.data.compositions import Composition, expand
+from crystorus.errors import CampaignError, RequestError
+from crystorus.hull.compositions import choose_compositions, system_elements
 from crystorus.hull.options import (
     HullOptions,
+    PredictOptions,
     RankCommandOptions,
-    RankOptions,
     RelaxOptions,
-    RelaxSettings,
-    WorkerOptions,
     check_calculator_module,
 )
-from crystorus.terminal import echo, log, log_versions, progress
+from crystorus.sample.options import SampleOptions
+from crystorus.sample.requests import default_folder
+from crystorus.terminal import echo, log
 
 if TYPE_CHECKING:
-    from crystorus.hull.campaign import Campaign
-    from crystorus.hull.rank import RankedPhase, Ranking
-    from crystorus.hull.references import Known
-
-PROGRAMS = (
-    "crystorus", "torch", "numpy", "ase", "gemmi", "moyopy", "pymatgen", "chgnet", "spglib",
-    "matplotlib", "distributed",
-)  # fmt: skip
-_SHOWN = 25
-_NOTES = ("rank", "e_above_hull", "space_group", "novelty", "known_id", "same_as")
+    from crystorus.crystal_model import CrystalModel
 
 
 def hull(
@@ -68,43 +55,90 @@ def hull(
     if not options.workers.scheduler:
         check_calculator_module(relaxation.calculator)
 
-    from crystorus.hull.candidates import GENERATED, plan_samples, sample, screen_structures
-    from crystorus.hull.relax import energy_level
-    from crystorus.hull.report import check_trajectories
+    from crystorus.hull import stages
+    from crystorus.hull.candidates import plan_samples
 
-    workers = _workers(options.workers)
-    known = _references(sources, elements, out)
-    held_out = _references(ranking.held_out, elements, out)
-    _check_references(known, elements, relaxation, mix=ranking.mix_energy_levels)
-    _check_calculator(relaxation, workers)
+    known = stages.load_references(sources, elements, out)
+    held_out = stages.load_references(ranking.held_out, elements, out)
+    stages.check_references(known, elements, relaxation, mix=ranking.mix_energy_levels)
+    workers = stages.open_workers(options.workers, relaxation)
     samples = plan_samples(options.sampling, choice.compositions)
-    for warning in samples.warnings:
-        log("warning", warning)
-    system = "-".join(elements)
-    settings = {
-        "kind": "hull",
-        "space": {"system": system} | asdict(options.compositions),
-        "sampling": samples.settings,
-        "relaxation": asdict(relaxation),
-        "level": energy_level(relaxation.calculator),
-    }
-    with _begin(out, settings, overwrite=options.overwrite) as campaign:
-        _write_compositions(out, choice)
+    space = {"system": "-".join(elements)} | asdict(options.compositions)
+    settings = {"kind": "hull", "space": space}
+    with stages.begin(out, settings, samples, relaxation, overwrite=options.overwrite) as campaign:
+        stages.write_compositions(out, choice)
         charged = f" ({choice.n_charged} are not neutral)" if choice.n_charged else ""
-        guided = sum(request.start is not None for request in samples.requests)
-        log(
-            "plan",
-            f"{len(samples.requests)} crystals of {system}, {guided} of them from templates, of "
-            f"{len(choice.compositions)} compositions chosen from {choice.n_enumerated}{charged}",
+        stages.sample_all(
+            campaign,
+            samples,
+            ranking.animate,
+            f", of {len(choice.compositions)} compositions chosen from {choice.n_enumerated}"
+            f"{charged}",
         )
-        with progress("sample") as update:
-            sample(campaign, samples, update)
-        check_trajectories(out, ranking.animate)
-        with progress("screen") as update:
-            screen_structures(campaign, GENERATED, drop_duplicates=True, on_progress=update)
-        _import_references(campaign, known, mix=ranking.mix_energy_levels)
-        _relax(campaign, workers)
-        _finish(campaign, known, held_out, elements, ranking)
+        stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
+        stages.relax_all(campaign, workers)
+        stages.finish_ranked(campaign, known, held_out, elements, ranking)
+
+
+def predict(
+    *formulas: str,
+    options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),  # noqa: B008
+) -> None:
+    """Sample, relax and rank crystals of given formulas.
+
+    Writes what `hull` writes; without --references there is no hull, and energies are compared
+    within a formula.
+
+    Args:
+        formulas: As in LiFePO4 "Ca(OH)2".
+        options: How.
+
+    Raises:
+        RequestError: If there is nothing to sample.
+        OutputError: If the folder holds another run.
+        ReferencesError: If the references make no hull.
+        CalculatorError: If the calculator cannot be had or computes nothing.
+    """
+    if not formulas:
+        raise RequestError("no formula given: name one or several, as in LiFePO4")
+    wanted = [unit for text in formulas for unit in expand(text, options.z or (1,))]
+    elements = tuple(dict.fromkeys(symbol for unit in wanted for symbol in unit.elements))
+    ranking, relaxation = options.ranking, options.relaxation
+    if ranking.references or ranking.held_out:
+        elements = system_elements("-".join(elements))
+    if ranking.held_out and not ranking.references:
+        raise RequestError("--held-out is looked for beside known phases: name --references too")
+    if not options.workers.scheduler:
+        check_calculator_module(relaxation.calculator)
+    out = options.out or default_folder(formulas, SampleOptions())
+
+    from crystorus.hull import stages
+    from crystorus.hull.candidates import plan_samples, suggest_units
+
+    known = stages.load_references(ranking.references, elements, out)
+    held_out = stages.load_references(ranking.held_out, elements, out)
+    if ranking.references:
+        stages.check_references(known, elements, relaxation, mix=ranking.mix_energy_levels)
+    workers = stages.open_workers(options.workers, relaxation)
+
+    def chosen(model: "CrystalModel") -> list[Composition]:
+        if options.z:
+            return wanted
+        return [c for unit in wanted for c in suggest_units(unit, model)]
+
+    samples = plan_samples(
+        options.sampling,
+        chosen,
+        large=options.large,
+        remedy="ask for fewer formula units (--z), or say --large",
+    )
+    system = "-".join(elements)
+    settings = {"kind": "predict", "space": {"system": system}}
+    with stages.begin(out, settings, samples, relaxation, overwrite=options.overwrite) as campaign:
+        stages.sample_all(campaign, samples, ranking.animate)
+        stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
+        stages.relax_all(campaign, workers)
+        stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
 def relax(
@@ -125,50 +159,36 @@ def relax(
         OutputError: If the folder holds another run.
         CalculatorError: If the calculator cannot be had or computes nothing.
     """
+    from crystorus.hull import stages
     from crystorus.hull.campaign import DATABASE, Campaign
-    from crystorus.hull.candidates import (
-        GENERATED,
-        import_structures,
-        screen_structures,
-        structures_of,
-    )
+    from crystorus.hull.candidates import GENERATED, structures_of
     from crystorus.hull.references import label_of
-    from crystorus.hull.relax import energy_level
 
-    workers, relaxation = _workers(options.workers), options.relaxation
+    relaxation = options.relaxation
     if (source / DATABASE).is_file():
         with Campaign.reopen(source) as campaign:
             campaign.trust_calculator(relaxation.calculator)
-            _check_calculator(campaign.relaxation, workers)
-            _relax(campaign, workers)
-            _show_relaxed(campaign)
-            campaign.finish()
+            stages.relax_all(campaign, stages.open_workers(options.workers, campaign.relaxation))
+            stages.finish_relaxed(campaign)
         return
     if options.out is None:
         raise CampaignError(f"--out is missing: name the folder where {source} is relaxed")
     structures = list(structures_of(source, GENERATED, source.name))
     if not structures:
         raise CampaignError(f"{source} holds no structures: give at least one")
-    _check_calculator(relaxation, workers)
+    workers = stages.open_workers(options.workers, relaxation)
     settings = {
         "kind": "relax",
         "source": {"label": label_of(source)},
         "keep_duplicates": options.keep_duplicates,
-        "relaxation": asdict(relaxation),
-        "level": energy_level(relaxation.calculator),
     }
-    with _begin(options.out, settings, overwrite=options.overwrite) as campaign:
-        import_structures(campaign, structures, GENERATED)
-        with progress("screen") as update:
-            screen_structures(
-                campaign,
-                GENERATED,
-                drop_duplicates=not options.keep_duplicates,
-                on_progress=update,
-            )
-        _relax(campaign, workers)
-        _show_relaxed(campaign)
-        campaign.finish()
+    with stages.begin(
+        options.out, settings, None, relaxation, overwrite=options.overwrite
+    ) as campaign:
+        campaign.add(structures)
+        stages.screen_all(campaign, drop_duplicates=not options.keep_duplicates)
+        stages.relax_all(campaign, workers)
+        stages.finish_relaxed(campaign)
 
 
 def rank(
@@ -187,6 +207,7 @@ def rank(
         CampaignError: If it is neither, or --out is missing or of no use.
         ReferencesError: If there is no hull to compare with.
     """
+    from crystorus.hull import stages
     from crystorus.hull.campaign import Campaign
     from crystorus.hull.rank import candidate_elements
     from crystorus.hull.references import is_entries_file
@@ -201,7 +222,8 @@ def rank(
             f"{source} is no folder of a campaign: give one that `crystorus hull` or `crystorus "
             "relax` wrote"
         )
-    ranking, workers = options.ranking, _workers(options.workers)
+    ranking = options.ranking
+    stages.open_workers(options.workers, None)  # an unreachable scheduler is told at once
     with Campaign.reopen(source) as campaign:
         found = candidate_elements(campaign)
         system = options.system or campaign.settings.get("space", {}).get("system", "-".join(found))
@@ -212,21 +234,23 @@ def rank(
             raise CampaignError(
                 f"{source} holds {min(outside)}, which is not in {system}: correct --system"
             )
-        known = _references(ranking.sources, elements, source)
-        held_out = _references(ranking.held_out, elements, source)
-        _check_references(known, elements, campaign.relaxation, mix=ranking.mix_energy_levels)
-        _import_references(campaign, known, mix=ranking.mix_energy_levels)
+        known = stages.load_references(ranking.sources, elements, source)
+        held_out = stages.load_references(ranking.held_out, elements, source)
+        mix = ranking.mix_energy_levels
+        stages.check_references(known, elements, campaign.relaxation, mix=mix)
+        stages.import_references(campaign, known, mix=mix)
         if campaign.set_aside():
             campaign.trust_calculator(options.calculator)
-            _check_calculator(campaign.relaxation, workers)
-            _relax(campaign, workers)
-        _finish(campaign, known, held_out, elements, ranking)
+            workers = stages.open_workers(options.workers, campaign.relaxation)
+            stages.relax_all(campaign, workers)
+        stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
 def _rank_entries(source: Path, options: RankCommandOptions) -> None:
     """Rank entries against the hull of the references, or of themselves where none are named."""
     from crystorus.hull.rank import ENTRY_COLUMNS, TABLE, rank_entries, write_table
     from crystorus.hull.references import is_entries_file, read_entries
+    from crystorus.hull.stages import MOST_SHOWN, load_references
 
     out, ranking = options.out, options.ranking
     if out is None:
@@ -242,206 +266,11 @@ def _rank_entries(source: Path, options: RankCommandOptions) -> None:
     found = sorted({symbol for e in entries for symbol in e.composition.chemical_system_set})
     elements = system_elements(options.system or "-".join(found))
     entries = [e for e in entries if e.composition.chemical_system_set <= set(elements)]
-    known = _references(ranking.references, elements, out) if ranking.references else entries
+    known = load_references(ranking.references, elements, out) if ranking.references else entries
     for warning in warnings:
         log("warning", warning)
     rows = rank_entries(entries, known, elements, mix=ranking.mix_energy_levels)
     write_table(out, ENTRY_COLUMNS, rows)
-    for row in rows[:_SHOWN]:
+    for row in rows[:MOST_SHOWN]:
         echo(f"{row['formula']}\t{float(row['e_above_hull']) + 0.0:+.3f} eV\t{row['name']}")
     echo(f"{len(rows)} entries in {out / TABLE}")
-
-
-# The stages
-
-
-def _begin(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "Campaign":
-    from crystorus.hull.campaign import Campaign
-
-    campaign = Campaign(folder, settings, program_versions(PROGRAMS), overwrite=overwrite)
-    log_versions("campaign", campaign.changed_versions)
-    return campaign
-
-
-def _workers(options: WorkerOptions) -> Workers:
-    """Return where jobs run, once a Dask scheduler has answered."""
-    # A potential may take its process with it: one worker is a process of its own too.
-    workers = Workers(options.workers, options.scheduler or "", isolated=options.workers > 0)
-    check(workers)
-    return workers
-
-
-def _check_calculator(settings: RelaxSettings, workers: Workers) -> None:
-    from crystorus.hull.relax import load_calculator
-
-    if not workers.scheduler:  # on a cluster it need not be installed here
-        load_calculator(settings.calculator)
-
-
-def _references(names: Sequence[str], elements: Sequence[str], folder: Path) -> list["Known"]:
-    from crystorus.hull.references import read_references
-
-    found = read_references(names, elements, folder / "references")
-    for warning in found.warnings:
-        log("warning", warning)
-    return list(found.phases)
-
-
-def _check_references(
-    known: Sequence["Known"], elements: Sequence[str], settings: RelaxSettings, *, mix: bool
-) -> None:
-    """Refuse references that make no hull, or of another level, before hours of relaxation."""
-    from crystorus.hull.references import check_levels, check_span
-    from crystorus.hull.relax import energy_level
-
-    check_span((phase.composition for phase in known), elements, "the references")
-    levels = {phase.level for phase in known if phase.atoms is None}
-    check_levels(levels | {energy_level(settings.calculator)}, mix=mix)
-
-
-def _import_references(campaign: "Campaign", known: Sequence["Known"], *, mix: bool) -> None:
-    from crystorus.hull.candidates import (
-        REFERENCE,
-        UNSCREENED,
-        InputStructure,
-        import_structures,
-        screen_structures,
-    )
-
-    # Where energies may be mixed, those that come with an energy keep it and are not relaxed.
-    structures = (
-        InputStructure(p.row, REFERENCE, p.atoms, UNSCREENED, p.source, details={"id": p.name})
-        for p in known
-        if p.atoms is not None and not (mix and p.energy_per_atom is not None)
-    )
-    import_structures(campaign, structures, REFERENCE)
-    screen_structures(campaign, REFERENCE, drop_duplicates=False)
-
-
-def _relax(campaign: "Campaign", workers: Workers) -> None:
-    from crystorus.hull.campaign import relax_waiting
-
-    campaign.set_aside()
-    with progress("relax") as update:
-        relax_waiting(campaign, workers, update)
-
-
-def _finish(
-    campaign: "Campaign",
-    known: Sequence["Known"],
-    held_out: Sequence["Known"],
-    elements: Sequence[str],
-    options: RankOptions,
-) -> None:
-    """Rank, and write the table, CIFs, notes in the database, plots and report."""
-    from crystorus.hull.candidates import GENERATED, VALID
-    from crystorus.hull.rank import TABLE, assess, write_ranking
-    from crystorus.hull.report import REPORT, write_report
-
-    ranking = assess(
-        campaign,
-        known,
-        elements,
-        mix=options.mix_energy_levels,
-        held_out=held_out,
-        symprec=options.symprec,
-    )
-    write_ranking(campaign.path, ranking, options.symprec)
-    if not any(phase.e_above_hull is not None for phase in ranking.phases):
-        fates = {row.status for row in campaign.originals(GENERATED)} - {VALID}
-        fates |= {phase.status for phase in ranking.phases}
-        raise CampaignError(
-            f"none of {ranking.counts['generated']} candidates came through "
-            f"({', '.join(sorted(fates))}): `ase db {campaign.database} -c name,status,reason` "
-            "says why; raise --budget in another --out, or try another --calculator"
-        )
-    remarks: dict[int, dict[str, str | float]] = {}
-    for place, phase in enumerate(ranking.phases, start=1):
-        if phase.e_above_hull is not None and phase.novelty is not None:
-            remarks[phase.row] = {
-                "rank": place,
-                "e_above_hull": phase.e_above_hull,
-                "space_group": phase.space_group[0],
-                "novelty": phase.novelty.verdict,
-                **({"known_id": phase.novelty.id} if phase.novelty.id else {}),
-            }
-    remarks |= {row: {"same_as": name} for row, name in ranking.duplicates.items()}
-    campaign.note(remarks, _NOTES)
-    if options.report:
-        ranked_with: dict[str, Any] = {
-            "references": list(options.sources),
-            "held_out": list(options.held_out),
-        }
-        ranked_with |= {"mix_energy_levels": options.mix_energy_levels, "symprec": options.symprec}
-        write_report(
-            campaign.path,
-            ranking,
-            settings=campaign.settings | {"ranking": ranked_with},
-            versions=campaign.versions,
-            animate=options.animate,
-        )
-    campaign.finish()
-    show_ranking(ranking)
-    log("done", f"{campaign.path / (REPORT if options.report else TABLE)}")
-
-
-def _write_compositions(folder: Path, choice: Choice) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["formula", "reduced_formula", "formula_units", "n_atoms"])
-    for c in choice.compositions:
-        writer.writerow([c.formula, c.reduced_formula, c.formula_units, c.n_atoms])
-    with disk_errors(folder):
-        write_atomic(folder / "compositions.csv", text.getvalue())
-
-
-def _show_relaxed(campaign: "Campaign") -> None:
-    from crystorus.hull.candidates import GENERATED
-
-    statuses = Counter(row.status for row in campaign.relaxed(GENERATED))
-    if not statuses:
-        raise CampaignError(
-            f"no structure of {campaign.path} is fit to be relaxed: `ase db {campaign.database} "
-            "-c name,status,reason` says why"
-        )
-    listed = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
-    log("done", f"{listed}, in {campaign.database}")
-
-
-def show_ranking(ranking: "Ranking") -> None:
-    """Print the best phases and the figures of the campaign."""
-    ranked = [phase for phase in ranking.phases if phase.energy_per_atom is not None]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        numbers = ("E above hull", "volume", "found")
-        for name in ("formula", "E above hull", "space group", "volume", "novelty", "found",
-                     "start", "name"):  # fmt: skip
-            table.add_column(name, justify="right" if name in numbers else "left")
-        for phase in ranked[:_SHOWN]:
-            table.add_row(*_cells(phase))
-        if len(ranked) > _SHOWN:
-            table.caption = f"… and {len(ranked) - _SHOWN} more in the table"
-        Console().print(table)
-    else:
-        for phase in ranked[:_SHOWN]:
-            echo("\t".join(_cells(phase)))
-    echo(", ".join(f"{name}: {n}" for name, n in ranking.counts.items()))
-
-
-def _cells(phase: "RankedPhase") -> tuple[str, ...]:
-    verdict = f"{phase.novelty.verdict} {phase.novelty.id}".strip() if phase.novelty else ""
-    if phase.held_out:
-        verdict += f"; held-out {phase.held_out}"
-    return (
-        phase.formula,
-        f"{(phase.e_above_hull or 0.0) + 0.0:+.3f} eV",
-        phase.space_group[0],
-        f"{phase.volume_change or 0.0:+.1%}",
-        verdict,
-        str(phase.found),
-        phase.start,
-        phase.name,
-    )

@@ -1,6 +1,5 @@
 """Which structures are the same: near-duplicates among candidates, and known phases found again."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ase import Atoms
@@ -27,67 +26,38 @@ class Comparable:
     Attributes:
         formula: Of one unit, as file names and tables have it.
         primitive: The primitive cell within a tolerance; of a relaxed supercell pymatgen misses it.
+        conventional: The conventional cell within it, symmetrised; as it is without symmetry.
         space_group: Symbol and number within the same tolerance.
     """
 
     formula: str
     primitive: Structure
+    conventional: Crystal
     space_group: tuple[str, int]
 
     @classmethod
     def of(cls, atoms: Atoms, symprec: float = SYMPREC) -> "Comparable":
         """Search the symmetry of one structure within `symprec` Å."""
-        frac = atoms.get_scaled_positions(wrap=True)
-        crystal = Crystal(atoms.cell.array, frac, atoms.numbers)
+        crystal = conventional = crystal_of(atoms)
         data = dataset(crystal, symprec)
+        if data is not None:
+            conventional = cell_of(data.std_cell)
         if data is not None and len(data.prim_std_cell.numbers) < len(atoms):
             crystal = cell_of(data.prim_std_cell)
         structure = Structure(
             Lattice(crystal.lattice), crystal.atomic_numbers.tolist(), crystal.frac_coords
         )
-        return cls(reduced_formula(atoms), structure, group_of(data))
+        return cls(reduced_formula(atoms), structure, conventional, group_of(data))
+
+
+def crystal_of(atoms: Atoms) -> Crystal:
+    """Return atoms as a crystal, its coordinates wrapped; nothing is refused."""
+    return Crystal(atoms.cell.array, atoms.get_scaled_positions(wrap=True), atoms.numbers)
 
 
 def reduced_formula(atoms: Atoms) -> str:
     """Return the formula of one unit, such as LiFeO2."""
     return Composition.of(atoms.numbers.tolist()).reduced_formula
-
-
-class StructureIndex:
-    """Structures to compare with, by reduced formula, in the order in which they came.
-
-    Args:
-        settings: How close two of them are the same.
-    """
-
-    def __init__(self, settings: MatcherSettings = SAME_PHASE) -> None:
-        self._matcher = settings.matcher()
-        self._members: dict[str, list[tuple[str, Structure]]] = {}
-
-    def add(self, name: str, one: Comparable) -> None:
-        """Take a structure in."""
-        self._members.setdefault(one.formula, []).append((name, one.primitive))
-
-    def find(self, one: Comparable) -> str:
-        """Return the name of the first member that is the same, empty if none is."""
-        members = self._members.get(one.formula, [])
-        same = (name for name, other in members if self._matcher.fit(one.primitive, other))
-        return next(same, "")
-
-    def closest(self, one: Comparable) -> tuple[str, float | None]:
-        """Return the name of the most similar member and the rms of the match, or "" and None.
-
-        The rms is in units of (volume per atom)^(1/3).
-        """
-        best: tuple[str, float | None] = ("", None)
-        for name, other in self._members.get(one.formula, []):
-            found = self._matcher.get_rms_dist(one.primitive, other)
-            if found is not None and (best[1] is None or found[0] < best[1]):
-                best = (name, float(found[0]))
-        return best
-
-    def __contains__(self, formula: str) -> bool:
-        return formula in self._members
 
 
 @dataclass(frozen=True)
@@ -107,27 +77,39 @@ class Novelty:
     rms: float | None = None
 
 
-class KnownPhases:
-    """Known phases to match candidates with.
+class StructureIndex:
+    """Structures to compare with, by reduced formula, in the order in which they came.
 
     Args:
-        named: Name, reduced formula and structure of each, None where there is no structure.
+        settings: How close two of them are the same.
     """
 
-    def __init__(self, named: Iterable[tuple[str, str, Comparable | None]]) -> None:
-        self._index = StructureIndex()
-        self._without: set[str] = set()
-        for name, formula, structure in named:
-            if structure is None:
-                self._without.add(formula)
-            else:
-                self._index.add(name, structure)
+    def __init__(self, settings: MatcherSettings = SAME_PHASE) -> None:
+        self._matcher = settings.matcher()
+        self._members: dict[str, list[tuple[str, Structure]]] = {}
+        self._without_structure: set[str] = set()
 
-    def compare(self, one: Comparable) -> Novelty:
-        """Match one structure."""
-        name, rms = self._index.closest(one)
-        if name:
+    def add(self, name: str, one: Comparable | None, formula: str = "") -> None:
+        """Take a structure in, or the formula of a phase that has none."""
+        if one is None:
+            self._without_structure.add(formula)
+        else:
+            self._members.setdefault(one.formula, []).append((name, one.primitive))
+
+    def find(self, one: Comparable) -> str:
+        """Return the name of the first member that is the same, empty if none is."""
+        members = self._members.get(one.formula, [])
+        same = (name for name, other in members if self._matcher.fit(one.primitive, other))
+        return next(same, "")
+
+    def novelty(self, one: Comparable) -> Novelty:
+        """Match one structure with all phases of its formula; the most similar is named."""
+        members = self._members.get(one.formula, [])
+        found = ((name, self._matcher.get_rms_dist(one.primitive, m)) for name, m in members)
+        close = [(float(rms[0]), name) for name, rms in found if rms is not None]
+        if close:
+            rms, name = min(close, key=lambda pair: pair[0])
             return Novelty(REDISCOVERED, name, rms)
-        if one.formula in self._without:
+        if one.formula in self._without_structure:
             return Novelty(KNOWN_COMPOSITION)
-        return Novelty(NEW_POLYMORPH if one.formula in self._index else NOT_LISTED)
+        return Novelty(NEW_POLYMORPH if members else NOT_LISTED)

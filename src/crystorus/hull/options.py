@@ -17,6 +17,14 @@ MATERIALS_PROJECT = "materials-project"
 MP20 = Path("data/mp-20/train.csv")
 Optimizer = Literal["BFGS", "LBFGS", "FIRE"]
 _FIXED = Parameter(parse=False)
+_Units = Annotated[
+    tuple[int, ...],
+    Parameter(
+        converter=lambda _, tokens: tuple(z for t in tokens for z in parse_units(t.value)),
+        n_tokens=1,
+        consume_multiple=False,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +33,7 @@ class CompositionOptions:
 
     max_atoms: int = 12
     """Atoms per cell, at most."""
-    units: Annotated[
-        tuple[int, ...],
-        Parameter(
-            name="--z",
-            converter=lambda _, tokens: tuple(z for t in tokens for z in parse_units(t.value)),
-            n_tokens=1,
-            consume_multiple=False,
-        ),
-    ] = ()
+    units: Annotated[_Units, Parameter(name="--z")] = ()
     """Formula units per cell, as in 1,2,4; all that fit by default."""
     formulas: Annotated[tuple[str, ...], Parameter(name="--formula")] = ()
     """Only this formula of the system; can be repeated."""
@@ -279,9 +279,7 @@ class RankCommandOptions:
         default_factory=RankOptions
     )
     """How the structures are compared."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
-        default_factory=WorkerOptions
-    )
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
     """Where new references are relaxed."""
 
 
@@ -294,25 +292,19 @@ class HullOptions:
     system, such as out/hull-Li-Fe-O."""
     overwrite: bool = False
     """Replace another campaign in the folder."""
-    compositions: Annotated[CompositionOptions, Parameter(name="*", group="Compositions")] = field(
-        default_factory=CompositionOptions
+    compositions: Annotated[CompositionOptions, Parameter(name="*", group="Compositions")] = (
+        CompositionOptions()
     )
     """Which compositions."""
-    sampling: Annotated[SamplingOptions, Parameter(name="*", group="Sampling")] = field(
-        default_factory=SamplingOptions
-    )
+    sampling: Annotated[SamplingOptions, Parameter(name="*", group="Sampling")] = SamplingOptions()
     """How they are sampled."""
-    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = field(
-        default_factory=RelaxSettings
-    )
+    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = RelaxSettings()
     """How the samples are relaxed."""
     ranking: Annotated[RankOptions, Parameter(name="*", group="Rank")] = field(
         default_factory=RankOptions
     )
     """How the relaxed structures are compared."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
-        default_factory=WorkerOptions
-    )
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
     """Where relaxations run."""
 
 
@@ -326,13 +318,55 @@ class RelaxOptions:
     """Relax near-duplicates too."""
     overwrite: bool = False
     """Replace another campaign in the folder."""
-    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = field(
-        default_factory=RelaxSettings
-    )
+    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = RelaxSettings()
     """How the structures are relaxed."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = field(
-        default_factory=WorkerOptions
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
+    """Where relaxations run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSampling(SamplingOptions):
+    """How many crystals of every formula are sampled, and how."""
+
+    n: int = 6
+    """Crystals per formula and number of formula units."""
+    budget: Annotated[int, _FIXED] = 1_000_000
+    """No limit: compositions are named one by one."""
+    start: StartName = "both"
+    """Begin at known crystals with other elements (templates), at noise, or half at each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRanking(RankOptions):
+    """How predicted crystals are compared."""
+
+    references: tuple[str, ...] = ()
+    """Known phases that make a convex hull, relaxed likewise: structures, pymatgen entries (.json)
+    or materials-project; can be repeated; without it energies are compared within a formula."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `crystorus predict`."""
+
+    z: _Units = ()
+    """Formula units per cell, as in 1,2,4 or 1-4; by default those that known crystals with the
+    same ratio of element counts have."""
+    out: Path | None = None
+    """Folder of the run, where an interrupted one goes on; without it named after the formulas."""
+    overwrite: bool = False
+    """Replace another run in the folder."""
+    large: bool = False
+    """Allow cells with more atoms than any training crystal."""
+    sampling: Annotated[PredictSampling, Parameter(name="*", group="Sampling")] = PredictSampling()
+    """How they are sampled."""
+    relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = RelaxSettings()
+    """How the samples are relaxed."""
+    ranking: Annotated[PredictRanking, Parameter(name="*", group="Rank")] = field(
+        default_factory=PredictRanking
     )
+    """How the relaxed structures are compared."""
+    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
     """Where relaxations run."""
 
 

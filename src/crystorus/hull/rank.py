@@ -1,12 +1,9 @@
 """From relaxed structures to ranked phases: one of each, its place on the hull, its novelty."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +13,9 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.structures import Crystal, cell_parameters
 from crystorus.data.convert import crystals_from_atoms
-from crystorus.data.writers import cif_text, harmless_cell, symmetrised_cif_text
+from crystorus.data.writers import cif_text, csv_text, safe_name, symmetrised_cif_text
 from crystorus.errors import CampaignError
 from crystorus.hull.campaign import WAITING, Campaign, start_of
 from crystorus.hull.candidates import (
@@ -26,12 +24,10 @@ from crystorus.hull.candidates import (
     INVALID,
     REFERENCE,
     REQUESTED,
-    safe_name,
 )
 from crystorus.hull.matching import (
     SYMPREC,
     Comparable,
-    KnownPhases,
     Novelty,
     StructureIndex,
     reduced_formula,
@@ -43,28 +39,30 @@ ON_HULL = 1e-8  # eV/atom
 METASTABLE = 0.1  # eV/atom
 TABLE, SUMMARY = "table.csv", "summary.json"
 PHASES, SYMMETRISED = "phases", "phases-symmetrised"
+CELL = ("a", "b", "c", "alpha", "beta", "gamma")
+"""Columns of the conventional cell, Å and degrees."""
 COLUMNS = (
     "rank", "name", "formula", "n_atoms", "e_above_hull", "e_above_full_hull",
-    "formation_energy", "energy_per_atom", "space_group", "space_group_number", "volume_change",
+    "formation_energy", "energy_per_atom", "e_above_lowest", "space_group", "space_group_number",
+    *CELL, "volume_per_atom", "volume_change",
     "novelty", "known_id", "rms", "held_out_id", "found", "start", "prototype_fraction", "origin",
     "status", "reason", "file", "file_symmetrised",
 )  # fmt: skip
+_ABOUT_HULL = ("the hull", "known phases", "phases found", "held-out phases")
+_DIGITS = {
+    **dict.fromkeys((*CELL, "volume_per_atom"), 4),
+    "volume_change": 4,
+    "rms": 4,
+    "prototype_fraction": 3,
+}  # of 6 for energies
 ENTRY_COLUMNS = ("rank", "name", "formula", "e_above_hull", "formation_energy", "energy_per_atom")
 
 
-@dataclass(frozen=True, eq=False)
-class Phase:
-    """A point of the hull.
+class Phase(PDEntry):
+    """A point of the hull: a pymatgen entry made of its energy in eV/atom."""
 
-    Attributes:
-        name: Its id.
-        composition: Of any multiple of the formula unit.
-        energy_per_atom: eV/atom.
-    """
-
-    name: str
-    composition: Composition
-    energy_per_atom: float
+    def __init__(self, name: str, composition: Composition, energy_per_atom: float) -> None:
+        super().__init__(composition, energy_per_atom * composition.num_atoms, name)
 
 
 class Hull:
@@ -75,14 +73,9 @@ class Hull:
     """
 
     def __init__(self, phases: Sequence[Phase], elements: Sequence[str]) -> None:
-        self.phases = tuple(phases)
-        self.elements = tuple(elements)
+        self.phases, self.elements = tuple(phases), tuple(elements)
         try:
-            entries = [
-                PDEntry(p.composition, p.energy_per_atom * p.composition.num_atoms, p.name)
-                for p in phases
-            ]
-            self.diagram = PhaseDiagram(entries, [Element(symbol) for symbol in elements])
+            self.diagram = PhaseDiagram(phases, [Element(symbol) for symbol in elements])
         except (ValueError, IndexError, ArithmeticError) as error:
             raise CampaignError(
                 f"no hull of {'-'.join(elements)} can be built ({error}): check the energies of "
@@ -96,10 +89,7 @@ class Hull:
 
     def formation_energy(self, phase: Phase) -> float:
         """Return eV/atom relative to the most stable phases of the elements."""
-        return phase.energy_per_atom - sum(
-            self._elemental[element.symbol] * phase.composition.get_atomic_fraction(element)
-            for element in phase.composition
-        )
+        return float(self.diagram.get_form_energy_per_atom(phase))
 
     @property
     def stable(self) -> tuple[str, ...]:
@@ -118,11 +108,6 @@ class Hull:
             for b in facet[i + 1 :]
         }
         return tuple(sorted((a, b) for a, b in pairs))
-
-    @cached_property
-    def _elemental(self) -> dict[str, float]:
-        refs = self.diagram.el_refs
-        return {element.symbol: float(entry.energy_per_atom) for element, entry in refs.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +128,11 @@ class RankedPhase:
         formation_energy: eV/atom relative to the elements.
         e_above_hull: eV/atom above the hull of the references, negative below it.
         e_above_full_hull: eV/atom above the hull of references and candidates together.
+        e_above_lowest: eV/atom above the most stable candidate of its composition.
         volume_change: Relative, by the relaxation.
         space_group: Symbol and number of the relaxed structure.
-        novelty: Against the references.
+        conventional: Its conventional cell, symmetrised.
+        novelty: Against the references; None without them.
         held_out: The held-out phase that it is, empty if none.
         found: Candidates that relaxed to it.
     """
@@ -163,8 +150,10 @@ class RankedPhase:
     formation_energy: float | None = None
     e_above_hull: float | None = None
     e_above_full_hull: float | None = None
+    e_above_lowest: float | None = None
     volume_change: float | None = None
     space_group: tuple[str, int] = ("", 0)
+    conventional: Crystal | None = None
     novelty: Novelty | None = None
     held_out: str = ""
     found: int = 1
@@ -175,28 +164,32 @@ class RankedPhase:
         return f"{self.formula}/{safe_name(self.name)}.cif"
 
     @property
-    def cells(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | int | float | None]:
         """Its line of the table but for the rank: eV/atom, volume change as a fraction."""
-        ranked = self.energy_per_atom is not None
-        novelty = self.novelty or Novelty("")
+        ranked, novelty = self.energy_per_atom is not None, self.novelty or Novelty("")
+        cell = self.conventional
+        parameters = [None] * 6 if cell is None else cell_parameters(cell.lattice)
         return {
             "name": self.name,
             "formula": self.formula,
-            "n_atoms": str(len(self.atoms)),
-            "e_above_hull": _number(self.e_above_hull),
-            "e_above_full_hull": _number(self.e_above_full_hull),
-            "formation_energy": _number(self.formation_energy),
-            "energy_per_atom": _number(self.energy_per_atom),
+            "n_atoms": len(self.atoms),
+            "e_above_hull": self.e_above_hull,
+            "e_above_full_hull": self.e_above_full_hull,
+            "formation_energy": self.formation_energy,
+            "energy_per_atom": self.energy_per_atom,
+            "e_above_lowest": self.e_above_lowest,
             "space_group": self.space_group[0],
-            "space_group_number": str(self.space_group[1] or ""),
-            "volume_change": _number(self.volume_change, 4),
+            "space_group_number": self.space_group[1] or None,
+            **dict(zip(CELL, parameters, strict=True)),
+            "volume_per_atom": abs(self.atoms.get_volume()) / len(self.atoms) if ranked else None,
+            "volume_change": self.volume_change,
             "novelty": novelty.verdict,
             "known_id": novelty.id,
-            "rms": _number(novelty.rms, 4),
+            "rms": novelty.rms,
             "held_out_id": self.held_out,
-            "found": str(self.found) if ranked else "",
+            "found": self.found if ranked else None,
             "start": self.start,
-            "prototype_fraction": _number(self.prototype_fraction, 3),
+            "prototype_fraction": self.prototype_fraction,
             "origin": self.origin,
             "status": self.status,
             "reason": self.reason,
@@ -211,7 +204,7 @@ class Ranking:
 
     Attributes:
         phases: Ranked, failures last.
-        hull: Of the references.
+        hull: Of the references; None without them.
         full_hull: Of references and candidates.
         duplicates: Row numbers of candidates that relaxed to the phase of another, with its name.
         reference_atoms: Structures of the references that have one, relaxed where they were.
@@ -219,8 +212,8 @@ class Ranking:
     """
 
     phases: tuple[RankedPhase, ...]
-    hull: Hull
-    full_hull: Hull
+    hull: Hull | None
+    full_hull: Hull | None
     duplicates: dict[int, str]
     reference_atoms: dict[str, Atoms]
     counts: dict[str, int]
@@ -274,7 +267,8 @@ def assess(
 
     Args:
         campaign: Whose candidates.
-        known: Known phases that make the hull.
+        known: Known phases that make the hull; without any, energies are compared within a
+            composition alone.
         elements: Symbols of the system.
         mix: Whether energies of several levels may meet.
         held_out: Known phases that take no part in the hull and are looked for; those that are
@@ -284,8 +278,10 @@ def assess(
     Raises:
         ReferencesError: If there is no hull to compare with.
     """
-    references, atoms = collect_references(campaign, known, elements, mix=mix)
-    hull = Hull(references, elements)
+    references, atoms = list[Phase](), dict[str, Atoms]()
+    if known:
+        references, atoms = collect_references(campaign, known, elements, mix=mix)
+    hull = Hull(references, elements) if references else None
     rows = campaign.relaxed(GENERATED)
     usable = sorted(
         (row for row in rows if row.status in USABLE), key=lambda r: (r.energy_per_atom, r.name)
@@ -300,40 +296,49 @@ def assess(
             index.add(row.name, shapes[row.id])
             unique.append(row)
     own = {row.id: Phase(row.name, Composition(row.formula), row.energy_per_atom) for row in unique}
-    full = Hull([*references, *own.values()], elements)
+    full = Hull([*references, *own.values()], elements) if references else None
+    lowest: dict[str, float] = {}
+    for row in unique:  # by energy
+        lowest.setdefault(shapes[row.id].formula, row.energy_per_atom)
     compared = {name: Comparable.of(one) for name, one in atoms.items()}
-    listed = KnownPhases((k.name, formula_of(k.composition), compared.get(k.name)) for k in known)
+    listed, hidden = StructureIndex(), StructureIndex()
+    for one in known:
+        listed.add(one.name, compared.get(one.name), formula_of(one.composition))
     sought = [(k, k.atoms and Comparable.of(k.atoms)) for k in held_out]
     as_given = StructureIndex()
     for one in known if held_out else ():
         if one.atoms is not None:
             as_given.add(one.name, Comparable.of(one.atoms))
     sought = [(k, shape) for k, shape in sought if shape is None or not as_given.find(shape)]
-    hidden = KnownPhases((k.name, formula_of(k.composition), shape) for k, shape in sought)
+    for one, shape in sought:
+        hidden.add(one.name, shape, formula_of(one.composition))
     found = Counter(duplicates.values())
     ranked = []
     for row in unique:
         phase, shape = own[row.id], shapes[row.id]
         unranked = _unranked(row)
         copied = unranked.origin == "known"  # the library itself holds it
-        group = shape.space_group
-        if symprec != SYMPREC:
-            group = Comparable.of(row.toatoms(), symprec).space_group
+        shown = shape if symprec == SYMPREC else Comparable.of(row.toatoms(), symprec)
         ranked.append(
             replace(
                 unranked,
                 energy_per_atom=phase.energy_per_atom,
-                formation_energy=hull.formation_energy(phase),
-                e_above_hull=hull.energy_above(phase),
-                e_above_full_hull=max(0.0, full.energy_above(phase)),
+                formation_energy=hull.formation_energy(phase) if hull else None,
+                e_above_hull=hull.energy_above(phase) if hull else None,
+                e_above_full_hull=max(0.0, full.energy_above(phase)) if full else None,
+                e_above_lowest=phase.energy_per_atom - lowest[shape.formula],
                 volume_change=row.volume_change,
-                space_group=group,
-                novelty=listed.compare(shape),
-                held_out="" if copied else hidden.compare(shape).id,
+                space_group=shown.space_group,
+                conventional=shown.conventional,
+                novelty=listed.novelty(shape) if known else None,
+                held_out="" if copied else hidden.novelty(shape).id,
                 found=1 + found[row.name],
             )
         )
-    ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
+    if hull is None:
+        ranked.sort(key=lambda phase: (phase.formula, phase.e_above_lowest or 0.0, phase.name))
+    else:
+        ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
     failures = [_unranked(row) for row in rows if row.status not in (*USABLE, WAITING)]
     counts = _count(campaign, ranked) | {
         "known phases": len(references),
@@ -341,6 +346,8 @@ def assess(
         **({"held out but known": n} if (n := len(held_out) - len(sought)) else {}),
         "held-out phases found": len({phase.held_out for phase in ranked} - {""}),
     }
+    if hull is None:
+        counts = {name: n for name, n in counts.items() if not name.endswith(_ABOUT_HULL)}
     return Ranking((*ranked, *failures), hull, full, duplicates, atoms, counts)
 
 
@@ -388,7 +395,7 @@ def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
         ranking: What was found.
         symprec: Å; tolerance of the symmetrised cells.
     """
-    write_table(folder, COLUMNS, (phase.cells for phase in ranking.phases))
+    write_table(folder, COLUMNS, (phase.record for phase in ranking.phases))
     with disk_errors(folder):
         write_atomic(folder / SUMMARY, json.dumps(ranking.counts, indent=2) + "\n")
     for phase in ranking.phases:
@@ -407,16 +414,17 @@ def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
                     write_atomic(target, text)
 
 
-def write_table(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+def write_table(
+    folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str | int | float | None]]
+) -> None:
     """Write rows by rank as CSV, in which no text is a formula of a spreadsheet."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for rank, row in enumerate(rows, start=1):
-        writer.writerow({"rank": str(rank)} | {key: harmless_cell(row[key]) for key in row})
+    numbered = [
+        {"rank": str(rank)} | {name: _cell(name, value) for name, value in row.items()}
+        for rank, row in enumerate(rows, start=1)
+    ]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / TABLE, text.getvalue())
+        write_atomic(folder / TABLE, csv_text(columns, numbered))
 
 
 def rank_entries(
@@ -447,13 +455,17 @@ def rank_entries(
         {
             "name": phase.name,
             "formula": formula_of(phase.composition),
-            "e_above_hull": _number(above, 8),
-            "formation_energy": _number(formation, 8),
-            "energy_per_atom": _number(phase.energy_per_atom, 8),
+            "e_above_hull": f"{round(above, 8) + 0.0:.8f}",
+            "formation_energy": f"{round(formation, 8) + 0.0:.8f}",
+            "energy_per_atom": f"{phase.energy_per_atom:.8f}",
         }
         for above, formation, phase in rows
     ]
 
 
-def _number(value: float | None, digits: int = 6) -> str:
-    return "" if value is None else f"{value + 0.0:.{digits}f}"
+def _cell(column: str, value: str | int | float | None) -> str:
+    """Return a value as text, a number without a minus before zero."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    digits = _DIGITS.get(column, 6)
+    return f"{round(value, digits) + 0.0:.{digits}f}"

@@ -25,8 +25,9 @@ from crystal_fidelity.files import file_digest, write_atomic
 from crystal_fidelity.reading import open_text
 from crystal_fidelity.structures import checked
 from crystorus.data.compositions import Composition as CellComposition
+from crystorus.data.writers import safe_name
 from crystorus.errors import ReadingError, ReferencesError
-from crystorus.hull.candidates import INVALID, niggli_atoms, safe_name, structures_of
+from crystorus.hull.candidates import INVALID, niggli_atoms, structures_of
 from crystorus.hull.options import MATERIALS_PROJECT
 
 MP_LEVEL = "Materials Project (corrected DFT)"
@@ -65,26 +66,18 @@ class Known:
     row: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class References:
-    """Known phases of one or several sources.
-
-    Attributes:
-        phases: Those within the system, in the order of the sources, names unique.
-        warnings: What a user should hear of them.
-    """
-
-    phases: tuple[Known, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def read_references(names: Sequence[str], elements: Sequence[str], folder: Path) -> References:
+def read_references(
+    names: Sequence[str], elements: Sequence[str], folder: Path
+) -> tuple[list[Known], list[str]]:
     """Read known phases within a chemical system.
 
     Args:
         names: Files, or "materials-project".
         elements: Symbols of the system.
         folder: Where answers of services are kept.
+
+    Returns:
+        The phases, in the order of the sources, names unique; and warnings.
 
     Raises:
         ReferencesError: If one of them cannot be read.
@@ -109,7 +102,7 @@ def read_references(names: Sequence[str], elements: Sequence[str], folder: Path)
         p if taken[p.name] == 1 else replace(p, name=f"{p.name} ({p.source.rpartition(' ')[0]})")
         for p in phases
     ]
-    return References(tuple(named), tuple(warnings))
+    return named, warnings
 
 
 def is_entries_file(path: Path) -> bool:

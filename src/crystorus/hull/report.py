@@ -2,27 +2,41 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ase.io
 import numpy as np
-from ase import Atoms
 from markupsafe import Markup
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
-from crystal_fidelity.viewer import element_data, render_page
+from crystal_fidelity.structures import Crystal
+from crystal_fidelity.symmetry import cell_of, dataset
+from crystal_fidelity.viewer import element_data, render_page, structure_data
 from crystorus.errors import CampaignError
 from crystorus.hull.campaign import trajectory_file
-from crystorus.hull.rank import ON_HULL, RankedPhase, Ranking
+from crystorus.hull.matching import SYMPREC, crystal_of
+from crystorus.hull.rank import ON_HULL, Hull, RankedPhase, Ranking
 from crystorus.hull.references import formula_of
 
 SHOWN_EV = 0.5  # eV/atom above hull; higher candidates are left out of triangles and tetrahedra
 FULL_COLOUR = 0.2  # eV/atom above hull at which the colour scale ends
 REPORT = "report.html"
 MAX_STRUCTURES = 400  # of candidates, the best first; a report stays below a few MB
+SHOWN_COLUMNS = (
+    ("rank", "#", "number"), ("formula", "formula", "formula"),
+    ("e_above_hull", "above hull / eV/atom", "ev"),
+    ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "text"),
+    ("formation_energy", "formation / eV/atom", "ev"), ("energy_per_atom", "E / eV/atom", "ev"),
+    ("a", "a / Å", "length"), ("b", "b / Å", "length"), ("c", "c / Å", "length"),
+    ("alpha", "α / °", "angle"), ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),
+    ("volume_per_atom", "V / Å³/atom", "length"), ("volume_change", "relaxed by", "percent"),
+    ("novelty", "novelty", "text"), ("found", "found", "number"), ("start", "start", "text"),
+    ("n_atoms", "atoms", "number"), ("status", "status", "text"), ("name", "name", "text"),
+    ("file_symmetrised", "file", "text"),
+)  # fmt: skip
 TRAJECTORIES, FRAMES = 8, 48  # shown for the best candidates, and frames of each
 _ROOM = 0.08  # length of a label, in edges of the triangle
 _SIDES = {"right": (1.0, 0.5), "left": (-1.0, 0.5), "below right": (1.0, -0.5),
@@ -32,10 +46,9 @@ _CORNERS = {
     # Seen from a little above, no edge hiding another.
     4: np.array([[0.0, 0.05], [1.0, 0.0], [0.62, 0.38], [0.47, 0.98]]),
 }
-_COLUMNS = ("name", "formula", "status", "reason", "novelty", "known_id", "start", "origin")
 
 
-def draw_hull(ranking: Ranking) -> dict[str, bytes]:
+def draw_hull(hull: Hull, phases: Sequence[RankedPhase]) -> dict[str, bytes]:
     """Draw a curve for two elements, a triangle for three, a tetrahedron for four; no display.
 
     Every marker is a link to "#name", "#known name" for a known phase, by which the report finds
@@ -61,14 +74,14 @@ def draw_hull(ranking: Ranking) -> dict[str, bytes]:
         figure = Figure(figsize=(7.5, 6.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        match len(ranking.hull.elements):
+        match len(hull.elements):
             case 2:
-                _draw_curve(axes, ranking)
+                _draw_curve(axes, hull, phases)
             case 3 | 4:
-                _draw_simplex(axes, ranking)
+                _draw_simplex(axes, hull, phases)
             case _:
-                _draw_ladder(axes, ranking)
-        system = "-".join(ranking.hull.elements)
+                _draw_ladder(axes, phases)
+        system = "-".join(hull.elements)
         axes.set_title(f"{system}: known phases and candidates", fontsize=12)
         for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             stream = io.BytesIO()
@@ -101,8 +114,8 @@ def free_side(spot: tuple[float, float], around: Sequence[tuple[float, float]]) 
     return max(rooms, key=lambda side: (min(rooms[side], 2 * _ROOM), side == "right"))
 
 
-def _draw_curve(axes: Any, ranking: Ranking) -> None:
-    hull, second = ranking.hull, Element(ranking.hull.elements[1])
+def _draw_curve(axes: Any, hull: Hull, phases: Sequence[RankedPhase]) -> None:
+    second = Element(hull.elements[1])
     spots = {
         p.name: (p.composition.get_atomic_fraction(second), hull.formation_energy(p))
         for p in hull.phases
@@ -112,7 +125,7 @@ def _draw_curve(axes: Any, ranking: Ranking) -> None:
             *zip(*(spots[name] for name in line), strict=True), color="#555", lw=1.2, zorder=1
         )
     _draw_known(axes, spots, size=26)
-    ranked = [p for p in ranking.phases if p.formation_energy is not None]
+    ranked = [p for p in phases if p.formation_energy is not None]
     points = [
         (_composition(p).get_atomic_fraction(second), p.formation_energy or 0.0) for p in ranked
     ]
@@ -126,8 +139,8 @@ def _draw_curve(axes: Any, ranking: Ranking) -> None:
     axes.legend(loc="best", frameon=False)
 
 
-def _draw_simplex(axes: Any, ranking: Ranking) -> None:
-    hull, elements = ranking.hull, ranking.hull.elements
+def _draw_simplex(axes: Any, hull: Hull, phases: Sequence[RankedPhase]) -> None:
+    elements = hull.elements
     corners = _CORNERS[len(elements)]
     for i in range(len(corners)):
         for j in range(i):
@@ -140,9 +153,7 @@ def _draw_simplex(axes: Any, ranking: Ranking) -> None:
     stable = [p for p in hull.phases if p.name in hull.stable]
     _draw_known(axes, {p.name: spots[p.name] for p in stable}, size=80)
     ranked = [
-        p
-        for p in reversed(ranking.phases)
-        if p.e_above_hull is not None and p.e_above_hull < SHOWN_EV
+        p for p in reversed(phases) if p.e_above_hull is not None and p.e_above_hull < SHOWN_EV
     ]
     points = [place(_composition(p), elements) for p in ranked]
     _draw_candidates(axes, ranked, points)
@@ -157,9 +168,9 @@ def _draw_simplex(axes: Any, ranking: Ranking) -> None:
     axes.margins(0.08)
 
 
-def _draw_ladder(axes: Any, ranking: Ranking) -> None:
+def _draw_ladder(axes: Any, phases: Sequence[RankedPhase]) -> None:
     """Five elements and more have no picture: energies above hull by rank."""
-    ranked = [p for p in ranking.phases if p.e_above_hull is not None]
+    ranked = [p for p in phases if p.e_above_hull is not None]
     heights = [p.e_above_hull for p in ranked]
     dots = axes.scatter(range(1, len(heights) + 1), heights, s=18, c="#2d6a8f")
     dots.set_urls([f"#{p.name}" for p in ranked])
@@ -214,7 +225,7 @@ def write_report(
     versions: dict[str, str],
     animate: Sequence[str] = (),
 ) -> None:
-    """Write hull.svg, hull.png and report.html.
+    """Write report.html, and where there is a hull hull.svg and hull.png.
 
     Args:
         folder: Of the campaign, with the denoising trajectories where there are any.
@@ -227,47 +238,129 @@ def write_report(
         CampaignError: If a candidate named has no trajectory, or matplotlib is not installed.
         FileError: If a file cannot be written.
     """
-    hull = ranking.hull
-    drawn = draw_hull(ranking)
-    known = [
-        {
-            "name": phase.name,
-            "formula": formula_of(phase.composition),
-            "e": _rounded(hull.energy_above(phase)),
-            "form": _rounded(hull.formation_energy(phase)),
-            "stable": hull.energy_above(phase) < ON_HULL,
-            "parts": _fractions(phase.composition),
-        }
-        for phase in hull.phases
-    ]
-    number_of = {one["name"]: number for number, one in enumerate(known)}
+    check_trajectories(folder, animate)
+    hull, drawn, known, lines = ranking.hull, {}, [], []
+    notes = [f"Energies: {settings.get('level', 'of the references')}."]
+    title = ", ".join(dict.fromkeys(p.formula for p in ranking.phases))
+    if hull is not None:
+        drawn = draw_hull(hull, ranking.phases)
+        notes[0] += (
+            " Energies above hull are relative to the hull of the known phases: negative means "
+            "below it."
+        )
+        title = f"{'-'.join(hull.elements)}: convex hull"
+        known = [
+            {
+                "key": f"known {phase.name}",
+                "name": phase.name,
+                "formula": formula_of(phase.composition),
+                "e_above_hull": _rounded(hull.energy_above(phase)),
+                "stable": hull.energy_above(phase) < ON_HULL,
+                "parts": _fractions(phase.composition),
+                "facts": ["known phase", f"{_signed(hull.energy_above(phase))} eV/atom above hull"],
+            }
+            for phase in hull.phases
+        ]
+        number_of = {one["name"]: number for number, one in enumerate(known)}
+        lines = [[number_of[a], number_of[b]] for a, b in hull.tie_lines]
     shown = [p for p in ranking.phases if p.energy_per_atom is not None][:MAX_STRUCTURES]
-    data = {
-        "elements": list(hull.elements),
-        "phases": [_point(phase) for phase in ranking.phases],
-        "known": known,
-        "lines": [[number_of[a], number_of[b]] for a, b in hull.tie_lines],
-        "counts": ranking.counts,
-        "structures": {p.name: _structure(p.atoms) for p in shown}
-        | {f"known {name}": _structure(a) for name, a in ranking.reference_atoms.items()},
-        "trajectories": _trajectories(shown, folder, animate),
-        "atoms": element_data(Element(symbol).Z for symbol in hull.elements),
-        "settings": settings,
-        "versions": versions,
-    }
-    svg = drawn["svg"].decode()
-    page = render_page(
-        "hull.html.j2",
-        package="crystorus.hull",
-        script="hull.js",
-        data=data,
-        title=f"{'-'.join(hull.elements)}: convex hull",
-        svg=Markup(svg[svg.index("<svg") :]),
+    named = {p.name: p.atoms for p in shown}
+    named |= {f"known {name}": atoms for name, atoms in ranking.reference_atoms.items()}
+    counts = {name: n for name, n in ranking.counts.items() if n or name != "waiting"}
+    if not ranking.counts.get("held-out phases"):
+        counts = {name: n for name, n in counts.items() if not name.startswith("held-out")}
+    svg = drawn["svg"].decode() if drawn else ""
+    page = results_page(
+        title,
+        [_row(rank, phase) for rank, phase in enumerate(ranking.phases, start=1)],
+        SHOWN_COLUMNS,
+        {name: crystal_of(atoms) for name, atoms in named.items()},
+        svg=svg[svg.find("<svg") :] if svg else "",
+        heading="Phases",
+        notes=notes,
+        known=known,
+        lines=lines,
+        elements=hull.elements if hull else (),
+        counts=counts,
+        trajectories=_trajectories(shown, folder, animate),
+        settings=settings,
+        versions=versions,
     )
     with disk_errors(folder):
         for ending, content in drawn.items():
             write_atomic(folder / f"hull.{ending}", content)
         write_atomic(folder / REPORT, page)
+
+
+def results_page(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[tuple[str, str, str]],
+    crystals: Mapping[str, Crystal],
+    *,
+    svg: str = "",
+    heading: str = "Crystals",
+    notes: Sequence[str] = (),
+    known: Sequence[Mapping[str, Any]] = (),
+    lines: Sequence[Sequence[int]] = (),
+    elements: Sequence[str] = (),
+    counts: Mapping[str, int] | None = None,
+    trajectories: Mapping[str, Sequence[Crystal]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> str:
+    """Return the page that shows results: a table, structures in 3D, their denoising, a hull.
+
+    Args:
+        title: Headline.
+        rows: Of the table, by column; each has a "name" of its own, "formula", "facts", and
+            "failed" if it is shown in grey.
+        columns: Key, label and form of each: "text", "formula", "number", "ev" (eV/atom, signed),
+            "length" (Å or Å³), "angle" (degrees) or "percent" (of a fraction). Those without any
+            value are left out.
+        crystals: By the name of their row; at most some hundred.
+        svg: Drawing of the hull.
+        heading: Of the table.
+        notes: Lines below the headline.
+        known: Phases of the hull: "key", "name", "formula", "e_above_hull", "stable", "facts" and
+            "parts", the atomic fraction of each element.
+        lines: Pairs of numbers of known phases that coexist.
+        elements: Of the hull.
+        counts: Figures below the headline.
+        trajectories: From start to crystal, by the name of their row.
+        settings: Shown as they are.
+        versions: Of the programs.
+    """
+    used = [
+        c for c in columns if any(row.get(c[0]) is not None and row[c[0]] != "" for row in rows)
+    ]
+    numbers = {int(z) for crystal in crystals.values() for z in crystal.atomic_numbers}
+    data = {
+        "rows": rows,
+        "columns": used,
+        "known": known,
+        "lines": lines,
+        "elements": list(elements),
+        "counts": counts or {},
+        "structures": {name: _with_conventional(crystal) for name, crystal in crystals.items()},
+        "trajectories": {
+            name: [structure_data(frame) for frame in frames]
+            for name, frames in (trajectories or {}).items()
+        },
+        "atoms": element_data(numbers),
+        "settings": settings or {},
+        "versions": versions or {},
+    }
+    return render_page(
+        "results.html.j2", package="crystorus.hull", script="results.js", data=data, title=title,
+        svg=Markup(svg), heading=heading, notes=notes,
+    )  # fmt: skip
+
+
+def _with_conventional(crystal: Crystal) -> dict[str, Any]:
+    data = dataset(crystal, SYMPREC)
+    conventional = None if data is None else structure_data(cell_of(data.std_cell))
+    return structure_data(crystal) | ({"conventional": conventional} if conventional else {})
 
 
 def check_trajectories(folder: Path, animate: Sequence[str]) -> None:
@@ -284,21 +377,44 @@ def check_trajectories(folder: Path, animate: Sequence[str]) -> None:
             )
 
 
-def _point(phase: RankedPhase) -> dict[str, Any]:
-    cells = phase.cells
+def _row(rank: int, phase: RankedPhase) -> dict[str, Any]:
+    rounded = {k: _rounded(v) if isinstance(v, float) else v for k, v in phase.record.items()}
+    started, novelty = phase.start, phase.novelty
+    if started and phase.prototype_fraction is not None:
+        started += f" ({phase.prototype_fraction:.0%} of prototype weights)"
+    noted = f"{novelty.verdict} {novelty.id}".strip() if novelty else ""
+    noted += f" (held-out {phase.held_out})" if phase.held_out else ""
+    if phase.energy_per_atom is None:
+        energy = f"{phase.status}: {phase.reason}"
+    elif phase.e_above_hull is None:
+        above = phase.e_above_lowest or 0.0
+        energy = f"{phase.energy_per_atom:.3f} eV/atom, "
+        energy += f"{_signed(above)} above " if above else ""
+        energy += f"the most stable {phase.formula} found"
+    else:
+        energy = (
+            f"{_signed(phase.e_above_hull)} eV/atom above the known hull, "
+            f"{_signed(phase.e_above_full_hull or 0.0)} above the hull with the candidates"
+        )
+    facts = [
+        energy,
+        phase.space_group[0],
+        noted,
+        f"volume {100 * phase.volume_change:+.1f} % on relaxation" if phase.volume_change else "",
+        f"found {phase.found} times" if phase.found > 1 else "",
+        f"from {started}" if started else "",
+        "the library's own crystal" if phase.origin == "known" else "",
+        "not fully relaxed" if phase.status == "unconverged" else "",
+        str(rounded["file_symmetrised"]),
+    ]
     return {
-        **{key: cells[key] for key in _COLUMNS},
-        "held_out": phase.held_out,
-        "e": _rounded(phase.e_above_hull),
-        "full": _rounded(phase.e_above_full_hull),
-        "form": _rounded(phase.formation_energy),
-        "group": phase.space_group[0],
-        "volume": _rounded(phase.volume_change, 4),
-        "found": phase.found,
-        "fraction": _rounded(phase.prototype_fraction, 3),
-        "atoms": len(phase.atoms),
-        "file": cells["file_symmetrised"],
+        **rounded,
+        "rank": rank,
+        "novelty": noted,
+        "start": started,
         "parts": _fractions(_composition(phase)),
+        "facts": [fact for fact in facts if fact],
+        "failed": phase.energy_per_atom is None,
     }
 
 
@@ -306,27 +422,25 @@ def _fractions(composition: Composition) -> dict[str, float]:
     return {e.symbol: float(composition.get_atomic_fraction(e)) for e in composition}
 
 
-def _structure(atoms: Atoms) -> dict[str, Any]:
-    return {
-        "cell": np.round(atoms.cell.array, 4).tolist(),
-        "symbols": atoms.get_chemical_symbols(),
-        "frac": np.round(atoms.get_scaled_positions(wrap=True), 4).tolist(),
-    }
-
-
 def _trajectories(
     shown: Sequence[RankedPhase], folder: Path, animate: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Crystal]]:
     """Return frames from start to crystal of the best candidates and of those named."""
-    check_trajectories(folder, animate)
     best = [p.name for p in shown if trajectory_file(folder, p.name).is_file()][:TRAJECTORIES]
-    frames_of = {}
-    for name in dict.fromkeys([*animate, *best]):
-        frames = ase.io.read(trajectory_file(folder, name), index=":")
-        chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
-        frames_of[name] = [_structure(frames[i]) for i in chosen]
-    return frames_of
+    names = dict.fromkeys([*animate, *best])
+    return {name: read_trajectory(trajectory_file(folder, name)) for name in names}
 
 
-def _rounded(value: float | None, digits: int = 5) -> float | None:
-    return None if value is None else round(float(value), digits) + 0.0
+def read_trajectory(path: Path) -> list[Crystal]:
+    """Read a denoising trajectory: at most `FRAMES` of it, the first and the last among them."""
+    frames = ase.io.read(path, index=":")
+    chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
+    return [crystal_of(frames[i]) for i in chosen]
+
+
+def _signed(energy: float) -> str:
+    return f"{round(energy, 3) + 0.0:+.3f}"
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 5) + 0.0

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from crystal_fidelity.files import FileError, disk_errors, remove_asides, write_atomic
@@ -56,17 +55,12 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         try:
             if not self.complete:
                 self._write(INTERRUPTED)
         except FileError:
-            if kind is None:
+            if not any(raised):
                 raise
         finally:
             os.close(self._lock)

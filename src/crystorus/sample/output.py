@@ -7,7 +7,6 @@ bytes as one that was never interrupted.
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -16,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import gemmi
@@ -30,7 +28,7 @@ from crystal_fidelity.symmetry import dataset, group_of
 from crystal_fidelity.validity import is_valid
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
-from crystorus.data.writers import cif_text, dataset_cif_text, extxyz_text, harmless_cell
+from crystorus.data.writers import cif_text, csv_text, dataset_cif_text, extxyz_text
 from crystorus.errors import OutputError
 from crystorus.geometry.crystals import Crystals
 from crystorus.runs.folder import RunFolder, claim
@@ -193,27 +191,22 @@ class OutputFolder:
                     (path / PARTS).mkdir(exist_ok=True)
                     self._recall()
         except BaseException:
-            self.run.__exit__(None, None, None)
+            self.run.__exit__()
             raise
 
     def __enter__(self) -> "OutputFolder":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         try:
             if not self.run.complete:
                 with disk_errors(self.path):
                     self._show_all()
         except Exception:
-            if kind is None:
+            if not any(raised):
                 raise
         finally:
-            self.run.__exit__(kind, error, trace)
+            self.run.__exit__(*raised)
 
     def commit(self, made: GeneratedCrystals, *, symprec: float, new_only: bool = False) -> None:
         """Keep finished crystals for good, then show them in the files that users read.
@@ -303,7 +296,9 @@ class OutputFolder:
             self._written += 1
         if ready:
             frames = "".join(record.frame for record in ready)
-            lines = _table(ready, header=self._written == len(ready))
+            lines = csv_text(list(ready[0].row), [record.row for record in ready])
+            if self._written > len(ready):  # the header is there
+                lines = lines.partition("\n")[2]
             for name, text in ((CRYSTALS, frames), (TABLE, lines)):
                 with (self.path / name).open("ab") as stream:
                     stream.write(text.encode())
@@ -314,7 +309,9 @@ class OutputFolder:
         """Rewrite the shared files with every finished crystal, gaps allowed."""
         records = [self.done[index] for index in sorted(self.done)]
         write_atomic(self.path / CRYSTALS, "".join(record.frame for record in records))
-        write_atomic(self.path / TABLE, _table(records, header=True) if records else "")
+        columns = list(records[0].row) if records else []
+        table = csv_text(columns, [record.row for record in records]) if records else ""
+        write_atomic(self.path / TABLE, table)
 
     def _refuse_incomplete(self) -> None:
         """Refuse a finished run of which a file was taken away since."""
@@ -328,17 +325,6 @@ class OutputFolder:
                 f"{self.path} holds this run, finished, but {missing} is gone: put it back, choose "
                 "another --out, or --overwrite to make all crystals again"
             )
-
-
-def _table(records: Sequence[Record], *, header: bool) -> str:
-    """Write lines of the table; text that a spreadsheet would take for a formula is quoted."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0].row), lineterminator="\n")
-    if header:
-        writer.writeheader()
-    for record in records:
-        writer.writerow({name: harmless_cell(value) for name, value in record.row.items()})
-    return text.getvalue()
 
 
 def file_stem(index: int, formula: str, total: int) -> str:

@@ -81,6 +81,36 @@ class _Pattern:
         return self.forms[row, places]
 
 
+class _Nearest(NamedTuple):
+    """The crystals of a pattern whose elements are most easily replaced by the wanted ones.
+
+    Attributes:
+        pattern: Of them.
+        wanted: Wanted element of every slot.
+        rows: Which of the pattern's crystals, the nearest first.
+        cost: Of each.
+        slot: Which slot of the crystal every wanted element takes, [crystals, slots].
+    """
+
+    pattern: _Pattern
+    wanted: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    cost: NDArray[np.float64]
+    slot: NDArray[np.int64]
+
+    def weight(self, least: float) -> NDArray[np.float64]:
+        """Return the weight of each crystal.
+
+        Args:
+            least: Cost of the nearest crystal, from which the weights fall.
+        """
+        beyond = self.cost - least
+        weight = sum((w * np.exp(-beyond / t) for w, t in DECAYS), np.zeros_like(beyond))
+        old = np.take_along_axis(self.pattern.elements[self.rows], self.slot, 1)
+        # What is asked for often is another polymorph of what is known.
+        return np.where((old == self.wanted).all(1), SAME_COMPOSITION_WEIGHT, 1.0) * weight
+
+
 class SkeletonTable:
     """Skeletons of known crystals, by their pattern of element counts.
 
@@ -108,31 +138,63 @@ class SkeletonTable:
             groups: Space groups that are allowed.
             exclude: A crystal that is not asked, by its number.
         """
+        near = self._nearest(composition, groups=groups, exclude=exclude)
+        if not len(near.rows):
+            return []
+        weight = near.weight(near.cost[0])
+        # The place in the composition of what takes each slot of a crystal.
+        wanted = near.wanted.tolist()
+        place = np.array([[z for z, _ in composition.counts].index(z) for z in wanted])
+        places = np.empty_like(near.slot)
+        np.put_along_axis(places, near.slot, place[None], 1)
+        weights: dict[Skeleton, float] = defaultdict(float)
+        for row, to, w in zip(near.rows.tolist(), places.tolist(), weight.tolist(), strict=True):
+            weights[near.pattern.form(self.skeletons, row, tuple(to))] += w
+        total = sum(weights.values())
+        best = sorted(weights.items(), key=lambda pair: -pair[1])[:limit]
+        return [WeightedSkeleton(_with_elements(s, composition), w / total) for s, w in best]
+
+    def units(self, unit: Composition, max_atoms: int) -> list[tuple[int, float]]:
+        """Return how many formula units cells of known crystals hold, the likeliest number first.
+
+        Crystals with the same ratio of element counts are weighed as in `find`, by the cost of
+        putting the wanted elements in the place of theirs.
+
+        Args:
+            unit: One formula unit.
+            max_atoms: Of the largest cell.
+
+        Returns:
+            Numbers of formula units of primitive cells, and their fractions of the weights; empty
+            if no known crystal has the ratio.
+        """
+        cells = {z: self._nearest(unit * z) for z in range(1, max_atoms // unit.n_atoms + 1)}
+        cells = {z: near for z, near in cells.items() if len(near.rows)}
+        least = min((near.cost[0] for near in cells.values()), default=0.0)
+        weights = {z: float(near.weight(least).sum()) for z, near in cells.items()}
+        best = sorted(weights.items(), key=lambda pair: -pair[1])
+        return [(z, weight / sum(weights.values())) for z, weight in best]
+
+    def _nearest(
+        self,
+        composition: Composition,
+        *,
+        groups: Collection[int] = range(1, N_GROUPS + 1),
+        exclude: int = -1,
+    ) -> "_Nearest":
+        """Return the crystals whose elements are most easily replaced; see `find`."""
         wanted, counts = slots_of(composition)
         pattern = self._pattern(tuple(counts.tolist()))
         if not len(pattern.indices):
-            return []
+            nothing = np.empty((0, len(wanted)), np.int64)
+            return _Nearest(pattern, wanted, np.empty(0, np.int64), np.empty(0), nothing)
         cost, slot = assign(pattern.elements, mp20_counts().cost[wanted], counts)
         if len(groups) < N_GROUPS:
             cost[~np.isin(pattern.groups, list(groups))] = np.inf
         cost[pattern.indices == exclude] = np.inf
         near = np.argsort(cost, kind="stable")[:NEAREST]
         near = near[np.isfinite(cost[near])]
-        beyond = cost[near] - cost[near[:1]]
-        weight = sum(w * np.exp(-beyond / t) for w, t in DECAYS)
-        old = np.take_along_axis(pattern.elements[near], slot[near], 1)
-        # What is asked for often is another polymorph of what is known.
-        weight = np.where((old == wanted).all(1), SAME_COMPOSITION_WEIGHT, 1.0) * weight
-        # The place in the composition of what takes each slot of a crystal.
-        place = np.array([[z for z, _ in composition.counts].index(z) for z in wanted.tolist()])
-        places = np.empty_like(old)
-        np.put_along_axis(places, slot[near], place[None], 1)
-        weights: dict[Skeleton, float] = defaultdict(float)
-        for row, to, w in zip(near.tolist(), places.tolist(), weight.tolist(), strict=True):
-            weights[pattern.form(self.skeletons, row, tuple(to))] += w
-        total = sum(weights.values())
-        best = sorted(weights.items(), key=lambda pair: -pair[1])[:limit]
-        return [WeightedSkeleton(_with_elements(s, composition), w / total) for s, w in best]
+        return _Nearest(pattern, wanted, near, cost[near], slot[near])
 
     def _pattern(self, pattern: tuple[int, ...]) -> _Pattern:
         """Return the crystals of a pattern, which are looked for once."""

@@ -61,7 +61,7 @@ def make_app(name: str, text: str, version: Callable[[], str] | None = None) -> 
     """
     from cyclopts import App, Parameter
 
-    return App(
+    app = App(
         name=name,
         help=text,
         help_flags=["--help", "-h"],
@@ -71,6 +71,13 @@ def make_app(name: str, text: str, version: Callable[[], str] | None = None) -> 
         version_flags=["--version"] if version else [],
         default_parameter=Parameter(negative=()),  # no --no-overwrite beside --overwrite
     )
+    if version is not None:
+        app.register_install_completion_command(
+            help="Let the Tab key complete commands and options in this shell.",
+            help_flags=[],
+            version_flags=[],
+        )
+    return app
 
 
 def run(

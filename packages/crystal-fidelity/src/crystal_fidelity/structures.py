@@ -221,6 +221,18 @@ def lattice_from_parameters(
     )
 
 
+def cell_parameters(lattice: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return lengths a, b, c in Å and angles α, β, γ in degrees.
+
+    Args:
+        lattice: (3, 3), Å, rows are lattice vectors.
+    """
+    lengths = np.linalg.norm(lattice, axis=1)
+    cosines = (lattice @ lattice.T) / np.outer(lengths, lengths)
+    angles = np.rad2deg(np.arccos(np.clip([cosines[1, 2], cosines[0, 2], cosines[0, 1]], -1, 1)))
+    return (*lengths.tolist(), *angles.tolist())
+
+
 def from_atoms(
     atoms: "Atoms",
     name: str = "",

@@ -1,8 +1,17 @@
 "use strict";
-// What the reports share: a viewer of one crystal, a table of many, and files saved from the page.
-// JSON_DATA is the data of the report; a structure is {cell: 3 rows in Å, symbols, frac: [[x, y, z], …]}.
+// What the reports share: a viewer of one crystal with its panel, a table of many, and files saved from the page.
+// JSON_DATA is the data of the report; a structure is {cell: 3 rows in Å, symbols, frac: [[x, y, z], …]} and may have
+// `conventional`, the same crystal in its conventional cell.
 const JSON_DATA = JSON.parse(document.getElementById("data").textContent);
 const lowered = (formula) => formula.replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
+// A number with its sign and never "-0.000"; nothing for null.
+const signed = (value, digits = 3, unit = "") => {
+  if (value === null || value === undefined) return "";
+  const text = Math.abs(value).toFixed(digits);
+  return (Number(text) === 0 || value > 0 ? "+" : "−") + text + unit;
+};
+const byId = (id) => document.getElementById(id);
+const element = (tag, values = {}, ...inside) => { const made = Object.assign(document.createElement(tag), values); made.append(...inside); return made; };
 const cartesian = (cell, frac) => [0, 1, 2].map((k) => frac[0] * cell[0][k] + frac[1] * cell[1][k] + frac[2] * cell[2][k]);
 const METALLOIDS_AND_NONMETALS = new Set(["H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Se", "Br", "I", "As", "Te", "Ge"]);
 
@@ -19,16 +28,19 @@ class CrystalViewer {
   }
   clear() {
     if (!this.scene) return;
+    this.empty();
+    this.scene.render();
+  }
+  empty() {
     this.scene.removeAllModels();
     this.scene.removeAllShapes();
-    this.scene.render();
+    this.scene.removeAllLabels();
   }
   resize() { if (this.scene) this.scene.resize(); }
   // times: cells along each direction; keepView: do not turn or zoom; bonds: draw them
   draw(structure, { keepView = false, bonds = true, times = 1 } = {}) {
     if (!this.scene) return;
-    this.scene.removeAllModels();
-    this.scene.removeAllShapes();
+    this.empty();
     const point = (frac) => { const [x, y, z] = cartesian(structure.cell, frac); return { x, y, z }; };
     const atoms = CrystalViewer.inCell(structure, times).map(([symbol, frac], i) => ({ elem: symbol, ...point(frac), serial: i, index: i, bonds: [], bondOrder: [] }));
     if (bonds && atoms.length < 900) this.bond(atoms);
@@ -41,6 +53,7 @@ class CrystalViewer {
       to[k] = times;
       this.scene.addCylinder({ start: point(from), end: point(to), radius: 0.035, color: "#444" });
     }
+    this.axes(structure.cell);
     if (!keepView) {
       this.scene.setView([0, 0, 0, 0, 0, 0, 0, 1]);
       this.scene.rotate(-75, "x");
@@ -49,6 +62,17 @@ class CrystalViewer {
       this.scene.zoom(0.9);
     }
     this.scene.render();
+  }
+  // Directions of the lattice vectors as arrows beside the cell, with their names.
+  axes(cell) {
+    const unit = cell.map((vector) => vector.map((x) => x / Math.hypot(...vector)));
+    const corner = [0, 1, 2].map((k) => -1.7 * (unit[0][k] + unit[2][k]));
+    unit.forEach((vector, i) => {
+      const color = ["#c8102e", "#1b7a2f", "#1f4fbf"][i];
+      const at = (r) => { const [x, y, z] = corner.map((from, k) => from + r * vector[k]); return { x, y, z }; };
+      this.scene.addArrow({ start: at(0), end: at(1.6), radius: 0.08, radiusRatio: 2.2, mid: 0.7, color });
+      this.scene.addLabel("abc"[i], { position: at(2.1), fontColor: color, fontSize: 16, showBackground: false, inFront: true, alignment: "center" });
+    });
   }
   // Atoms on a face are drawn on the opposite one too.
   static inCell({ symbols, frac }, times) {
@@ -73,6 +97,53 @@ class CrystalViewer {
         b.bonds.push(i); b.bondOrder.push(1);
       }
     }));
+  }
+}
+
+// A crystal with its name, legend, cell and buttons: conventional cell, 2×2×2, files.
+class CrystalPanel {
+  constructor(place, elements, heading = "Structure") {
+    Object.assign(this, { elements, structure: null, options: {}, times: 1, conventional: true, viewer: null });
+    const button = (text, act) => { const made = element("button", { textContent: text }); made.addEventListener("click", act); return made; };
+    this.title = element("h2", { textContent: heading });
+    this.scene = element("div", { className: "scene" });
+    this.buttons = {
+      conventional: button("conventional cell", () => { this.conventional = !this.conventional; this.redraw(); }),
+      times: button("2×2×2", () => { this.times = 3 - this.times; this.redraw(); }),
+      cif: button("save CIF", () => saveFile(cifText(this.shown(), this.options.name), `${this.options.name}.cif`, "chemical/x-cif")),
+      png: button("save PNG", () => this.viewer && savePicture(this.viewer.scene.pngURI(), `${this.options.name}.png`)),
+    };
+    this.controls = element("div", { className: "controls" }, ...Object.values(this.buttons));
+    this.legend = element("p", { className: "legend" });
+    this.cell = element("p", { className: "hint" });
+    this.facts = element("p", { className: "facts" });
+    place.replaceChildren(this.title, this.scene, this.legend, this.controls, this.cell, this.facts);
+    addEventListener("resize", () => this.viewer && this.viewer.resize());
+    this.show(null, { title: heading });
+  }
+  shown() { return (this.conventional && this.structure.conventional) || this.structure; }
+  // name: of the saved files; title and facts: lines of text; the rest goes to CrystalViewer.draw
+  show(structure, options) {
+    this.structure = structure;
+    this.options = { ...this.options, keepView: false, bonds: true, ...options };
+    this.title.textContent = this.options.title;
+    this.facts.textContent = this.options.facts || "";
+    for (const part of [this.scene, this.controls, this.legend, this.cell]) part.hidden = !structure;
+    if (structure) this.redraw(this.options.keepView);
+  }
+  redraw(keepView = false) {
+    const structure = this.shown();
+    this.viewer = this.viewer || new CrystalViewer(this.scene, this.elements);
+    this.viewer.resize();
+    this.viewer.draw(structure, { ...this.options, keepView, times: this.times });
+    this.buttons.conventional.hidden = !this.structure.conventional;
+    this.buttons.conventional.setAttribute("aria-pressed", String(this.conventional));
+    this.buttons.times.setAttribute("aria-pressed", String(this.times === 2));
+    const dot = (symbol) => element("span", { textContent: "●", style: `color:${this.elements[symbol][1]}` });
+    this.legend.replaceChildren(...[...new Set(structure.symbols)].map((symbol) => element("span", {}, dot(symbol), " " + symbol)));
+    const p = cellParameters(structure), fixed = (values, digits) => values.map((v) => v.toFixed(digits)).join("  ");
+    const which = this.structure.conventional ? (this.conventional ? "conventional cell: " : "cell as made: ") : "";
+    this.cell.textContent = `${which}${structure.symbols.length} atoms,  a b c ${fixed(p.slice(0, 3), 3)} Å,  α β γ ${fixed(p.slice(3), 1)}°,  ${(volume(structure) / structure.symbols.length).toFixed(2)} Å³/atom`;
   }
 }
 
@@ -147,6 +218,9 @@ function cellParameters({ cell }) {
   const angle = (i, j) => Math.acos(Math.max(-1, Math.min(1, dot(cell[i], cell[j]) / length[i] / length[j]))) * 180 / Math.PI;
   return [...length, angle(1, 2), angle(0, 2), angle(0, 1)];
 }
+function volume({ cell: [a, b, c] }) {
+  return Math.abs(a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0]));
+}
 function cifText(structure, name) {
   const tags = ["length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"], values = cellParameters(structure);
   const sites = ["type_symbol", "label", "fract_x", "fract_y", "fract_z"].map((tag) => "_atom_site_" + tag);
@@ -156,6 +230,7 @@ function cifText(structure, name) {
 }
 function saveFile(content, name, type) {
   const url = URL.createObjectURL(new Blob([content], { type }));
-  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  savePicture(url, name);
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
+function savePicture(url, name) { element("a", { href: url, download: name }).click(); }
