@@ -29,13 +29,17 @@ SHOWN_COLUMNS = (
     ("rank", "#", "number"), ("formula", "formula", "formula"),
     ("e_above_hull", "above hull / eV/atom", "ev"),
     ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "text"),
-    ("formation_energy", "formation / eV/atom", "ev"), ("energy_per_atom", "E / eV/atom", "ev"),
-    ("a", "a / Å", "length"), ("b", "b / Å", "length"), ("c", "c / Å", "length"),
-    ("alpha", "α / °", "angle"), ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),
-    ("volume_per_atom", "V / Å³/atom", "length"), ("volume_change", "relaxed by", "percent"),
-    ("novelty", "novelty", "text"), ("found", "found", "number"), ("start", "start", "text"),
-    ("n_atoms", "atoms", "number"), ("status", "status", "text"), ("name", "name", "text"),
-    ("file_symmetrised", "file", "text"),
+    ("novelty", "novelty", "text"), ("known_id", "known as", "text"),
+    ("held_out_id", "held-out phase", "text"), ("found", "found", "number"),
+    ("volume_per_atom", "V / Å³/atom", "length"), ("a", "a / Å", "length"),
+    ("b", "b / Å", "length"), ("c", "c / Å", "length"), ("alpha", "α / °", "angle"),
+    ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),
+    ("energy_per_atom", "E / eV/atom", "ev"), ("formation_energy", "formation / eV/atom", "ev"),
+    ("e_above_full_hull", "above hull with candidates / eV/atom", "ev"),
+    ("volume_change", "volume by relaxation", "percent"), ("start", "start", "text"),
+    ("prototype_fraction", "prototype weight", "fraction"), ("origin", "origin", "text"),
+    ("n_atoms", "atoms", "number"), ("status", "status", "text"), ("reason", "remark", "text"),
+    ("name", "name", "text"), ("file_symmetrised", "file", "text"),
 )  # fmt: skip
 TRAJECTORIES, FRAMES = 8, 48  # shown for the best candidates, and frames of each
 _ROOM = 0.08  # length of a label, in edges of the triangle
@@ -257,7 +261,6 @@ def write_report(
                 "e_above_hull": _rounded(hull.energy_above(phase)),
                 "stable": hull.energy_above(phase) < ON_HULL,
                 "parts": _fractions(phase.composition),
-                "facts": ["known phase", f"{_signed(hull.energy_above(phase))} eV/atom above hull"],
             }
             for phase in hull.phases
         ]
@@ -313,16 +316,17 @@ def results_page(
 
     Args:
         title: Headline.
-        rows: Of the table, by column; each has a "name" of its own, "formula", "facts", and
+        rows: Of the table, by column; each has a "name" of its own, "formula", and
             "failed" if it is shown in grey.
         columns: Key, label and form of each: "text", "formula", "number", "ev" (eV/atom, signed),
-            "length" (Å or Å³), "angle" (degrees) or "percent" (of a fraction). Those without any
+            "length" (Å or Å³), "angle" (degrees), "fraction" (per cent) or "percent" (signed).
+            Those without any
             value are left out.
         crystals: By the name of their row; at most some hundred.
         svg: Drawing of the hull.
         heading: Of the table.
         notes: Lines below the headline.
-        known: Phases of the hull: "key", "name", "formula", "e_above_hull", "stable", "facts" and
+        known: Phases of the hull: "key", "name", "formula", "e_above_hull", "stable" and
             "parts", the atomic fraction of each element.
         lines: Pairs of numbers of known phases that coexist.
         elements: Of the hull.
@@ -379,43 +383,8 @@ def check_trajectories(folder: Path, animate: Sequence[str]) -> None:
 
 def _row(rank: int, phase: RankedPhase) -> dict[str, Any]:
     rounded = {k: _rounded(v) if isinstance(v, float) else v for k, v in phase.record.items()}
-    started, novelty = phase.start, phase.novelty
-    if started and phase.prototype_fraction is not None:
-        started += f" ({phase.prototype_fraction:.0%} of prototype weights)"
-    noted = f"{novelty.verdict} {novelty.id}".strip() if novelty else ""
-    noted += f" (held-out {phase.held_out})" if phase.held_out else ""
-    if phase.energy_per_atom is None:
-        energy = f"{phase.status}: {phase.reason}"
-    elif phase.e_above_hull is None:
-        above = phase.e_above_lowest or 0.0
-        energy = f"{phase.energy_per_atom:.3f} eV/atom, "
-        energy += f"{_signed(above)} above " if above else ""
-        energy += f"the most stable {phase.formula} found"
-    else:
-        energy = (
-            f"{_signed(phase.e_above_hull)} eV/atom above the known hull, "
-            f"{_signed(phase.e_above_full_hull or 0.0)} above the hull with the candidates"
-        )
-    facts = [
-        energy,
-        phase.space_group[0],
-        noted,
-        f"volume {100 * phase.volume_change:+.1f} % on relaxation" if phase.volume_change else "",
-        f"found {phase.found} times" if phase.found > 1 else "",
-        f"from {started}" if started else "",
-        "the library's own crystal" if phase.origin == "known" else "",
-        "not fully relaxed" if phase.status == "unconverged" else "",
-        str(rounded["file_symmetrised"]),
-    ]
-    return {
-        **rounded,
-        "rank": rank,
-        "novelty": noted,
-        "start": started,
-        "parts": _fractions(_composition(phase)),
-        "facts": [fact for fact in facts if fact],
-        "failed": phase.energy_per_atom is None,
-    }
+    failed = phase.energy_per_atom is None
+    return {**rounded, "rank": rank, "parts": _fractions(_composition(phase)), "failed": failed}
 
 
 def _fractions(composition: Composition) -> dict[str, float]:
@@ -436,10 +405,6 @@ def read_trajectory(path: Path) -> list[Crystal]:
     frames = ase.io.read(path, index=":")
     chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
     return [crystal_of(frames[i]) for i in chosen]
-
-
-def _signed(energy: float) -> str:
-    return f"{round(energy, 3) + 0.0:+.3f}"
 
 
 def _rounded(value: float) -> float:

@@ -14,11 +14,11 @@ from crystorus.results.reading import Result, crystals_of, read_results
 from crystorus.terminal import log
 
 _COLUMNS = (
-    ("index", "#", "number"), *SHOWN_COLUMNS[:-2], ("formula_units", "Z", "number"),
+    ("index", "#", "number"), *SHOWN_COLUMNS[:-1], ("formula_units", "Z", "number"),
     ("density", "density / g cm⁻³", "length"), ("valid", "valid", "text"),
     ("confidence", "confidence", "length"), ("min_distance_ratio", "closest / Σr", "length"),
-    ("origin", "origin", "text"), ("known_as", "known as", "text"), ("reason", "remark", "text"),
-    ("name", "name", "text"), ("cif_symmetrised_file", "file", "text"), SHOWN_COLUMNS[-1],
+    ("substitution", "substitution", "text"), ("known_as", "known as", "text"),
+    ("cif_symmetrised_file", "file", "text"), SHOWN_COLUMNS[-1],
 )  # fmt: skip
 _NUMBERS = {key for key, _, form in _COLUMNS if form not in ("text", "formula")}
 
@@ -68,22 +68,10 @@ def _row(place: int, one: Result, symprec: float) -> dict[str, Any]:
     row |= {"name": one.name, "formula": row.get("formula") or "", "failed": True}
     if isinstance(one.entry, ReadFailure):
         row["reason"] = one.entry.reason
-    origin = f"origin: {row['origin']} {row.get('known_as', '')}" if row.get("origin") else ""
-    facts = [
-        {"True": "valid", "False": "not valid"}.get(row.get("valid", ""), ""),
-        origin.strip(),
-        f"from {row['start']} {row.get('substitution', '')}".strip() if row.get("start") else "",
-        f"confidence {row['confidence']:.2f}" if row.get("confidence") else "",
-        f"not relaxed: {row['status']}" if row.get("status", "relaxed") != "relaxed" else "",
-        str(row.get("reason") or ""),
-    ]
     if isinstance(one.entry, Crystal):
         crystal, data = one.entry, dataset(one.entry, symprec)
         cell = crystal if data is None else cell_of(data.std_cell)
-        symbol, number = group_of(data)
         row |= dict(zip(CELL, cell_parameters(cell.lattice), strict=True))
         row |= {"volume_per_atom": crystal.volume / len(crystal), "density": density(crystal)}
-        row |= {"space_group": symbol, "n_atoms": len(crystal), "failed": False}
-        facts.insert(0, f"{symbol} ({number}) within {symprec:g} Å")
-    row["facts"] = [fact for fact in facts if fact]
+        row |= {"space_group": group_of(data)[0], "n_atoms": len(crystal), "failed": False}
     return {key: value for key, value in row.items() if value == value}  # noqa: PLR0124 - NaN

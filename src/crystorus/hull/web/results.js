@@ -3,8 +3,10 @@ const data = JSON_DATA;
 const state = { chosen: null, playing: null, frame: 0, timer: null };
 const forms = {
   formula: lowered, number: (value) => value, text: (value) => value, ev: (value) => signed(value), percent: (value) => signed(100 * value, 1, " %"),
-  length: (value) => value.toFixed(3), angle: (value) => value.toFixed(1),
+  length: (value) => value.toFixed(3), angle: (value) => value.toFixed(1), fraction: (value) => Math.round(100 * value) + " %",
 };
+const textOf = ([key, , form], row) => ((row[key] ?? "") === "" ? "" : String(forms[form](row[key])));
+const IN_PANEL = new Set(["index", "rank", "formula", "name", "n_atoms", "a", "b", "c", "alpha", "beta", "gamma", "volume_per_atom"]);
 const keyOf = (row) => row.key || row.name;
 const byKey = new Map([...data.known, ...data.rows].map((row) => [keyOf(row), row]));
 const titleOf = (row) => `${lowered(row.formula)}: ${signed(row.e_above_hull)} eV/atom above hull (${row.key ? "known, " : ""}${row.name})`;
@@ -76,8 +78,9 @@ function choose(key) {
   state.chosen = key;
   state.playing = null;
   const row = byKey.get(key), structure = data.structures[key] || null;
-  const facts = [...row.facts, structure ? "" : "no structure in this page"].filter(Boolean).join(" · ");
-  panel.show(structure, { title: [lowered(row.formula), row.name].filter(Boolean).join(" · "), name: row.name, facts });
+  const facts = data.columns.filter((column) => !IN_PANEL.has(column[0])).map((column) => [column[1], textOf(column, row)]).filter(([, text]) => text !== "");
+  if (!structure) facts.push(["structure", "not in this page"]);
+  panel.show(structure, { title: [lowered(row.formula), row.name, row.key && "known phase"].filter(Boolean).join(" · "), name: row.name, facts });
   film.hidden = relaxed.hidden = !data.trajectories[key];
   slider.hidden = true;
   pressed();
@@ -119,7 +122,7 @@ list.addEventListener("change", () => { if (list.value) { choose(list.value); pl
 const table = new StructureTable({
   table: byId("table"), filter: byId("filter"), count: byId("count"), rows: data.rows,
   columns: data.columns.map(([key, label, form]) => ({
-    key, label, number: form !== "text" && form !== "formula", text: (row) => (row[key] === null || row[key] === "" ? "" : forms[form](row[key])),
+    key, label, number: form !== "text" && form !== "formula", text: (row) => textOf([key, label, form], row),
   })),
   name: keyOf, choose: (row) => choose(keyOf(row)), kind: (row) => (row.failed ? "failed" : ""),
 });

@@ -25,7 +25,7 @@ function choose(row) {
   table.mark(String(row.index));
   byId("view").hidden = false;
   const structure = cells[row.index - 1], title = [row.index, lowered(row.formula), row.name].filter(Boolean).join(" · ");
-  panel.show(structure, { title, name: `structure-${row.index}`, facts: structure ? "" : row.remark || "The page carries no coordinates of this structure." });
+  panel.show(structure, { title, name: `structure-${row.index}`, facts: structure ? [] : [["remark", row.remark || "the page carries no coordinates of this structure"]] });
 }
 byId("csv").addEventListener("click", () => {
   const quote = (value) => '"' + String(value ?? "").replaceAll('"', '""') + '"';

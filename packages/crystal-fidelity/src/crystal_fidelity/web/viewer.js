@@ -57,7 +57,7 @@ class CrystalViewer {
     if (!keepView) {
       this.scene.setView([0, 0, 0, 0, 0, 0, 0, 1]);
       this.scene.rotate(-75, "x");
-      this.scene.rotate(20, "y");
+      this.scene.rotate(28, "y");
       this.scene.zoomTo();
       this.scene.zoom(0.9);
     }
@@ -116,18 +116,19 @@ class CrystalPanel {
     this.controls = element("div", { className: "controls" }, ...Object.values(this.buttons));
     this.legend = element("p", { className: "legend" });
     this.cell = element("p", { className: "hint" });
-    this.facts = element("p", { className: "facts" });
+    this.facts = element("dl", { className: "facts" });
     place.replaceChildren(this.title, this.scene, this.legend, this.controls, this.cell, this.facts);
     addEventListener("resize", () => this.viewer && this.viewer.resize());
     this.show(null, { title: heading });
   }
   shown() { return (this.conventional && this.structure.conventional) || this.structure; }
-  // name: of the saved files; title and facts: lines of text; the rest goes to CrystalViewer.draw
+  // name: of the saved files; title: text; facts: pairs of texts; the rest goes to CrystalViewer.draw
   show(structure, options) {
     this.structure = structure;
     this.options = { ...this.options, keepView: false, bonds: true, ...options };
     this.title.textContent = this.options.title;
-    this.facts.textContent = this.options.facts || "";
+    const terms = (this.options.facts || []).map(([term, text]) => [element("dt", { textContent: term }), element("dd", { textContent: text })]);
+    this.facts.replaceChildren(...terms.flat());
     for (const part of [this.scene, this.controls, this.legend, this.cell]) part.hidden = !structure;
     if (structure) this.redraw(this.options.keepView);
   }
