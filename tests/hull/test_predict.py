@@ -8,7 +8,7 @@ import pytest
 from alloys import EMT_PATH, crystorus, one_sentence, table
 
 from crystorus.data.compositions import parse_formula
-from crystorus.diffusion.space_groups import Skeleton
+from crystorus.diffusion.space_groups import Skeleton, Skeletons
 from crystorus.hull.candidates import suggest_units
 from crystorus.templates.skeletons import SkeletonTable
 
@@ -99,14 +99,14 @@ class Model:
     """Skeletons of three spinels (two units in the primitive cell) and one other AB2C4."""
 
     max_atoms = 20
-    skeletons = tuple(
-        Skeleton(227, ((a, 0), (b, 2), (8, 4))) for a, b in ((12, 13), (30, 13), (25, 13))
+    skeletons = Skeletons.of(
+        [Skeleton(227, ((a, 0), (b, 2), (8, 4))) for a, b in ((12, 13), (30, 13), (25, 13))]
     )
 
 
 def test_as_many_formula_units_as_known_crystals_have(capsys):
-    counts = SkeletonTable(Model.skeletons)._pattern((2, 4, 8))
-    assert len(counts[0]) == 3  # the sites are those of spinel
+    spinels = SkeletonTable(Model.skeletons)._pattern((2, 4, 8))
+    assert len(spinels.indices) == 3  # the sites are those of spinel
     units = suggest_units(parse_formula("MgCr2O4"), Model())
     assert [one.formula for one in units] == ["Mg2Cr4O8"]
     assert "MgCr2O4 with 2 formula units" in capsys.readouterr().err
