@@ -194,7 +194,7 @@ def suggest_units(unit: Composition, model: "CrystalModel") -> list[Composition]
     from crystorus.templates.skeletons import table_of
 
     one, chosen, covered = unit.reduced, list[int](), 0.0
-    found = table_of(model.skeletons).units(one, model.max_atoms)
+    found = table_of(model.skeletons).units(one, model.max_atoms) if model.skeletons else []
     for z, fraction in found[:MOST_UNITS]:
         if covered < ENOUGH_WEIGHT:
             chosen.append(z)
