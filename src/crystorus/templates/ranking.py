@@ -100,9 +100,9 @@ class TemplateRanking(nn.Module):
             nn.Linear(_HIDDEN, 1),
         )
         self.prototype = nn.Sequential(nn.Linear(7, 16), nn.SiLU(), nn.Linear(16, 1))
-        for last in (self.template[-1], self.prototype[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        # At first, what the network adds is nothing.
+        for added in (*self.template[-1].parameters(), *self.prototype[-1].parameters()):
+            nn.init.zeros_(added)
         self.same = nn.Parameter(torch.tensor(-2.0))
         self.phase = nn.Parameter(torch.tensor(-1.6))
 
