@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 FORMULA ?= LiFeO2
 
-.PHONY: crystals dev test slow docs coverage lint format lowest clean
+.PHONY: crystals dev test slow docs release-check coverage lint format lowest clean
 
 crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
@@ -43,6 +43,10 @@ lint: dev
 format:
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Wheels and sdists, built, looked into, and installed alone in clean environments.
+release-check:
+	PYTHONS="$(or $(PYTHONS),$(PYTHON))" bash packaging/check.sh
 
 # The lowest versions that the two pyproject.toml declare, in an environment of their own.
 lowest:

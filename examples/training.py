@@ -139,10 +139,12 @@ held_out = crystals[200:]
 formulas = [atoms.get_chemical_formula() for atoms in held_out]
 made = cr.generate(formulas, model=model).to_ase()
 result = match_rate(made, held_out)
-print(f"{result.rate:.0%} of {len(held_out)} match, root mean square distance {result.mean_rms:.3f}")
+print(
+    f"{result.rate:.0%} of {len(held_out)} match, root mean square distance {result.mean_rms:.3f}"
+)
 
 # %% [markdown]
-# Six types share three patterns here, three of them AB and two AB₃: since the composition is all that the
-# model is told, it cannot match more than about half. The way is the same with your own data: name
-# your files in `[data]`, take `configs/default.toml`, and give it hours. More: [Train on your own
-# data](../how-to/training.md).
+# Six types share three patterns here, three of them AB and two AB₃: since the composition is all
+# that the model is told, it cannot match more than about half. The way is the same with your own
+# data: name your files in `[data]`, take `configs/default.toml`, and give it hours. More: [Train
+# on your own data](../how-to/training.md).

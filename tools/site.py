@@ -32,7 +32,12 @@ def on_files(files: Files, config: Any) -> Files:
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
         "reference/model-card.md": MODEL_CARD.read_text().split("\n---\n", 1)[1],
     }
-    pages = {path: re.sub(r'(\]\(|src=")docs/', r"\1", text) for path, text in pages.items()}
+    moved = {str(MODEL_CARD.relative_to(ROOT)): "reference/model-card.md"}
+    moved |= {"](CONTRIBUTING.md": "](contributing.md"}
+    for path, text in pages.items():
+        pages[path] = re.sub(r'(\]\(|src=")docs/', r"\1", text)
+        for old, new in moved.items():
+            pages[path] = pages[path].replace(old, new)
     for name, module in PROGRAMS.items():
         pages[f"reference/{name}.md"] = command_page(module)
     trees = [griffe.load(package, search_paths=[ROOT / path]) for package, path in PACKAGES.items()]

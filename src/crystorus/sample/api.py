@@ -32,6 +32,7 @@ from crystorus.sample.sampler import (
     plan_refining,
     plan_sampling,
 )
+from crystorus.terminal import progress
 
 if TYPE_CHECKING:
     from crystorus.templates.library import TemplateLibrary
@@ -242,5 +243,20 @@ def _make_all(
     options: RunOptions,
 ) -> GeneratedCrystals:
     workers = Workers(options.workers, options.scheduler)
-    made = make(model, requests, plan, workers=workers, checkpoint=options.checkpoint or SHIPPED)
-    return GeneratedCrystals.concat(list(made))
+    parts: list[GeneratedCrystals] = []
+    with progress("sampling", "crystals", total=len(requests)) as update:
+
+        def on_step(step: int, steps: int) -> None:
+            update(min(sum(map(len, parts)) + step / steps, len(requests)))
+
+        for part in make(
+            model,
+            requests,
+            plan,
+            workers=workers,
+            checkpoint=options.checkpoint or SHIPPED,
+            on_step=on_step,
+        ):
+            parts.append(part)
+            update(sum(map(len, parts)))
+    return GeneratedCrystals.concat(parts)

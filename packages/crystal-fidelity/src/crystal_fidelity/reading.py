@@ -85,7 +85,7 @@ def read_structures(path: str | Path, *, workers: int = 1) -> list[Entry]:
     Examples:
         >>> from ase.build import bulk
         >>> bulk("Cu").write("copper.cif")
-        >>> [crystal.n_atoms for crystal in read_structures("copper.cif")]
+        >>> [len(crystal) for crystal in read_structures("copper.cif")]
         [1]
     """
     return list(iter_structures(path, workers=workers))
@@ -107,7 +107,7 @@ def iter_structures(
     Examples:
         >>> from ase.build import bulk
         >>> bulk("Cu").write("copper.cif")
-        >>> next(iter_structures("copper.cif")).n_atoms
+        >>> len(next(iter_structures("copper.cif")))
         1
     """
     path = Path(path)
