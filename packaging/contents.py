@@ -24,9 +24,7 @@ NEEDED = {
         "crystal_fidelity/web/3Dmol-LICENSE.txt", "crystal_fidelity/web/page.html.j2",
     },
 }  # fmt: skip
-UNWANTED = re.compile(
-    r"(^|/)(build|runs|out|data/mp-20|__pycache__|\.venv|\.git)/|\.(ckpt|pkl|pyc|db)$"
-)
+UNWANTED = re.compile(r"^(build|runs|out|data|\.venv|\.git)/|__pycache__|\.(ckpt|pkl|pyc|db)$")
 
 
 def main(folder: Path) -> int:
