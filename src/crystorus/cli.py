@@ -47,6 +47,9 @@ templates = make_app("templates", "Known crystals to start from.")
 RENAMED: dict[tuple[str, str], str] = {
     ("", "judge"): "train-scorer",
     ("hull", "--sampler-steps"): "--steps",
+    ("hull", "--calculator"): "--potential",
+    ("relax", "--calculator"): "--potential",
+    ("rank", "--calculator"): "--potential",
 }
 """New name by (command, old option), and by ("", old command): understood for one version."""
 

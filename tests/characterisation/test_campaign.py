@@ -21,9 +21,9 @@ HULL = """\
 00005-Cu3Au 1.308012 1.308012 1.297831 1.292520 P1 0.1370 polymorph - noise - unconverged
 00007-CuAu - - - - - - - - noise - exploded"""
 RELAX = """\
-CuAu -0.000346 0.000000 -0.007134 -0.010720 P4/mmm -0.0354 new - - - relaxed
-Cu3Au 0.000000 0.000000 -0.010182 -0.015493 Pm-3m -0.0341 rediscovered L1_2 - - relaxed
-Cu 0.032687 0.032687 0.032687 0.025651 Im-3m -0.0469 polymorph - - - relaxed"""
+CuAu -0.000872 0.000000 -0.007675 -0.011227 P4/mmm -0.0334 new - - - relaxed
+Cu3Au 0.000000 0.000000 -0.010204 -0.015495 Pm-3m -0.0323 rediscovered L1_2 - - relaxed
+Cu 0.032678 0.032678 0.032678 0.025650 Im-3m -0.0439 polymorph - - - relaxed"""
 NUMBERS = ("e_above_hull", "e_above_full_hull", "formation_energy", "energy_per_atom")
 WORDS = {"new": "not in the references", "polymorph": "new polymorph"}
 
@@ -59,7 +59,7 @@ def test_sampled_relaxed_and_ranked(tmp_path, monkeypatch):
     done = crystorus(
         "hull", "Cu-Au", "--max-atoms", 4, "--n", 2, "--budget", 8, "--out", tmp_path / "run",
         "--library", library, "--start", "both", *formulas, "--references", references,
-        "--calculator", EMT_PATH, "--workers", 0, "--relax-steps", 4,
+        "--potential", EMT_PATH, "--workers", 0, "--relax-steps", 4,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     compare(table(tmp_path / "run"), HULL, "name")
@@ -73,7 +73,7 @@ def test_given_structures_relaxed_and_ranked(tmp_path):
     frames = [l10(), bulk("Cu", "bcc", a=2.9), l12(), l12().repeat((2, 1, 1)), rattled, squeezed]
     ase.io.write(tmp_path / "mine.extxyz", frames, format="extxyz")
     ase.io.write(tmp_path / "hidden.extxyz", [l10(), l12()], format="extxyz")
-    emt = ("--calculator", EMT_PATH, "--workers", 0)
+    emt = ("--potential", EMT_PATH, "--workers", 0)
     done = crystorus("relax", tmp_path / "mine.extxyz", "--out", tmp_path / "mine", *emt)
     assert done.exit_code == 0, done.output
     done = crystorus("rank", tmp_path / "mine", "--references", references, *emt,

@@ -37,7 +37,7 @@ from crystorus.hull import campaign
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), *filter(None, sys.path)])
-AGAIN = ("--calculator", EMT_PATH, "--workers", "0")
+AGAIN = ("--potential", EMT_PATH, "--workers", "0")
 ENERGY = (*AGAIN, "--relax-steps", "4")
 
 
@@ -152,7 +152,7 @@ def test_the_database_opens_with_ase_and_can_be_sorted(finished):
 
 def test_running_again_changes_nothing_and_relaxes_nothing(finished, alloys, monkeypatch):
     before, first = rows_of(finished / "campaign.db"), (finished / "table.csv").read_bytes()
-    monkeypatch.setattr(campaign, "relax", lambda job: pytest.fail("relaxed again"))
+    monkeypatch.setattr(campaign, "relax_together", lambda *_, **__: pytest.fail("relaxed again"))
     done = crystorus(*hull_words(finished, alloys, "--no-report"))
     assert done.exit_code == 0, done.output
     assert rows_of(finished / "campaign.db") == before
@@ -230,7 +230,7 @@ def start(words, **environment):
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, alloys):
     words = ("hull", "Cu-Au", "--max-atoms", 6, "--n", 2, "--budget", 24, "--references", alloys,
              "--start", "both",
-             "--library", alloys.with_name("known.templates"), "--calculator", EMT_PATH,
+             "--library", alloys.with_name("known.templates"), "--potential", EMT_PATH,
              "--workers", "2", "--relax-steps", "15", "--no-report")  # fmt: skip
     slow = {"EMT_SLEEP_S": "0.05", "FAKE_STEP_S": "0.1"}
     began = time.monotonic()
@@ -285,12 +285,12 @@ def test_near_duplicates_are_relaxed_once_unless_asked_for(tmp_path):
 def test_a_structure_that_kills_its_worker_is_recorded_and_ranked_last(tmp_path, alloys):
     frames = [l12(), bulk("Cu").repeat((3, 1, 1))]
     ase.io.write(tmp_path / "mine.extxyz", frames, format="extxyz")
-    words = ("--calculator", "alloys:DeadlyEMT", "--workers", "1")
+    words = ("--potential", "alloys:DeadlyEMT", "--workers", "1")
     done = crystorus("relax", tmp_path / "mine.extxyz", "--out", tmp_path / "mine", *words)
     assert done.exit_code == 0, done.output
     assert "1 lost worker, 1 relaxed" in done.output
     done = crystorus("rank", tmp_path / "mine", "--references", alloys, "--no-report",
-                     "--workers", 0, "--calculator", "alloys:DeadlyEMT")  # fmt: skip
+                     "--workers", 0, "--potential", "alloys:DeadlyEMT")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert table(tmp_path / "mine")[-1]["status"] == "lost worker"
 
@@ -305,7 +305,7 @@ def test_a_structure_that_kills_its_worker_is_recorded_and_ranked_last(tmp_path,
         ("Cu-Au", ("--max-atoms", 1), ["raise --max-atoms"]),
         ("Cu-Au", ("--max-atoms", 0), ["--max-atoms 0"]),
         ("Cu-Ni", (), ["no elemental phase of Ni", "--references"]),
-        ("Cu-Au", ("--calculator", "no_such:EMT"), ["no_such:EMT cannot be had"]),
+        ("Cu-Au", ("--potential", "no_such:EMT"), ["no_such:EMT cannot be had"]),
         ("Cu-Au", ("--fmax", "0"), ["--fmax 0 eV/Å"]),
         ("Cu-Au", ("--budget", "0"), ["--budget 0"]),
         ("Cu-Au", ("--symprec", "0"), ["--symprec 0 Å", "above 0"]),
@@ -349,7 +349,7 @@ def test_a_calculator_that_throws_on_everything_records_nothing(tmp_path, alloys
     """So that the same campaign goes on once it is mended."""
     folder = tmp_path / "run"
     done = crystorus("relax", alloys, "--out", folder, "--workers", 0,
-                     "--calculator", "alloys:ThrowingEMT")  # fmt: skip
+                     "--potential", "alloys:ThrowingEMT")  # fmt: skip
     one_sentence(done, "failed on all of the first 3 structures", "the licence server is down")
     assert ase.db.connect(folder / "campaign.db").count("status=waiting") == 3
 
@@ -393,12 +393,12 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, alloys, monkeypatch):
     recorded = []
     record = campaign.Campaign.record
 
-    def filling(self, outcomes, level):
+    def filling(self, outcomes):
         if recorded:
             with self._writing():
                 raise sqlite3.OperationalError("database or disk is full")
         recorded.append(1)
-        record(self, outcomes, level)
+        record(self, outcomes)
 
     monkeypatch.setattr(campaign.Campaign, "record", filling)
     full = crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
@@ -520,16 +520,16 @@ def test_a_kill_while_the_tables_are_made_is_no_end(tmp_path, alloys, statements
 
 def test_a_folder_of_somebody_else_neither_runs_programs_nor_writes_beside_it(finished, tmp_path):
     database = ase.db.connect(finished / "campaign.db")
-    (first, *_) = database.select("stage=relaxed,kind=generated,status=relaxed")
+    (first, *_) = database.select("stage=relaxed,kind=generated,energy_per_atom<9")
     with database:
         database.update(first.id, name="../../../escaped")
     others = write_alloys(tmp_path / "others.extxyz", without="L1_2")
     refused = crystorus("rank", finished, "--references", others, "--workers", 0)
-    one_sentence(refused, "names the calculator alloys:SlowEMT", "add --calculator alloys:SlowEMT")
+    one_sentence(refused, "names the potential alloys:SlowEMT", "add --potential alloys:SlowEMT")
     with database:
         database.update(next(database.select("kind=reference,stage=relaxed")).id, status="waiting")
-    one_sentence(crystorus("relax", finished, "--workers", 0), "names the calculator")
-    one_sentence(crystorus("relax", finished, "--calculator", "alloys:NanEMT"), "names the calc")
+    one_sentence(crystorus("relax", finished, "--workers", 0), "names the potential")
+    one_sentence(crystorus("relax", finished, "--potential", "alloys:NanEMT"), "names the pot")
     before = set(tmp_path.rglob("*escaped*"))
     assert not before
     done = crystorus("rank", finished, "--references", others, *AGAIN)
@@ -545,7 +545,7 @@ import sys
 from crystorus.hull import command, options
 checks = [
     lambda: options.RelaxSettings(fmax=-1),
-    lambda: options.RelaxSettings(calculator="emt"),
+    lambda: options.RelaxSettings(potential="emt"),
     lambda: options.SamplingOptions(budget=0),
     lambda: options.RankOptions(held_out=("none.csv",)),
     lambda: options.RankOptions(symprec=0.0),

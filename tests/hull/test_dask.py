@@ -66,7 +66,7 @@ def cluster(n, folder):
 
 
 def relax(structures, folder, *where):
-    words = ("relax", structures, "--out", folder, "--keep-duplicates", "--calculator", EMT_PATH,
+    words = ("relax", structures, "--out", folder, "--keep-duplicates", "--potential", EMT_PATH,
              "--relax-steps", "30", *where)  # fmt: skip
     return subprocess.Popen(
         [sys.executable, HERE / "alloys.py", *map(str, words)], env=environment(),

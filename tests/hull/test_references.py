@@ -362,7 +362,7 @@ def test_phases_of_the_materials_project_are_rediscovered_whatever_their_energie
         for n, a in phases.items()
     ]
     ase.io.write(tmp_path / "c.extxyz", [l10(), bulk("Cu", a=3.61)], format="extxyz")
-    emt = ("--calculator", EMT_PATH, "--workers", 0)
+    emt = ("--potential", EMT_PATH, "--workers", 0)
     assert crystorus("relax", tmp_path / "c.extxyz", "--out", tmp_path / "c", *emt).exit_code == 0
     done = crystorus("rank", tmp_path / "c", "--references", "materials-project", "--no-report",
                      *emt, *(["--mix-energy-levels"] if mix else []))  # fmt: skip

@@ -15,14 +15,14 @@ from crystorus.hull.relax import (
     RelaxJob,
     energy_level,
     least_height,
-    load_calculator,
+    load_potential,
     relax,
     screen,
 )
 
 
 def relaxed(atoms, **settings):
-    return relax(RelaxJob(1, atoms, RelaxSettings(**({"calculator": "alloys:SlowEMT"} | settings))))
+    return relax(RelaxJob(1, atoms, RelaxSettings(**({"potential": "alloys:SlowEMT"} | settings))))
 
 
 def test_the_cell_of_copper_is_the_one_of_least_energy():
@@ -87,7 +87,7 @@ def test_the_step_limit_is_kept_and_told():
 def test_what_cannot_be_relaxed_is_an_outcome_with_a_reason(calculator, settings, status, words):
     atoms = l12()
     atoms.rattle(0.05, seed=0)
-    outcome = relaxed(atoms, calculator=calculator, **settings)
+    outcome = relaxed(atoms, potential=calculator, **settings)
     assert (outcome.status, outcome.energy) == (status, None)
     assert words in outcome.reason
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_relaxed_is_an_outcome_with_a_reason(calculator, settings
 def test_the_calculator_never_sees_what_the_screen_refuses():
     """A 0.4 Å cell asks a graph network for 14 GB."""
     tiny = Atoms("Cu", cell=[0.4, 5, 5], pbc=True)
-    outcome = relaxed(tiny, calculator="alloys:ThrowingEMT")
+    outcome = relaxed(tiny, potential="alloys:ThrowingEMT")
     assert outcome.status == "runaway"
 
 
@@ -132,7 +132,7 @@ def test_the_height_of_a_skewed_cell_is_its_volume_over_its_largest_face():
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("emt", "names no factory"),
+        ("emt", "is not known: name one of chgnet, sevennet"),
         ("no_such_module:EMT", "ModuleNotFoundError"),
         ("ase.calculators.emt:NoSuch", "AttributeError"),
         ("builtins:dict", "gave a dict"),
@@ -140,7 +140,7 @@ def test_the_height_of_a_skewed_cell_is_its_volume_over_its_largest_face():
 )
 def test_calculators_that_cannot_be_had_are_named(path, words):
     with pytest.raises(CalculatorError, match=words):
-        load_calculator(RelaxSettings(calculator=path).calculator)
+        load_potential(RelaxSettings(potential=path).potential)
 
 
 def test_levels_name_package_and_version():

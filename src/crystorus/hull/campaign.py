@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from crystorus.hull.candidates import (
     VALID,
     InputStructure,
 )
-from crystorus.hull.options import CHGNET, RelaxSettings
-from crystorus.hull.relax import USABLE, RelaxJob, RelaxOutcome, energy_level, relax
+from crystorus.hull.options import CHGNET, POTENTIALS, RelaxSettings
+from crystorus.hull.relax import USABLE, RelaxJob, RelaxOutcome, relax_together
 from crystorus.runs.folder import REMEDY, claim
 
 DATABASE = "campaign.db"
@@ -162,25 +163,25 @@ class Campaign:
         """How its structures are relaxed."""
         return RelaxSettings.from_record(self.settings["relaxation"])
 
-    def trust_calculator(self, named: str) -> None:
+    def trust_potential(self, named: str) -> None:
         """Make sure that the user, and not the folder alone, names the code that is run.
 
         Args:
-            named: The calculator of the command line.
+            named: The potential of the command line.
 
         Raises:
             CalculatorError: If the folder's is another one.
         """
-        own = self.relaxation.calculator
-        if own not in (CHGNET, named):
+        own = self.relaxation.potential
+        if own not in (*POTENTIALS, named):
             raise CalculatorError(
-                f"{self.database} names the calculator {own}, and a calculator is a program that "
-                f"is run: if you trust this folder, add --calculator {own}"
+                f"{self.database} names the potential {own}, and such a potential is a program "
+                f"that is run: if you trust this folder, add --potential {own}"
             )
         if named not in (CHGNET, own):
             raise CalculatorError(
-                f"{self.path} is a campaign with the calculator {own}, not {named}: leave "
-                "--calculator out, or choose another --out"
+                f"{self.path} is a campaign with the potential {own}, not {named}: energies of "
+                "two potentials never meet, so leave --potential out or choose another --out"
             )
 
     def originals(self, kind: str) -> list[AtomsRow]:
@@ -236,17 +237,19 @@ class Campaign:
                     self._db.write(row.toatoms(), pairs | start_of(row))
         return self.count(f"stage=relaxed,status={WAITING}")
 
-    def record(self, outcomes: Sequence[RelaxOutcome], level: str) -> None:
+    def record(self, outcomes: Sequence[RelaxOutcome]) -> None:
         """Fill the rows of finished relaxations, all of them or none."""
         with self._writing(), self._db:
             for outcome in outcomes:
                 before = self._db.get(id=outcome.id)
                 pairs = {k: before.key_value_pairs[k] for k in before.key_value_pairs}
-                pairs |= {"status": outcome.status, "steps": outcome.steps, "level": level}
+                pairs |= {"status": outcome.status, "steps": outcome.steps}
+                if outcome.level:
+                    pairs["level"] = outcome.level
                 if outcome.status in USABLE:
                     grown = abs(outcome.atoms.get_volume()) / before.volume - 1
                     pairs |= {
-                        "energy_per_atom": float(outcome.energy or 0.0) / len(outcome.atoms),
+                        "energy_per_atom": float(outcome.enthalpy or 0.0) / len(outcome.atoms),
                         "volume_change": grown,
                     }
                 if outcome.reason:
@@ -390,6 +393,8 @@ def relax_waiting(
     campaign: Campaign,
     workers: Workers,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    batch: int = 1,
 ) -> None:
     """Relax what waits, each outcome committed as it comes.
 
@@ -400,26 +405,23 @@ def relax_waiting(
         campaign: Whose rows.
         workers: Where.
         on_progress: Called with the finished and all relaxations of the campaign.
+        batch: Structures per call of the potential.
 
     Raises:
         CalculatorError: If it cannot be had, or throws on all of the first structures.
         WorkersError: If the workers cannot be had.
     """
     settings = campaign.relaxation
-    level = energy_level(settings.calculator)
     jobs = [RelaxJob(row.id, row.toatoms(), settings) for row in campaign.waiting()]
     finished = campaign.count(f"stage=relaxed,status!={WAITING}")
     total, held = finished + len(jobs), list[RelaxOutcome]()
     proven = finished > 0
     on_progress(finished, total)
-    for number, found in run(relax, jobs, workers):
-        result, job = found, jobs[number]
-        if isinstance(result, Lost):
-            result = RelaxOutcome(job.id, "lost worker", result.reason, job.atoms, 0, 0.0, 0.0)
+    for result in _outcomes(jobs, workers, batch):
         held.append(result)
         proven = proven or result.status not in ("failed", "lost worker")
         if proven:
-            campaign.record(held, level)
+            campaign.record(held)
             finished += len(held)
             held = []
         elif len(held) >= _MAX_FAILURES:
@@ -427,7 +429,24 @@ def relax_waiting(
         on_progress(finished, total)
     if held:
         raise CalculatorError(
-            f"--calculator {settings.calculator} failed on all of the first {len(held)} "
+            f"--potential {settings.potential} failed on all of the first {len(held)} "
             f"structures, the first time with: {held[0].reason}. Nothing of this was recorded; "
             "mend it and run the same command again"
         )
+
+
+def _outcomes(jobs: Sequence[RelaxJob], workers: Workers, batch: int) -> Iterator[RelaxOutcome]:
+    """Relax in chunks that keep a batch full; what took a worker with it is tried again alone."""
+    size = batch if batch == 1 else 4 * batch
+    chunks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+    alone: list[RelaxJob] = []
+    for number, found in run(partial(relax_together, batch=batch), chunks, workers):
+        if not isinstance(found, Lost):
+            yield from found
+        elif len(chunks[number]) > 1:
+            alone += chunks[number]
+        else:
+            (job,) = chunks[number]
+            yield RelaxOutcome(job.id, "lost worker", found.reason, job.atoms)
+    if alone:
+        yield from _outcomes(alone, workers, 1)

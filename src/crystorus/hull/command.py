@@ -17,7 +17,7 @@ from crystorus.hull.options import (
     PredictOptions,
     RankCommandOptions,
     RelaxOptions,
-    check_calculator_module,
+    check_potential_module,
 )
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import default_folder
@@ -53,7 +53,7 @@ def hull(
     sources, ranking, relaxation = options.ranking.sources, options.ranking, options.relaxation
     choice = choose_compositions(system, options.compositions)
     if not options.workers.scheduler:
-        check_calculator_module(relaxation.calculator)
+        check_potential_module(relaxation.potential)
 
     from crystorus.hull import stages
     from crystorus.hull.candidates import plan_samples
@@ -76,7 +76,7 @@ def hull(
             f"{charged}",
         )
         stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
-        stages.relax_all(campaign, workers)
+        stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
@@ -109,7 +109,7 @@ def predict(
     if ranking.held_out and not ranking.references:
         raise RequestError("--held-out is looked for beside known phases: name --references too")
     if not options.workers.scheduler:
-        check_calculator_module(relaxation.calculator)
+        check_potential_module(relaxation.potential)
     out = options.out or default_folder(formulas, SampleOptions())
 
     from crystorus.hull import stages
@@ -137,7 +137,7 @@ def predict(
     with stages.begin(out, settings, samples, relaxation, overwrite=options.overwrite) as campaign:
         stages.sample_all(campaign, samples, ranking.animate)
         stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
-        stages.relax_all(campaign, workers)
+        stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
@@ -167,8 +167,9 @@ def relax(
     relaxation = options.relaxation
     if (source / DATABASE).is_file():
         with Campaign.reopen(source) as campaign:
-            campaign.trust_calculator(relaxation.calculator)
-            stages.relax_all(campaign, stages.open_workers(options.workers, campaign.relaxation))
+            campaign.trust_potential(relaxation.potential)
+            workers = stages.open_workers(options.workers, campaign.relaxation)
+            stages.relax_all(campaign, workers, options.workers.batch)
             stages.finish_relaxed(campaign)
         return
     if options.out is None:
@@ -187,7 +188,7 @@ def relax(
     ) as campaign:
         campaign.add(structures)
         stages.screen_all(campaign, drop_duplicates=not options.keep_duplicates)
-        stages.relax_all(campaign, workers)
+        stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_relaxed(campaign)
 
 
@@ -240,9 +241,9 @@ def rank(
         stages.check_references(known, elements, campaign.relaxation, mix=mix)
         stages.import_references(campaign, known, mix=mix)
         if campaign.set_aside():
-            campaign.trust_calculator(options.calculator)
+            campaign.trust_potential(options.potential)
             workers = stages.open_workers(options.workers, campaign.relaxation)
-            stages.relax_all(campaign, workers)
+            stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 

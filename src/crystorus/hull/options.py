@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
@@ -13,6 +13,26 @@ from crystorus.errors import CalculatorError, ReferencesError, RequestError, Wor
 from crystorus.sample.options import Quality, SampleOptions, StartName, parse_units
 
 CHGNET = "chgnet"
+
+
+class Potential(NamedTuple):
+    """Where a potential comes from."""
+
+    label: str
+    module: str
+    extra: str
+
+
+POTENTIALS = {
+    CHGNET: Potential("CHGNet 0.3.0", "chgnet", "hull"),
+    "sevennet": Potential("SevenNet-0", "sevenn", "sevennet"),
+    "sevennet-l3i5": Potential("SevenNet-l3i5", "sevenn", "sevennet"),
+    "sevennet-mf-0": Potential("SevenNet-MF-0, PBE", "sevenn", "sevennet"),
+    "mace": Potential("MACE-MPA-0 medium", "mace", "mace"),
+    "orb": Potential("Orb v3 conservative inf OMat", "orb_models", "orb"),
+    "mattersim": Potential("MatterSim", "mattersim", "mattersim"),
+}
+"""Potentials by name; the first two have their weights in their wheels, the others load them."""
 MATERIALS_PROJECT = "materials-project"
 MP20 = Path("data/mp-20/train.csv")
 Optimizer = Literal["BFGS", "LBFGS", "FIRE"]
@@ -146,8 +166,11 @@ class ScreenLimits:
 class RelaxSettings:
     """How structures are relaxed."""
 
-    calculator: str = CHGNET
-    """chgnet, or module:factory of an ASE calculator, a function without arguments."""
+    potential: str = CHGNET
+    """chgnet, sevennet, sevennet-l3i5, sevennet-mf-0, mace, orb, mattersim, or module:factory, a
+    function without arguments that returns an ASE calculator or a model of torch-sim."""
+    pressure: float = 0.0
+    """GPa; cells are relaxed under it and enthalpies E + pV make the hull."""
     fmax: float = 0.05
     """Largest force in eV/Å at which a structure counts as relaxed."""
     steps: Annotated[int, Parameter(name="--relax-steps")] = 300
@@ -178,17 +201,22 @@ class RelaxSettings:
                 raise CalculatorError(f"{name} {value:g} eV/Å: give a force above 0, as in 0.05")
         if self.steps < 1:
             raise CalculatorError(f"--relax-steps {self.steps}: give 1 or more")
-        module, _, name = self.calculator.partition(":")
-        if self.calculator != CHGNET and not (module and name):
+        if not math.isfinite(self.pressure):
+            raise CalculatorError(f"--pressure {self.pressure:g} GPa: give a number, as in 20")
+        if self.pressure and not self.relax_cell:
+            raise CalculatorError("--pressure moves the cell: leave out --fixed-cell")
+        module, _, name = self.potential.partition(":")
+        if self.potential not in POTENTIALS and not (module and name):
             raise CalculatorError(
-                f"--calculator {self.calculator} names no factory: write module:function, as in "
-                "ase.calculators.emt:EMT, or chgnet"
+                f"--potential {self.potential} is not known: name one of {', '.join(POTENTIALS)}, "
+                "or a function as module:function, as in ase.calculators.emt:EMT"
             )
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "RelaxSettings":
         """Return the settings that a campaign's database holds in JSON's types."""
-        return cls(**(record | {"screen": ScreenLimits(**record["screen"])}))
+        new = {("potential" if k == "calculator" else k): v for k, v in record.items()}
+        return cls(**(new | {"screen": ScreenLimits(**record["screen"])}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +225,9 @@ class WorkerOptions:
 
     workers: int = 1
     """Local processes of one thread each; 0 works in this one."""
+    batch: int = 1
+    """Structures per call of the potential; 64 for a GPU. Energies then agree with those of one at
+    a time to rounding, no longer to the last digit."""
     scheduler: str | None = None
     """A Dask scheduler, used instead: tcp://host:8786, or tls://host:8786 with Dask's certificates.
     Jobs are pickles, and tcp:// is neither encrypted nor authenticated: whoever reaches it can run
@@ -210,6 +241,8 @@ class WorkerOptions:
         """
         if self.workers < 0:
             raise WorkersError(f"--workers {self.workers}: give a number of processes from 0 up")
+        if self.batch < 1:
+            raise WorkersError(f"--batch {self.batch}: give 1 structure per call or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +306,8 @@ class RankCommandOptions:
     """A chemical system, as in Li-Fe-O; by default what is there."""
     out: Path | None = None
     """Where the table of a file of entries goes."""
-    calculator: str = CHGNET
-    """Of the campaign, named again: without it no other program than CHGNet is run."""
+    potential: str = CHGNET
+    """Of the campaign, named again if it is a module:factory: no folder has a program run."""
     ranking: Annotated[RankOptions, Parameter(name="*", group="Rank")] = field(
         default_factory=RankOptions
     )
@@ -370,22 +403,20 @@ class PredictOptions:
     """Where relaxations run."""
 
 
-def check_calculator_module(calculator: str) -> None:
-    """Look for a calculator's module without importing what is in it.
+def check_potential_module(potential: str) -> None:
+    """Look for a potential's module without importing what is in it.
 
     Raises:
         CalculatorError: If there is no such module here.
     """
-    module = calculator.partition(":")[0]
+    module, remedy = potential.partition(":")[0], "install it where every worker runs"
+    if potential in POTENTIALS:
+        _, module, extra = POTENTIALS[potential]
+        remedy = f"pip install 'crystorus[{extra}]'"
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise CalculatorError(
-            f"--calculator {calculator} cannot be had (ModuleNotFoundError: no module "
-            f"{module!r}): "
-            + (
-                "pip install 'crystorus[hull]', or name another with --calculator module:factory"
-                if calculator == CHGNET
-                else "install it where every worker runs, or correct the path"
-            )
+            f"--potential {potential} cannot be had (ModuleNotFoundError: no module {module!r}): "
+            f"{remedy}, or name another"
         )

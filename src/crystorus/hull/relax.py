@@ -1,101 +1,40 @@
-"""Calculators, the screen before them, and the relaxation of one structure.
+"""The screen before a potential, and the relaxation of structures, several per call of it.
 
-Nothing escapes from `relax` but an unusable calculator: a runaway cell, an exploding force, an
-energy that is no number and whatever a calculator throws are outcomes, and are recorded.
+Nothing escapes but an unusable potential: a runaway cell, an exploding force, an energy that is no
+number and whatever a potential throws are outcomes, and are recorded.
 """
 
-import contextlib
-import functools
-import importlib
-import io
 import time
 import warnings
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import ase.optimize
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixSymmetry
-from ase.filters import FrechetCellFilter
+from ase.filters import UnitCellFilter
 from ase.neighborlist import primitive_neighbor_list
+from ase.units import GPa
 
 from crystal_fidelity.cells import least_distance
 from crystal_fidelity.structures import Crystal
-from crystorus.errors import CalculatorError
-from crystorus.hull.options import (
-    CHGNET,
-    RelaxSettings,
-    ScreenLimits,
-    check_calculator_module,
-)
+from crystorus.hull.options import RelaxSettings, ScreenLimits
+from crystorus.hull.potentials import Results, energy_level, evaluate, load_potential
 
 Status = Literal[
     "relaxed", "unconverged", "runaway", "exploded", "not finite", "failed", "lost worker"
 ]
 USABLE: tuple[Status, ...] = ("relaxed", "unconverged")
-
-
-@functools.lru_cache(maxsize=1)
-def load_calculator(path: str) -> BaseCalculator:
-    """Return a calculator, made once per process.
-
-    Args:
-        path: "chgnet", or "module:factory" whose call without arguments gives an ASE calculator.
-            Modules in the working folder are found too.
-
-    Raises:
-        CalculatorError: If it cannot be imported or made.
-    """
-    check_calculator_module(path)
-    if path == CHGNET:
-        return _chgnet()
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)()
-    except Exception as error:
-        raise CalculatorError(
-            f"--calculator {path} cannot be had ({_short(error)}): install it where every worker "
-            "runs, or correct the path"
-        ) from error
-    if not isinstance(found, BaseCalculator):
-        raise CalculatorError(
-            f"--calculator {path} gave a {type(found).__name__}, which is no ASE calculator: name "
-            "a function that returns one"
-        )
-    return found
-
-
-def _chgnet() -> BaseCalculator:
-    try:
-        # On import and on loading it prints lines that belong to no table.
-        with contextlib.redirect_stdout(io.StringIO()):
-            from chgnet.model.dynamics import CHGNetCalculator
-
-            return CHGNetCalculator(on_isolated_atoms="error")
-    except ImportError as error:
-        raise CalculatorError(
-            f"CHGNet cannot be imported ({_short(error)}): pip install 'crystorus[hull]', or name "
-            "another with --calculator module:factory"
-        ) from error
-
-
-def energy_level(path: str) -> str:
-    """Return the name of what makes the energies: energies of two names are never mixed unasked."""
-
-    def version_of(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "of unknown version"
-
-    if path == CHGNET:
-        return f"CHGNet 0.3.0 (chgnet {version_of('chgnet')})"
-    package = path.partition(":")[0].partition(".")[0]
-    return f"{path} ({package} {version_of(package)})"
+CURVATURE = 40.0
+"""Of the energy in eV/Å², along an atom's coordinates: what the optimiser begins with."""
+BULK_MODULUS = 100 * GPa
+"""That the cell is taken to have at first, in eV/Å³."""
+LONGEST_STEP, LARGEST_STRAIN = 0.2, 0.1
+"""Of one step: Å of an atom, and strain of the cell."""
 
 
 def screen(atoms: Atoms, limits: ScreenLimits) -> str:
@@ -130,7 +69,11 @@ def least_height(cell: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class RelaxJob:
-    """A structure to relax; it travels to worker processes."""
+    """A structure to relax; it travels to worker processes.
+
+    ASE's constraints on its atoms are kept: `FixAtoms` holds fractional coordinates where the cell
+    moves.
+    """
 
     id: int
     atoms: Atoms
@@ -147,22 +90,32 @@ class RelaxOutcome:
         reason: In words, empty for a success.
         atoms: The last structure with its energy, forces and stress where they are known.
         steps: Of the optimiser.
-        seconds: Wall time.
+        seconds: Wall time; of a call for several structures each has its share.
         cpu_seconds: Processor time.
+        level: What made the energy.
+        pressure: GPa.
     """
 
     id: int
     status: Status
     reason: str
     atoms: Atoms
-    steps: int
-    seconds: float
-    cpu_seconds: float
+    steps: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    level: str = ""
+    pressure: float = 0.0
 
     @property
     def energy(self) -> float | None:
         """Total energy in eV, None for a failure."""
         return self.atoms.get_potential_energy() if self.status in USABLE else None
+
+    @property
+    def enthalpy(self) -> float | None:
+        """H = E + pV in eV, None for a failure."""
+        work = self.pressure * GPa * self.atoms.get_volume()
+        return None if self.energy is None else self.energy + work
 
 
 class _Stopped(Exception):  # noqa: N818 - an outcome, not an error
@@ -171,78 +124,109 @@ class _Stopped(Exception):  # noqa: N818 - an outcome, not an error
         self.status: Status = status
 
 
-class _Guard(Calculator):
-    """Passes to the inner calculator only what it can answer, and checks its answers."""
-
-    implemented_properties = ("energy", "forces", "stress")
-
-    def __init__(self, inner: BaseCalculator, settings: RelaxSettings, volume: float) -> None:
-        super().__init__()
-        self._inner, self._settings, self._volume = inner, settings, volume
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Any = None,
-        system_changes: Any = all_changes,
-    ) -> None:
-        """Compute energy in eV, forces in eV/Å and, if the cell moves, stress in eV/Å³."""
-        super().calculate(atoms, properties, system_changes)
-        assert atoms is not None
-        settings = self._settings
-        reason = screen(atoms, settings.screen)
-        grown, factor = atoms.get_volume() / self._volume, settings.volume_factor
-        if not reason and not 1 / factor <= grown <= factor:
-            reason = f"the volume became {grown:.3g} times what it was, beyond a factor {factor:g}"
-        if reason:
-            raise _Stopped("runaway", reason)
-        wanted = ["energy", "forces", *(["stress"] if settings.relax_cell else [])]
-        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-        try:
-            found = {name: self._inner.get_property(name, bare) for name in wanted}
-        except Exception as error:
-            raise _Stopped("failed", f"{type(error).__name__}: {str(error)[:200]}") from error
-        for name, value in found.items():
-            if value is None or not np.isfinite(np.asarray(value, dtype=float)).all():
-                raise _Stopped("not finite", f"the calculator's {name} is not finite")
-        largest = float(np.linalg.norm(found["forces"], axis=1).max())
-        if largest > settings.max_force:
-            raise _Stopped(
-                "exploded", f"a force of {largest:.3g} eV/Å, above {settings.max_force:g}"
-            )
-        self.results = {name: np.array(value, dtype=float) for name, value in found.items()}
-        self.results["energy"] = self.results["energy"].item()
-
-
 def relax(job: RelaxJob) -> RelaxOutcome:
-    """Relax one structure.
+    """Relax one structure; see `relax_together`."""
+    return relax_together([job])[0]
+
+
+def relax_together(jobs: Sequence[RelaxJob], batch: int = 1) -> list[RelaxOutcome]:
+    """Relax structures, the next step of up to `batch` of them in one call of the potential.
+
+    Each has its own optimiser, so that it takes the steps that it takes alone; where one ends, the
+    next one joins. A call that fails, for want of memory or for one structure's sake, is divided.
+
+    Args:
+        jobs: Structures, all with the same potential.
+        batch: Structures per call, at most.
+
+    Returns:
+        Their outcomes, in the same order.
 
     Raises:
-        CalculatorError: If there is no such calculator here.
+        CalculatorError: If there is no such potential here.
     """
-    began, cpu_began = time.monotonic(), time.process_time()
+    if not jobs:
+        return []
+    settings = jobs[0].settings
+    calculator = load_potential(settings.potential)
+    level = energy_level(settings.potential, settings.pressure)
+    wanted = ("energy", "forces", *(["stress"] if settings.relax_cell else []))
+    waiting, done = iter(enumerate(jobs)), dict[int, RelaxOutcome]()
+    running = dict[int, Generator[Atoms, Any, RelaxOutcome]]()
+    asked, spent = dict[int, Atoms](), np.zeros((len(jobs), 2))
+
+    def clocks() -> np.ndarray:
+        return np.array([time.monotonic(), time.process_time()])
+
+    def step(n: int, answer: Results | Exception | None) -> None:
+        """Send a structure its results, and note what it asks for next or how it ended."""
+        began = clocks()
+        try:
+            asked[n] = running[n].send(answer)  # at the start None
+        except StopIteration as end:
+            done[n] = end.value
+            del running[n]
+        spent[n] += clocks() - began
+
+    # A potential's remarks on every call say nothing of one structure among hundreds.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while len(done) < len(jobs):
+            for n, job in islice(waiting, batch - len(running)):
+                running[n] = _relaxation(job)
+                step(n, None)
+            places, structures = list(asked), list(asked.values())
+            asked.clear()
+            began = clocks()
+            answers = evaluate(calculator, structures, wanted) if structures else []
+            spent[places] += (clocks() - began) / max(1, len(places))
+            for n, answer in zip(places, answers, strict=True):
+                step(n, answer)
+    return [
+        replace(done[n], level=level, seconds=float(wall), cpu_seconds=float(cpu))
+        for n, (wall, cpu) in enumerate(spent)
+    ]
+
+
+def _relaxation(job: RelaxJob) -> Generator[Atoms, Results | Exception, RelaxOutcome]:
+    """Yield the structures whose results one relaxation needs, and return its outcome."""
     settings = job.settings
-    inner = load_calculator(settings.calculator)
     atoms = Atoms(job.atoms.numbers, job.atoms.positions, cell=job.atoms.cell, pbc=True)
-    status: Status
-    steps = 0
+    start, n_atoms = atoms.get_volume(), len(atoms)
+    pressure = settings.pressure * GPa
+    status: Status = "relaxed"
+    reason, steps, results = "", 0, Results()
     try:
-        # A potential's remarks on every call say nothing of one structure among hundreds.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if settings.keep_symmetry:
-                atoms.set_constraint(FixSymmetry(atoms, symprec=settings.symprec))
-            atoms.calc = _Guard(inner, settings, atoms.get_volume())
-            moving = FrechetCellFilter(atoms) if settings.relax_cell else atoms
-            optimizer = getattr(ase.optimize, settings.optimizer)(moving, logfile=None)
-            try:
-                converged = optimizer.run(fmax=settings.fmax, steps=settings.steps)
-            finally:
-                steps = optimizer.nsteps
-        status, reason = "relaxed", ""
-        if not converged:
-            status = "unconverged"
-            reason = f"forces above {settings.fmax:g} eV/Å after {settings.steps} steps"
+        constraints = list(job.atoms.constraints)
+        if settings.keep_symmetry:
+            constraints.append(FixSymmetry(atoms, symprec=settings.symprec))
+        atoms.set_constraint(constraints)
+        moving, longest = atoms, LONGEST_STEP
+        if settings.relax_cell:
+            # In units of this strain the cell is as stiff as the atoms, V B ε² = k x², so that one
+            # curvature suits both.
+            scale = np.sqrt(start * BULK_MODULUS / CURVATURE)
+            moving = UnitCellFilter(atoms, cell_factor=scale, scalar_pressure=pressure)
+            longest = min(longest, LARGEST_STRAIN * scale)
+        given = {} if settings.optimizer == "FIRE" else {"alpha": CURVATURE}
+        method = getattr(ase.optimize, settings.optimizer)
+        optimizer = method(moving, logfile=None, maxstep=longest, **given)
+        while True:
+            results = _checked((yield _fit(atoms, settings, start)), settings)
+            atoms.calc = SinglePointCalculator(atoms, **results)
+            largest = np.linalg.norm(atoms.get_forces(), axis=1).max()
+            if settings.relax_cell:
+                stress = atoms.get_stress(voigt=False) + pressure * np.eye(3)
+                virial = stress * atoms.get_volume() / n_atoms
+                largest = max(largest, np.linalg.norm(virial, axis=1).max())
+            if largest <= settings.fmax:
+                break
+            if steps == settings.steps:
+                status = "unconverged"
+                reason = f"forces above {settings.fmax:g} eV/Å after {settings.steps} steps"
+                break
+            optimizer.step()
+            steps += 1
     except _Stopped as stop:
         status, reason = stop.status, str(stop)
     except Exception as error:  # noqa: BLE001 - an optimiser fed nonsense may raise anything
@@ -252,11 +236,39 @@ def relax(job: RelaxJob) -> RelaxOutcome:
     # Plain atoms that carry the numbers and not what computed them.
     final = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
     if status in USABLE:
-        results = {name: atoms.calc.results[name] for name in sorted(atoms.calc.results)}
         final.calc = SinglePointCalculator(final, **results)
-    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    return RelaxOutcome(job.id, status, reason, final, steps, seconds, cpu_seconds)
+    return RelaxOutcome(job.id, status, reason, final, steps, pressure=settings.pressure)
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:120]}"
+def _fit(atoms: Atoms, settings: RelaxSettings, start: float) -> Atoms:
+    """Return plain atoms for a potential that can answer for them.
+
+    Raises:
+        _Stopped: If the cell has run away.
+    """
+    reason = screen(atoms, settings.screen)
+    grown, factor = atoms.get_volume() / start, settings.volume_factor
+    if not reason and not 1 / factor <= grown <= factor:
+        reason = f"the volume became {grown:.3g} times what it was, beyond a factor {factor:g}"
+    if reason:
+        raise _Stopped("runaway", reason)
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _checked(found: Results | Exception, settings: RelaxSettings) -> Results:
+    """Return results that are numbers, and forces within the limit.
+
+    Raises:
+        _Stopped: If they are not.
+    """
+    if isinstance(found, Exception):
+        raise _Stopped("failed", f"{type(found).__name__}: {str(found)[:200]}") from found
+    for name, value in found.items():
+        if value is None or not np.isfinite(np.asarray(value, dtype=float)).all():
+            raise _Stopped("not finite", f"the potential's {name} is not finite")
+    largest = float(np.linalg.norm(found["forces"], axis=1).max())
+    if largest > settings.max_force:
+        raise _Stopped("exploded", f"a force of {largest:.3g} eV/Å, above {settings.max_force:g}")
+    return {k: np.array(v, dtype=float) for k, v in found.items()} | {
+        "energy": float(found["energy"])
+    }

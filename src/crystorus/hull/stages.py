@@ -25,15 +25,15 @@ from crystorus.hull.candidates import (
 )
 from crystorus.hull.compositions import Choice
 from crystorus.hull.options import RankOptions, RelaxSettings, WorkerOptions
+from crystorus.hull.potentials import energy_level, load_potential
 from crystorus.hull.rank import CELL, TABLE, RankedPhase, Ranking, assess, write_ranking
 from crystorus.hull.references import Known, check_levels, check_span, read_references
-from crystorus.hull.relax import energy_level, load_calculator
 from crystorus.hull.report import REPORT, check_trajectories, write_report
 from crystorus.terminal import echo, log, log_versions, progress
 
 PROGRAMS = (
-    "crystorus", "torch", "numpy", "ase", "gemmi", "moyopy", "pymatgen", "chgnet", "spglib",
-    "matplotlib", "distributed",
+    "crystorus", "torch", "numpy", "ase", "gemmi", "moyopy", "pymatgen", "chgnet", "sevenn",
+    "spglib", "matplotlib", "distributed",
 )  # fmt: skip
 MOST_SHOWN = 25
 _NOTES = ("rank", "e_above_hull", "space_group", "novelty", "known_id", "same_as")
@@ -58,7 +58,7 @@ def begin(
         overwrite: Replace another campaign.
     """
     sampling = {} if samples is None else {"sampling": samples.settings}
-    level = energy_level(relaxation.calculator)
+    level = energy_level(relaxation.potential, relaxation.pressure)
     described = {**settings, **sampling, "relaxation": asdict(relaxation), "level": level}
     campaign = Campaign(folder, described, versions(PROGRAMS), overwrite=overwrite)
     log_versions("campaign", campaign.changed_versions)
@@ -97,18 +97,18 @@ def screen_all(campaign: Campaign, *, drop_duplicates: bool) -> None:
 
 
 def open_workers(options: WorkerOptions, settings: RelaxSettings | None) -> Workers:
-    """Return where jobs run, once a Dask scheduler has answered and the calculator is there.
+    """Return where jobs run, once a Dask scheduler has answered and the potential is there.
 
     Args:
         options: How many, or which scheduler.
-        settings: Name the calculator, which need not be installed here to run on a cluster; None
+        settings: Name the potential, which need not be installed here to run on a cluster; None
             if it is not known yet.
     """
     # A potential may take its process with it: one worker is a process of its own too.
     workers = Workers(options.workers, options.scheduler or "", isolated=options.workers > 0)
     check(workers)
     if settings is not None and not workers.scheduler:
-        load_calculator(settings.calculator)
+        load_potential(settings.potential)
     return workers
 
 
@@ -130,7 +130,7 @@ def check_references(
     """
     check_span((phase.composition for phase in known), elements, "the references")
     levels = {phase.level for phase in known if phase.atoms is None}
-    check_levels(levels | {energy_level(settings.calculator)}, mix=mix)
+    check_levels(levels | {settings.potential}, mix=mix)
 
 
 def import_references(campaign: Campaign, known: Sequence[Known], *, mix: bool) -> None:
@@ -147,11 +147,11 @@ def import_references(campaign: Campaign, known: Sequence[Known], *, mix: bool) 
     screen_structures(campaign, REFERENCE, drop_duplicates=False)
 
 
-def relax_all(campaign: Campaign, workers: Workers) -> None:
-    """Relax what waits, with a bar."""
+def relax_all(campaign: Campaign, workers: Workers, batch: int) -> None:
+    """Relax what waits, `batch` structures per call of the potential, with a bar."""
     campaign.set_aside()
     with progress("relax") as update:
-        relax_waiting(campaign, workers, update)
+        relax_waiting(campaign, workers, update, batch=batch)
 
 
 def finish_relaxed(campaign: Campaign) -> None:
@@ -198,7 +198,7 @@ def finish_ranked(
         raise CampaignError(
             f"none of {ranking.counts['generated']} candidates came through "
             f"({', '.join(sorted(fates))}): `ase db {campaign.database} -c name,status,reason` "
-            "says why; raise --budget or --n in another --out, or try another --calculator"
+            "says why; raise --budget or --n in another --out, or try another --potential"
         )
     remarks: dict[int, dict[str, str | float]] = {}
     for place, phase in enumerate(ranking.phases, start=1):
