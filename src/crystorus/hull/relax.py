@@ -30,7 +30,7 @@ Status = Literal[
 ]
 USABLE: tuple[Status, ...] = ("relaxed", "unconverged")
 CURVATURE = 40.0
-"""Of the energy in eV/Å², along an atom's coordinates: what the optimiser begins with."""
+"""In eV/Å², of the energy along an atom's coordinates: what the optimiser begins with."""
 BULK_MODULUS = 100 * GPa
 """That the cell is taken to have at first, in eV/Å³."""
 LONGEST_STEP, LARGEST_STRAIN = 0.2, 0.1
@@ -201,16 +201,17 @@ def _relaxation(job: RelaxJob) -> Generator[Atoms, Results | Exception, RelaxOut
         if settings.keep_symmetry:
             constraints.append(FixSymmetry(atoms, symprec=settings.symprec))
         atoms.set_constraint(constraints)
-        moving, longest = atoms, LONGEST_STEP
+        moving, curvature = atoms, np.full(3 * n_atoms, CURVATURE)
         if settings.relax_cell:
-            # In units of this strain the cell is as stiff as the atoms, V B ε² = k x², so that one
-            # curvature suits both.
-            scale = np.sqrt(start * BULK_MODULUS / CURVATURE)
+            # In units in which the largest strain is as long as the longest step of an atom.
+            scale = LONGEST_STEP / LARGEST_STRAIN
             moving = UnitCellFilter(atoms, cell_factor=scale, scalar_pressure=pressure)
-            longest = min(longest, LARGEST_STRAIN * scale)
-        given = {} if settings.optimizer == "FIRE" else {"alpha": CURVATURE}
+            curvature = np.append(curvature, np.full(9, start * BULK_MODULUS / scale**2))
+        given = {"alpha": CURVATURE} if settings.optimizer == "LBFGS" else {}
         method = getattr(ase.optimize, settings.optimizer)
-        optimizer = method(moving, logfile=None, maxstep=longest, **given)
+        optimizer = method(moving, logfile=None, maxstep=LONGEST_STEP, **given)
+        if settings.optimizer == "BFGS":
+            optimizer.H0 = np.diag(curvature)
         while True:
             results = _checked((yield _fit(atoms, settings, start)), settings)
             atoms.calc = SinglePointCalculator(atoms, **results)
