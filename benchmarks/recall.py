@@ -1,10 +1,10 @@
 """Known phases found against processor time, from several starts, with one potential for all.
 
     python benchmarks/recall.py --train train.csv --validation val.csv --library mp20.templates \\
-        --systems 12 --crystals 5 --out recall
+        --systems 12 --crystals 4 --out recall
 
 Systems are drawn by a seed from oxides, sulphides, halides and intermetallics of two to four
-elements. Sought are up to three phases of validation, of different formulas, that no training
+elements. Sought are up to two phases of validation, of different formulas, that no training
 crystal matches; their formulas and cell sizes are given, the structures are not. Arms: `templates`
 (sampling from the prototypes of training crystals), `substitution` (these as they are, without the
 model), `noise` inside space groups, `free noise` (both `--quality fast`), and `random` (PyXtal: a
@@ -47,7 +47,7 @@ HALOGENS, NONMETALS = (
     set(["F", "Cl", "Br", "I"]),
     set(["H", "B", "C", "N", "O", "F", "P", "S", "Cl", "Se", "Br", "I"]),
 )
-MOST_PHASES, MOST_REFERENCES = 3, 40
+MOST_PHASES, MOST_REFERENCES = 2, 20
 
 
 def kind_of(elements: Sequence[str]) -> str:
@@ -287,8 +287,8 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("recall"))
     parser.add_argument("--systems", type=int, default=12)
-    parser.add_argument("--crystals", type=int, default=5, help="per sought phase and arm")
-    parser.add_argument("--max-atoms", type=int, default=12)
+    parser.add_argument("--crystals", type=int, default=4, help="per sought phase and arm")
+    parser.add_argument("--max-atoms", type=int, default=8)
     parser.add_argument("--arms", default=",".join(ARMS), type=lambda text: text.split(","))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--potential", default="chgnet")
