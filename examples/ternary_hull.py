@@ -41,7 +41,7 @@ ase.io.write("known.extxyz", list(known.values()))
 # %%
 command = (
     "hull Cu-Ag-Au --max-atoms 4 --n 1 --budget 20 --quality fast --references known.extxyz "
-    "--calculator ase.calculators.emt:EMT --out hull"
+    "--potential ase.calculators.emt:EMT --out hull"
 )
 done = subprocess.run(
     [sys.executable, "-m", "crystorus", *command.split()],
