@@ -275,7 +275,7 @@ def draw(out: Path) -> None:
         axis.set(xscale="log", xlabel="processor seconds per sought phase", ylim=(0, 1),
                  title=f"phases up to {1000 * limit:g} meV/atom above the hull")  # fmt: skip
     axes[0].set_ylabel("recall")
-    axes[0].legend()
+    axes[-1].legend()
     figure.tight_layout()
     figure.savefig(out / "recall.png", dpi=150)
 
