@@ -480,7 +480,7 @@ def write_folder() -> None:
     Path("many/three.cif").write_text(SYMMETRIC)
 
 
-EMT = ("--calculator", "ase.calculators.emt:EMT", "--workers", "0")
+EMT = ("--potential", "ase.calculators.emt:EMT", "--workers", "0")
 SAMPLE = ("sample", "NaCl", "--n", "2", "--checkpoint", "model", "--steps", "2")
 READ = [
     ["crystal-fidelity", "validity", "FILE", "--workers", "1"],

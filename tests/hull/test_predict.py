@@ -12,7 +12,7 @@ from crystorus.diffusion.space_groups import Skeleton, Skeletons
 from crystorus.hull.candidates import suggest_units
 from crystorus.templates.skeletons import SkeletonTable
 
-EMT = ("--calculator", EMT_PATH, "--workers", 0, "--relax-steps", 4)
+EMT = ("--potential", EMT_PATH, "--workers", 0, "--relax-steps", 4)
 
 
 @pytest.fixture
