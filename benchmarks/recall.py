@@ -307,23 +307,29 @@ def main() -> None:
     if recorded.exists() and json.loads(recorded.read_text()) != asked:
         raise SystemExit(f"{args.out} holds another run: choose another --out")
     recorded.write_text(json.dumps(asked, indent=1))
-    phases = args.out / "phases.csv"
-    with phases.open() if phases.exists() else open("/dev/null") as text:  # noqa: PTH123
-        begun = {row["system"] for row in csv.DictReader(text)}
-    crystals = args.out / "crystals.csv"
-    done = {}
-    if crystals.exists():
-        for row in csv.DictReader(crystals.open()):
-            done.setdefault(row["system"], set()).add(row["arm"])
+    done = finished(args.out, args.arms)
     for number, (kind, elements) in enumerate(draw_systems(args)):
         if number == args.systems:
             break
-        system = "-".join(elements)
-        if done.get(system) != set(args.arms):
-            if system in begun:
-                raise SystemExit(f"{system} was broken off: delete its rows of both tables")
+        if "-".join(elements) not in done:
             run_system(kind, elements, args)
             draw(args.out)
+
+
+def finished(out: Path, arms: Sequence[str]) -> set[str]:
+    """Return the systems that have every arm; take the rows of others out of both tables."""
+    tables = [path for path in (out / "crystals.csv", out / "phases.csv") if path.exists()]
+    if len(tables) < 2:
+        for path in tables:
+            path.unlink()
+        return set()
+    rows = [list(csv.reader(path.open())) for path in tables]
+    seen = {(row[0], row[2]) for row in rows[0][1:]}
+    done = {system for system, _ in seen if all((system, arm) in seen for arm in arms)}
+    for path, (header, *own) in zip(tables, rows, strict=True):
+        path.unlink()
+        append(path, header, [row for row in own if row[0] in done])
+    return done
 
 
 if __name__ == "__main__":
