@@ -266,7 +266,7 @@ def test_the_most_probable_candidate_of_each_crystal_is_kept():
         [torch.where(collides(made), torch.inf, model.score(made)) for made in every]
     )
     assert torch.isinf(errors[0]).any()
-    crystals, error, _ = choose(model, 5)
+    crystals, error, *_ = choose(model, 5)
     torch.testing.assert_close(error, errors.min(0).values)
     for n, number in enumerate(errors.argmin(0).tolist()):
         kept, made = crystals.select([n]), every[number].select([n])
@@ -310,10 +310,10 @@ def test_colliding_and_broken_candidates_are_kept_only_where_there_is_nothing_el
             return crystal
 
     first = every_candidate(Colliding(), 1)[0]
-    crystals, error, _ = choose(Colliding(), 3)
+    crystals, error, *_ = choose(Colliding(), 3)
     assert error.isfinite().all()
     assert crystals.lattice.abs().max() < 100
-    alone, error, _ = choose(Colliding(), 1)
+    alone, error, *_ = choose(Colliding(), 1)
     assert torch.isinf(error).all()
     assert torch.equal(alone.lattice[0], first.lattice[0])
 
@@ -346,7 +346,7 @@ def test_trajectories_are_those_of_the_crystals_that_were_kept():
             at = crystals.lattice[:, 0, 0]
             return torch.where(torch.arange(len(at)) == 0, -at, at)
 
-    steps = choose(Numbered(), 3, keep_trajectory=True)[2]
+    steps = choose(Numbered(), 3, keep_trajectory=True).steps
     ends = [50.0 + n for n in range(1, FINAL_REFINEMENT_STEPS + 1)]
     assert [float(step.lattice[0, 0, 0]) for step in steps] == [121, 122, 123, *ends]
     assert [float(step.lattice[1, 0, 0]) for step in steps] == [101, 102, 103, *ends]

@@ -13,6 +13,7 @@ from crystorus.diffusion.space_groups import Skeletons
 from crystorus.errors import RequestError
 from crystorus.sample.api import options_of
 from crystorus.sample.options import SampleOptions, parse_space_groups
+from crystorus.sample.output import describe
 from crystorus.sample.requests import choose_compositions, make_requests
 from crystorus.sample.start import give_skeletons
 from crystorus.templates.skeletons import SkeletonTable, table_of
@@ -140,3 +141,20 @@ def test_without_space_groups_crystals_are_the_models_own(shipped):
     assert groups_found(made.crystals) == [1, 1]
     kept = crystorus.generate("SrTiO3", model=shipped, n=2, steps=6)
     assert not np.allclose(kept.crystals.lattice.numpy(), plain.lattice.numpy())
+
+
+def test_the_table_says_which_group_was_asked_for_proposed_and_obtained(shipped):
+    def rows(formula, **settings):
+        made = crystorus.generate(formula, model=shipped, quality="fast", **settings)
+        return [describe(one, total=len(made), symprec=0.001).row for one in made]
+
+    def groups(row):
+        named = [row[f"space_group_{name}"] for name in ("asked", "proposed", "number")]
+        return named, row["sites"]
+
+    (salt,) = rows("NaCl", space_group="Fm-3m")
+    assert groups(salt) == (["Fm-3m", "225", "225"], "4a 4b")
+    (spinel,) = rows("MgAl2O4", space_group="227", z=2, candidates=2)
+    assert groups(spinel) == (["227", "227", "227"], "8a 16d 32e")
+    (free,) = rows("NaCl", space_group="none")
+    assert groups(free) == (["none", "", "1"], "1a 1a")

@@ -32,11 +32,12 @@ from crystal_fidelity.matching import (
     unique,
 )
 from crystal_fidelity.options import Settings
-from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms, to_pymatgen
+from crystal_fidelity.structures import Crystal, ReadFailure, from_atoms, to_atoms, to_pymatgen
 from crystal_fidelity.symmetry import (
     SpaceGroup,
     dataset,
     primitive_cell,
+    sites_of,
     space_group,
     space_group_distance,
     space_groups,
@@ -226,6 +227,19 @@ def test_space_groups_are_spglibs_and_the_textbooks():
     for crystal in [rattled(c, 0.005, 1) for c in everything()]:
         theirs = SpacegroupAnalyzer(to_pymatgen(crystal), symprec=0.1).get_space_group_number()
         assert space_groups([crystal])[0] == theirs
+
+
+def test_wyckoff_sites_are_those_of_the_textbooks_in_any_cell_of_a_crystal():
+    assert [sites_of(dataset(c)) for c in everything()] == [
+        ["4a", "4b"], ["4a", "4c"], ["8a"], ["2b", "2b"], ["1a", "1b", "3c"], ["2a", "4f"],
+    ]  # fmt: skip
+    for crystal in everything():
+        doubled = from_atoms(to_atoms(crystal) * (1, 1, 2), "doubled")
+        assert sites_of(dataset(doubled)) == sites_of(dataset(crystal))
+        # Two like atoms keep the inversion between them wherever they are.
+        general = ["1a"] * len(crystal) if len(set(crystal.atomic_numbers)) > 1 else ["2i"]
+        assert sites_of(dataset(rattled(crystal, 0.3, 1), 1e-3)) == general
+    assert sites_of(None) == []
 
 
 def test_a_collapsed_cell_is_not_searched_for_ever():

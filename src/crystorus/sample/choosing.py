@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,22 @@ symmetry brings onto each other cannot part."""
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps of the whole batch)."""
+
+
+class Choice(NamedTuple):
+    """What `choose_crystals` kept.
+
+    Attributes:
+        crystals: On the CPU.
+        error: Scorer error of each, infinite where no candidate is valid, NaN without a choice.
+        skeleton: The space group and sites that each was made inside; None for no symmetry.
+        steps: All steps of the crystals that were kept, if they were wanted.
+    """
+
+    crystals: Crystals
+    error: Float[Tensor, " crystals"]
+    skeleton: list[WeightedSkeleton | None]
+    steps: list[Crystals]
 
 
 def check_choice(candidates: int, requests: Sequence[Request]) -> None:
@@ -82,7 +99,7 @@ def choose_crystals(
     skeletons: Sequence[Sequence[WeightedSkeleton]] = (),
     keep_trajectory: bool = False,
     on_step: OnStep = lambda done, total: None,
-) -> tuple[Crystals, Float[Tensor, " crystals"], list[Crystals]]:
+) -> Choice:
     """Make several candidates of every crystal and keep the most probable valid one of each.
 
     The candidates of a crystal are made one after another, so that memory does not grow with their
@@ -101,10 +118,6 @@ def choose_crystals(
             symmetry.
         keep_trajectory: Whether the steps of the crystals that are kept are returned.
         on_step: Called after each step of each candidate.
-
-    Returns:
-        The crystals on the CPU; the scorer error of each, infinite where no candidate is valid; and
-        the steps of those that were kept.
     """
     choose = candidates > 1 or not skeletons
     refinement = (sampler.final_refinement_steps or FINAL_REFINEMENT_STEPS) if choose else 0
@@ -145,6 +158,7 @@ def choose_crystals(
     everyone = list(range(len(n_atoms)))
     kept: list[Crystals] = []  # the steps, then the crystals
     error = torch.full((len(n_atoms),), torch.inf)
+    inside: list[WeightedSkeleton | None] = [None for _ in everyone]
     for number in range(candidates + (REDRAWS if skeletons else 0)):
         places = everyone if number < candidates else error.isinf().nonzero()[:, 0].tolist()
         if not places:
@@ -165,15 +179,19 @@ def choose_crystals(
         better = found < error[places]
         kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
         error[places] = torch.where(better, found, error[places])
+        several = skeletons_of(places, number)
+        for place, one, wanted in zip(places, several, better.tolist(), strict=False):
+            if wanted or number == 0:
+                inside[place] = one
     if not choose:
-        return kept[-1], torch.full_like(error, torch.nan), kept[:-1]
+        return Choice(kept[-1], torch.full_like(error, torch.nan), inside, kept[:-1])
     *steps, final = run(
         everyone,
         0,
         SamplerConfig("ode", refinement, precision=sampler.precision),
         start=refinement_start(kept[-1], model.diffusion.steps),
     )
-    return final, error, kept[:-1] + steps
+    return Choice(final, error, inside, kept[:-1] + steps)
 
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:

@@ -24,7 +24,7 @@ from crystal_fidelity.cells import least_distance, niggli_reduce
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystal_fidelity.provenance import versions
 from crystal_fidelity.structures import Crystal, density
-from crystal_fidelity.symmetry import dataset, group_of
+from crystal_fidelity.symmetry import dataset, group_of, sites_of
 from crystal_fidelity.validity import is_valid
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
@@ -42,9 +42,10 @@ CIF, SYMMETRISED, TRAJECTORIES = "cif", "cif-symmetrised", "trajectories"
 PROGRAMS = ("crystorus", "crystal-fidelity", "torch", "numpy", "ase", "gemmi", "moyopy")
 COLUMNS = (
     "index", "formula", "formula_units", "n_atoms", "volume", "density", "space_group",
-    "space_group_number", "symprec", "least_distance", "min_distance_ratio", "valid", "confidence",
-    "denoising_error", "sample", "seed", "start", "substitution", "level", "prototype_fraction",
-    "origin", "known_as", "cif_file", "cif_symmetrised_file",
+    "space_group_number", "sites", "space_group_asked", "space_group_proposed", "symprec",
+    "least_distance", "min_distance_ratio", "valid", "confidence", "denoising_error", "sample",
+    "seed", "start", "substitution", "level", "prototype_fraction", "origin", "known_as",
+    "cif_file", "cif_symmetrised_file",
 )  # fmt: skip
 """Of the table."""
 LAYOUT = 2
@@ -347,7 +348,7 @@ def describe(
         new_only: Whether known phases are left out.
     """
     (request,), crystal, start = made.requests, made.crystals, made.requests[0].start
-    error = made.scorer_error[0]
+    error, inside = made.scorer_error[0], request.skeletons
     score = math.exp(-error) if made.scored_by == "confidence" else error
     scored = f"{score:.4f}" if math.isfinite(error) else ""
     row = dict.fromkeys(COLUMNS, "") | {
@@ -364,6 +365,8 @@ def describe(
         "substitution": "" if start is None else start.substitution,
         "level": "" if start is None else f"{start.level:g}",
         "prototype_fraction": _weight(request),
+        "space_group_asked": request.space_group,
+        "space_group_proposed": str(inside[0].skeleton.group) if inside else "",
     }
     volume = float(crystal.volume[0])
     finite = crystal.lattice.isfinite().all() and crystal.frac_coords.isfinite().all()
@@ -378,6 +381,7 @@ def describe(
         "density": f"{density(one):.4f}",
         "space_group": symbol,
         "space_group_number": str(number),
+        "sites": " ".join(sites_of(data) or ["1a"] * len(one)),
         "symprec": f"{symprec:g}",
         "least_distance": f"{least_distance(one):.4f}",
         "min_distance_ratio": f"{min_distance_ratio(one):.3f}",

@@ -40,7 +40,8 @@ class Request:
         composition: How many atoms of each element the cell holds.
         start: What to start from; None is pure noise.
         skeletons: Space groups and sites to keep, the likeliest first, one per candidate, each with
-            its weight; empty for no symmetry.
+            its weight; empty for no symmetry. Of a finished crystal the one that was kept.
+        space_group: What was asked for as `space_group`; empty where it starts at a structure.
         known_phases: Name and crystal (a batch of one) of every phase of its reduced formula that
             the library holds; None if there is no library to compare with.
     """
@@ -51,6 +52,7 @@ class Request:
     composition: Composition
     start: "StartingStructure | None" = None
     skeletons: "tuple[WeightedSkeleton, ...]" = ()
+    space_group: str = ""
     known_phases: "tuple[tuple[str, Crystals], ...] | None" = None
 
     @property

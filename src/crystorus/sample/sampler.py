@@ -78,7 +78,7 @@ class GeneratedCrystals:
 
     Attributes:
         crystals: On the CPU; columns of `lattice` are the lattice vectors in Å.
-        requests: What each of them was to be, with its seed.
+        requests: What each of them was to be, with its seed, and the skeleton that it was made in.
         trajectory: Every step from noise to crystal, if it was asked for.
         scorer_error: By what each was chosen among its candidates; NaN where it was not.
         scored_by: What that is: -log of the scorer's confidence, or the denoising error.
@@ -440,7 +440,7 @@ def _make_batch(
     from_noise = batch[0].start is None
     steps: list[Crystals] = []
     if from_noise and (plan.candidates > 1 or batch[0].skeletons):
-        crystals, error, steps = choose_crystals(
+        crystals, error, inside, steps = choose_crystals(
             model,
             atomic_numbers,
             n_atoms,
@@ -450,6 +450,10 @@ def _make_batch(
             candidates=plan.candidates,
             keep_trajectory=plan.keep_trajectory,
             on_step=on_step,
+        )
+        batch = tuple(
+            replace(request, skeletons=(one,) if one else ())
+            for request, one in zip(batch, inside, strict=True)
         )
     else:
 

@@ -144,6 +144,9 @@ def give_skeletons(
     """
     from crystorus.templates.skeletons import WeightedSkeleton, enumerate_skeletons, in_turn
 
+    requests = [
+        replace(one, space_group="" if one.start else options.space_group) for one in requests
+    ]
     groups = parse_space_groups(options.space_group)
     if not groups:
         return tuple(requests)

@@ -71,6 +71,25 @@ def group_of(data: "moyopy.MoyoDataset | None") -> tuple[str, int]:
     return moyopy.HallSymbolEntry(data.hall_number).hm_short.replace(" ", ""), data.number
 
 
+def sites_of(data: "moyopy.MoyoDataset | None") -> list[str]:
+    """Return the Wyckoff sites that atoms take, such as 4a and 8c, by letter; none for None.
+
+    Args:
+        data: What `dataset` found.
+
+    Returns:
+        One text per orbit: atoms of it in the conventional cell, and the letter.
+    """
+    if data is None:
+        return []
+    # Atoms that symmetry brings onto each other share the first one's number, translations of a
+    # supercell included. Multiplicities are those of the conventional cell.
+    counts = Counter(zip(data.orbits, data.wyckoffs, strict=True))
+    cells = len(data.wyckoffs) / len(data.std_cell.numbers)
+    several = sorted(counts.items(), key=lambda item: (item[0][1].swapcase(), item[0][0]))
+    return [f"{round(count / cells)}{letter}" for (_, letter), count in several]
+
+
 def primitive_cell(crystal: Crystal, symprec: float = SYMPREC) -> Crystal:
     """Return the standard primitive cell, or the crystal itself if it has none with fewer atoms.
 
