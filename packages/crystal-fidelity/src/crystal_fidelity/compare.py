@@ -163,13 +163,18 @@ def _scores(  # noqa: C901 - one case per metric
             on_progress("Fréchet and kernel distances")
             return feature_scores(*sets, name=DISTANCE_NAMES[settings.featurizer], seed=seed)
         case "match":
-            sets = split_candidates(left, len(right), settings.best_of)
+            candidates = split_candidates(left, len(right), settings.best_of)
             result.match = match_rate_best_of(
-                sets, right, baseline=True, workers=workers, timeout_s=settings.timeout_s, seed=seed
+                candidates,
+                right,
+                baseline=True,
+                workers=workers,
+                timeout_s=settings.timeout_s,
+                seed=seed,
             )
             rows = result.match.scores()
             try:
-                valid = result.match.restricted(valid_pairs(sets, right))
+                valid = result.match.restricted(valid_pairs(candidates, right))
             except ImportError as error:
                 result.not_computed["match by the protocol valid"] = str(error.args[0])
                 return rows

@@ -649,7 +649,7 @@ def kinds(
         [isinstance(entry, Crystal) for entry in entries], np.arange(len(entries)), -1
     )
     groups = [np.array(places) for places in _grouped(entries, alike).values() if len(places) > 1]
-    jobs: list[KindsJob] = [([entries[i] for i in places], settings, alike) for places in groups]  # type: ignore[misc]
+    jobs: list[KindsJob] = [([entries[i] for i in places], settings, alike) for places in groups]
     for places, firsts in zip(groups, map_in_order(_first_of_kind, jobs, workers), strict=True):
         result[places] = places[firsts]
     return result
