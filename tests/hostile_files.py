@@ -329,7 +329,7 @@ def write_checkpoint() -> None:
     from crystorus.config import config_from_dict
     from crystorus.crystal_model import build_model
     from crystorus.diffusion.cell_prior import CellStatistics
-    from crystorus.diffusion.space_groups import Skeleton
+    from crystorus.diffusion.space_groups import Skeleton, Skeletons
     from crystorus.networks.fieldnet import FieldNet
     from crystorus.networks.scorer import Scorer
 
@@ -342,7 +342,7 @@ def write_checkpoint() -> None:
     network = FieldNet(like.config, steps=like.steps, max_atoms=like.max_atoms)
     save_scorer(Scorer(network, level=1), Path("model"), {})
     salts = [((11, 0), (17, 1)), ((12, 0), (8, 1)), ((12, 1), (17, 0))]
-    save_skeletons([Skeleton(225, orbits) for orbits in salts], Path("model"))
+    save_skeletons(Skeletons.of([Skeleton(225, orbits) for orbits in salts]), Path("model"))
 
 
 def write_store() -> None:
@@ -447,7 +447,8 @@ def write_campaign() -> None:
         for n, one in enumerate(json.loads(Path("e.json").read_text()))
     ]  # fmt: skip
     answer = {"elements": ["Au", "Cu"], "data": listed}
-    Path("camp/materials-project-Au-Cu.json").write_text(json.dumps(answer))
+    Path("camp/references").mkdir(exist_ok=True)
+    Path("camp/references/materials-project-Au-Cu.json").write_text(json.dumps(answer))
 
 
 def write_weights() -> None:
@@ -550,8 +551,8 @@ TARGETS = {
         {"camp/campaign.db": database_damaged, "camp/run.json": json_damaged}),
     "answers": Target(
         write_campaign, [[*RANK, "--references", "materials-project", "--mix-energy-levels"]],
-        ["camp/materials-project-Au-Cu.json"],
-        {"camp/materials-project-Au-Cu.json": json_damaged}),
+        ["camp/references/materials-project-Au-Cu.json"],
+        {"camp/references/materials-project-Au-Cu.json": json_damaged}),
     "weights": Target(
         write_weights, [["crystal-fidelity", "weights", "convert", "w.pth", "w.safetensors"]],
         ["w.pth"], {"w.pth": archive_damaged}),
@@ -673,7 +674,7 @@ def attack(target: Target, count: int, seed: int, root: Path) -> None:
         began = time.monotonic()
         _, status, usage = os.wait4(watched(words, report), 0)
         said = report.read_text(errors="replace")
-        faults = [w for w in ("Traceback", "unexpected", "OUTSIDE") if w in said]
+        faults = [w for w in ("Traceback", "error: unexpected", "OUTSIDE") if w in said]
         if os.WIFSIGNALED(status):
             faults.append(f"signal {os.WTERMSIG(status)}")
         elif os.WEXITSTATUS(status) not in (0, 1, 2, 3):

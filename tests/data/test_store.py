@@ -13,14 +13,17 @@ from prototypes import all_prototypes, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.numpy import save_file
 
+from crystal_fidelity.structures import Crystal, ReadFailure
 from crystorus.data.convert import crystals_to_structures, least_distance
 from crystorus.data.store import (
+    MOST_ATOMS,
     STORE,
     CrystalStore,
     build_store,
     digest_of,
     open_or_build,
     open_store,
+    usable,
     write_arrays,
 )
 from crystorus.data.writers import cif_text, write_extxyz
@@ -378,3 +381,9 @@ def test_mp20_is_read_whole(mp20, tmp_path):
             float(row["cif"].split("_cell_volume")[1].split()[0]) for row in csv.DictReader(stream)
         ]
     assert everything.volume.numpy() == pytest.approx(np.array(stated), rel=1e-6)
+
+
+def test_a_cell_of_too_many_atoms_is_left_out_by_name():
+    many = (MOST_ATOMS + 1, 3)
+    huge = Crystal(np.eye(3) * 100, np.zeros(many), np.full(many[0], 11), "huge")
+    assert usable(huge) == ReadFailure("huge", "it has 20001 atoms, limit 20000")

@@ -468,6 +468,14 @@ def test_two_writers_are_refused(tmp_path, alloys):
     one_sentence(second, "is being written by another run")
 
 
+@pytest.mark.parametrize("settings", [1e308, []])
+def test_a_database_that_lost_its_settings_is_refused(tmp_path, alloys, settings):
+    crystorus("relax", alloys, "--out", tmp_path / "run", *ENERGY)
+    base = ase.db.connect(tmp_path / "run/campaign.db", use_lock_file=False)
+    base.metadata = {"crystorus": base.metadata["crystorus"] | {"settings": settings}}
+    one_sentence(crystorus("relax", tmp_path / "run", *AGAIN), "does not hold its settings")
+
+
 def test_references_can_be_changed_without_relaxing_candidates_again(finished, tmp_path, alloys):
     fewer = write_alloys(tmp_path / "fewer.extxyz", without="L1_2")
     before = {row["name"]: row["energy_per_atom"] for row in table(finished)}

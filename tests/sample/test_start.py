@@ -8,12 +8,15 @@ from pathlib import Path
 
 import ase.io
 import moyopy
+import numpy as np
 import pytest
 import torch
 from commandline import CliRunner
+from hostile_files import SYMMETRIC
 from prototypes import perovskite, rocksalt, zincblende
 
 import crystorus
+from crystal_fidelity.cif import parse_cif
 from crystal_fidelity.structures import from_atoms
 from crystal_fidelity.symmetry import space_group
 from crystorus import cli
@@ -27,6 +30,7 @@ from crystorus.errors import RequestError
 from crystorus.geometry import Crystals
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.output import OutputFolder, describe, run_settings
+from crystorus.sample.refine import held_atoms
 from crystorus.sample.requests import make_requests
 from crystorus.sample.sampler import TEMPLATE_SAMPLER, GeneratedCrystals, SamplingPlan
 from crystorus.sample.start import StartingStructure, origin_of, phase_of, start_of
@@ -307,6 +311,16 @@ def test_refining_holds_what_it_is_told_to(files, tmp_path):
         after = found[[s == symbol for s in found.symbols]].get_scaled_positions()
         apart = abs((before - after + 0.5) % 1 - 0.5).max()
         assert (apart < 1e-4) == same, (symbol, apart)
+
+
+def test_a_number_holds_the_atom_of_the_file_and_its_images():
+    """Al2O3: one aluminium, listed first, makes 12 atoms, one oxygen 18."""
+    corundum = parse_cif(SYMMETRIC, "corundum")
+    aluminium = set(np.flatnonzero(corundum.atomic_numbers == 13).tolist())
+    assert held_atoms("0", corundum) == held_atoms("Al", corundum) == aluminium
+    assert len(held_atoms("1", corundum)) == 18
+    with pytest.raises(RequestError, match="atoms 0 to 1 of its file"):
+        held_atoms("2", corundum)
 
 
 def test_refining_refuses_what_is_not_there(files, tmp_path):

@@ -17,7 +17,7 @@ from crystal_fidelity.features import FeatureSet, Identity, save_features
 from crystal_fidelity.frechet import frechet
 from crystal_fidelity.matching import match_rate, unsearchable
 from crystal_fidelity.options import Settings
-from crystal_fidelity.reading import read_structures
+from crystal_fidelity.reading import MAX_BLANK, read_structures
 from crystal_fidelity.scores import rate_error
 from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms
 
@@ -295,3 +295,10 @@ def test_hostile_structures_are_counted_by_every_metric(tmp_path):
     assert scores["Fréchet CHGNet distance"].n_generated == 7
     assert "rank-deficient" in scores["Fréchet CHGNet distance"].protocol
     assert all(np.isfinite(s.value) for s in result.scores if s.name != "match RMSE, all, random")
+
+
+def test_a_gzip_file_of_blank_lines_is_refused_soon(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"material_id,cif\n" + b"\n" * (MAX_BLANK + 1), 1))
+    with pytest.raises(ReadingError, match="more than 1000000 blank lines: remove them"):
+        read_structures(path)

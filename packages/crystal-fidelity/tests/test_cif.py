@@ -13,6 +13,7 @@ from crystal_fidelity.structures import (
     Crystal,
     ReadFailure,
     density,
+    element_symbol,
     lattice_from_parameters,
     snap_thirds,
     to_pymatgen,
@@ -237,6 +238,18 @@ def test_all_atoms_listed_beside_the_operations_are_read_once():
     crystal = good(salt(sites=EVERY_ATOM))
     assert len(crystal) == 8
     assert density(crystal) == pytest.approx(2.164, abs=0.01)
+    for number, line in enumerate(EVERY_ATOM):
+        symbol, *place = line.split()
+        (atom,) = np.flatnonzero(crystal.sites == number)
+        assert np.allclose(crystal.frac_coords[atom], [float(x) for x in place])
+        assert element_symbol(crystal.atomic_numbers[atom]) == symbol
+
+
+def test_every_atom_tells_of_which_atom_of_the_file_it_is_an_image():
+    crystal = good(salt(sites=["Cl 0.5 0.5 0.5", "Na 0 0 0"]))
+    assert crystal.sites.tolist() == [0] * 4 + [1] * 4
+    assert set(crystal.atomic_numbers[crystal.sites == 0]) == {17}
+    assert good(salt("", sites=EVERY_ATOM)).sites is None
 
 
 def test_atoms_on_one_another_stay_two():

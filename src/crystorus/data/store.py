@@ -42,6 +42,8 @@ MIN_DISTANCE = 0.5
 """Å; structures with nearer atoms are left out of stores."""
 MIN_VOLUME_PER_ATOM = 0.5
 """Å³; solid hydrogen at a megabar still has more than 1."""
+MOST_ATOMS = 20_000
+"""Per cell; the surroundings of templates, of all pairs of atoms, take a minute there."""
 _KEY = "crystorus"
 _BLANK = "0" * 64
 _NAMED_SKIPS = 1000
@@ -200,6 +202,8 @@ def usable(entry: Entry, *, min_distance: float = MIN_DISTANCE) -> Entry:
     """
     if isinstance(entry, ReadFailure):
         return entry
+    if len(entry) > MOST_ATOMS:
+        return ReadFailure(entry.name, f"it has {len(entry)} atoms, limit {MOST_ATOMS}")
     smallest = MIN_VOLUME_PER_ATOM * len(entry)
     if entry.volume < smallest:
         return ReadFailure(

@@ -376,16 +376,19 @@ def read_metadata(database: Path) -> dict[str, Any] | None:
         raise CampaignError(
             f"{database} is no ASE database ({error}): choose another --out"
         ) from error
-    if found is None:
+    if not isinstance(found, dict):
         raise CampaignError(
             f"{database} was not made by crystorus: choose another --out, so that it stays whole"
         )
     if found.get("format") != FORMAT:
-        made_by = found.get("versions", {}).get("crystorus", "another version")
+        versions = found.get("versions")
+        made_by = versions.get("crystorus") if isinstance(versions, dict) else "another version"
         raise CampaignError(
             f"{database} has format {found.get('format')} (crystorus {made_by}), this version "
             f"reads format {FORMAT}: choose another --out, or use that version"
         )
+    if not all(isinstance(found.get(key), dict) for key in ("settings", "versions")):
+        raise CampaignError(f"{database} does not hold its settings any more: choose another --out")
     return found
 
 

@@ -279,7 +279,7 @@ class RefineOptions(RunOptions):
     """Add the noise of that level; without it symmetry is kept."""
     hold: Annotated[str | None, Parameter(group=_START)] = None
     """Atoms that stay: elements (Li,O) or numbers of atoms (0,1,2), counted from 0 in the order in
-    which the file lists them; in a CIF with symmetry, in the order of the expanded cell."""
+    which the file lists them; in a CIF with symmetry, each with all its images."""
     hold_cell: Annotated[bool, Parameter(group=_START)] = False
     """Keep the cell."""
 

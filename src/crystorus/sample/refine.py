@@ -67,7 +67,7 @@ def starting_structure(structure: Crystal, options: RefineOptions) -> StartingSt
             "take it out"
         )
     places = Composition.of(numbers).order(numbers)
-    held = held_atoms(options.hold, numbers, name)
+    held = held_atoms(options.hold, structure)
     if options.hold_cell and len(held) == len(numbers):
         raise RequestError(f"--hold {options.hold} --hold-cell: nothing of {name} is left to move")
     return StartingStructure(
@@ -86,30 +86,33 @@ def starting_structure(structure: Crystal, options: RefineOptions) -> StartingSt
     )
 
 
-def held_atoms(text: str | None, numbers: Sequence[int], name: str) -> set[int]:
+def held_atoms(text: str | None, structure: Crystal) -> set[int]:
     """Read which atoms are to be held.
 
     Args:
-        text: Symbols of elements and numbers of atoms, comma-separated; None holds nothing.
-        numbers: Atomic numbers of the structure, in the order of its file as read.
-        name: Of the structure.
+        text: Symbols of elements and numbers of atoms of the file, from 0, comma-separated; None
+            holds nothing.
+        structure: Where they are; the images of an atom of the file are held with it.
 
     Returns:
-        Numbers of atoms, from 0, in that order.
+        Numbers of atoms of the structure, from 0.
 
     Raises:
         RequestError: If the structure has no such element or atom.
     """
     held: set[int] = set()
-    symbols = [symbol_of(z) for z in numbers]
+    symbols = [symbol_of(z) for z in structure.atomic_numbers.tolist()]
+    listed = range(len(symbols)) if structure.sites is None else structure.sites.tolist()
     for part in [part.strip() for part in (text or "").split(",") if part.strip()]:
-        if part.isdecimal() and int(part) < len(numbers):
-            held.add(int(part))
-        elif part in symbols:
-            held.update(place for place, symbol in enumerate(symbols) if symbol == part)
+        number = int(part) if part.isdecimal() else -1
+        if number in listed or part in symbols:
+            found = zip(symbols, listed, strict=True)
+            held.update(
+                i for i, (symbol, site) in enumerate(found) if part == symbol or number == site
+            )
         else:
             raise RequestError(
-                f"--hold {text}: {name} has no {part!r}; name one of its elements "
-                f"({', '.join(dict.fromkeys(symbols))}) or atoms 0 to {len(numbers) - 1}"
+                f"--hold {text}: {structure.name} has no {part!r}; name one of its elements "
+                f"({', '.join(dict.fromkeys(symbols))}) or atoms 0 to {max(listed)} of its file"
             )
     return held

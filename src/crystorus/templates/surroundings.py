@@ -158,7 +158,8 @@ def _unit(lattice: np.ndarray, n_atoms: int) -> float:
 def _images(lattice: np.ndarray, n_atoms: int) -> np.ndarray:
     """Return the lattice vectors in Å to every cell that holds atoms within `CUTOFF`."""
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=1)
-    # Half a cell more, because differences of coordinates are brought into [-1/2, 1/2].
-    shells = np.ceil(CUTOFF * _unit(lattice, n_atoms) / heights + 0.5).astype(int)
+    # Half a cell more, because differences of coordinates are brought into [-1/2, 1/2]; a cell
+    # twice as high as the cutoff needs one image only.
+    shells = np.floor(CUTOFF * _unit(lattice, n_atoms) / heights + 0.5).astype(int)
     axes = [np.arange(-shell, shell + 1) for shell in shells]
     return np.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ lattice.T)

@@ -89,6 +89,8 @@ class _Choice:
     name: str
     frac_coords: NDArray[np.float64]
     numbers: NDArray[np.int64]
+    multiplicities: NDArray[np.int64]
+    """(sites,), 0 for those that repeat an image of another."""
     fault: str
     """Why it contradicts the formula, empty if it does not."""
     rank: tuple[float, ...]
@@ -137,10 +139,11 @@ def _read(tags: Tags, name: str) -> Entry:
         groups, undecided, warnings = _symmetry(tags, lattice)
         if len(groups) == 1 and len(groups[0][1]) == 1:
             fault = _formula_fault(sites.numbers, formula)
-            frac, numbers = sites.frac_coords, sites.numbers
+            frac, numbers, listed = sites.frac_coords, sites.numbers, None
         else:
             choice, tie = _choose(tags, lattice, sites, groups, formula)
             frac, numbers, fault = choice.frac_coords, choice.numbers, choice.fault
+            listed = _sites_of(choice, sites, lattice)
             if tie and undecided.startswith("!"):
                 raise ReadingError(undecided[1:])
             warnings += [f"{undecided} {choice.name}"] if tie else []
@@ -149,7 +152,7 @@ def _read(tags: Tags, name: str) -> Entry:
         warnings += [fault] if fault else []
     except ReadingError as error:
         return ReadFailure(name, str(error))
-    return checked(lattice, frac, numbers, name, warning="; ".join(warnings))
+    return checked(lattice, frac, numbers, name, warning="; ".join(warnings), sites=listed)
 
 
 def _tags(block: gemmi.cif.Block) -> dict[str, list[str]]:
@@ -470,7 +473,7 @@ def _choose(
             different = bool(written) and not np.array_equal(written, multiplicities)
             near = least_distance(Crystal(lattice, frac, numbers))
             rank += (different, near < 0.5)
-        choices.append(_Choice(name, frac, numbers, fault, rank, near))
+        choices.append(_Choice(name, frac, numbers, multiplicities, fault, rank, near))
     if not choices:
         raise ReadingError("its sites suit none of the groups that its symbols allow")
     # Where nothing decides: the higher site symmetries, then the larger distances.
@@ -481,6 +484,17 @@ def _choose(
         len(c.numbers) == len(best.numbers) for c in rivals
     )
     return best, bool(rivals) and not same
+
+
+def _sites_of(choice: _Choice, sites: _Sites, lattice: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the site of the block that each atom of the cell is, or of which it is an image."""
+    made_by = np.repeat(np.arange(len(sites.numbers)), choice.multiplicities)
+    for site in np.flatnonzero(choice.multiplicities == 0):  # the atom listed there is that one
+        apart = choice.frac_coords - sites.frac_coords[site]
+        distances = np.linalg.norm((apart - np.rint(apart)) @ lattice, axis=1)
+        distances[choice.numbers != sites.numbers[site]] = np.inf
+        made_by[distances.argmin()] = site
+    return made_by
 
 
 # Formula

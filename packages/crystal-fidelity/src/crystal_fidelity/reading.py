@@ -51,6 +51,8 @@ MAX_COLUMNS = 1000
 """Columns of an atom table in extended XYZ."""
 MAX_COMMENT = 1 << 19
 """Characters of a comment line in extended XYZ, whose keys take ASE quadratic time."""
+MAX_BLANK = 1_000_000
+"""Blank lines of a CSV; a gzip file of megabytes can hold billions."""
 MAX_DIGITS = 9
 """Digits of a number of atoms."""
 _CIF_ENDINGS, _POSCAR_ENDINGS = (".cif", ".mcif"), (".vasp", ".poscar")
@@ -381,8 +383,12 @@ def _csv_rows(path: Path) -> Iterator[Raw]:
         cif = lower.index("cif")
         named = next((lower.index(key) for key in NAME_KEYS if key in lower), None)
         kept = [i for i in range(len(names)) if i not in (cif, named) and names[i]]
+        blank = 0
         for number, row in enumerate(csv.reader(stream, delimiter=separator, strict=True), 1):
             if not row:
+                blank += 1
+                if blank > MAX_BLANK:
+                    raise ReadingError(f"{path} has more than {MAX_BLANK} blank lines: remove them")
                 continue
             name = row[named] if named is not None and named < len(row) else ""
             info = {names[i]: row[i] for i in kept if i < len(row)}

@@ -58,6 +58,9 @@ class Crystal:
     the cell in eV: divide by the number of atoms before comparing crystals."""
     warning: str = field(default="", kw_only=True)
     """What is doubtful about the reading, empty if nothing is."""
+    sites: NDArray[np.int64] | None = field(default=None, kw_only=True)
+    """(atoms,), the atom of the file, from 0, of which each is an image; None if they are all
+    listed there, in this order."""
 
     def __len__(self) -> int:
         return len(self.atomic_numbers)
@@ -102,6 +105,7 @@ def checked(
     info: Mapping[str, str] | None = None,
     properties: Mapping[str, float] | None = None,
     warning: str = "",
+    sites: NDArray[np.int64] | None = None,
 ) -> Entry:
     """Return a `Crystal` with coordinates in [0, 1), or the failure that says why it is none.
 
@@ -113,6 +117,7 @@ def checked(
         info: See `Crystal.info`.
         properties: See `Crystal.properties`.
         warning: See `Crystal.warning`.
+        sites: See `Crystal.sites`.
     """
     cell = np.asarray(lattice, dtype=np.float64)
     frac = np.asarray(frac_coords, dtype=np.float64)
@@ -127,6 +132,7 @@ def checked(
         info=dict(info or {}),
         properties=dict(properties or {}),
         warning=warning,
+        sites=sites,
     )
 
 

@@ -31,12 +31,12 @@ from crystal_fidelity.structures import (
 from crystal_fidelity.validity import closest_contacts
 
 FLUSH_EVERY = 512
+"""Structures between two writes of the cache."""
 _TORN = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, RuntimeError, BadZipFile,
-    MemoryError, OverflowError, SyntaxError, TokenError, zlib.error,
+    MemoryError, OverflowError, SyntaxError, SystemError, TokenError, zlib.error,
 )  # fmt: skip
 """What numpy raises on damaged .npz files."""
-"""Structures between two writes of the cache."""
 DISTANCE_NAMES = {
     "chgnet": "Fréchet CHGNet distance",
     "alignn": "Fréchet ALIGNN Distance (FAD)",
