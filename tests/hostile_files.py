@@ -472,6 +472,22 @@ def write_features() -> None:
         save_features(Path(f"{name}.npz"), FeatureSet(rows, tuple("abcdefghi"), identity))
 
 
+def write_scales() -> None:
+    """Write structures, references of the elements, and means and deviations of Magpie."""
+    import ase.io
+    from ase.build import bulk
+
+    from crystal_fidelity.coverage import COMPOSITION_WIDTH
+    from crystal_fidelity.energies import References
+
+    some = [bulk("Cu"), bulk("Au"), bulk("CuAu", "cesiumchloride", a=3.1)]
+    ase.io.write("s.extxyz", some, format="extxyz")
+    model = "ase.calculators.emt:EMT, weights unknown, of the calculator"
+    References({"Cu": -3.7, "Au": -3.2}, model, "s", 3, 0.1, 3).save("references.json")
+    numbers = [1.0] * COMPOSITION_WIDTH
+    Path("scale.json").write_text(json.dumps({"mean": numbers, "std": numbers}))
+
+
 def write_folder() -> None:
     """Write a folder of files."""
     Path("many").mkdir(exist_ok=True)
@@ -497,6 +513,7 @@ def reading(name: str, damage: Callable[[bytes, random.Random], bytes] | None = 
     return Target(lambda: write_frames(name, count), words, [name], found)
 
 
+COMPARE = ["crystal-fidelity", "compare", "s.extxyz", "s.extxyz", "--workers", "1", "--metrics"]
 RANK = ["crystorus", "rank", "camp", "--no-report", *EMT]
 TARGETS = {
     "cif": reading("a.cif"),
@@ -556,6 +573,13 @@ TARGETS = {
     "weights": Target(
         write_weights, [["crystal-fidelity", "weights", "convert", "w.pth", "w.safetensors"]],
         ["w.pth"], {"w.pth": archive_damaged}),
+    "energy references": Target(
+        write_scales, [[*COMPARE, "energy", "--energy", "ase.calculators.emt:EMT", "--references",
+                        "references.json"]], ["references.json"],
+        {"references.json": json_damaged}),
+    "coverage scale": Target(
+        write_scales, [[*COMPARE, "coverage", "--coverage-scale", "scale.json"]], ["scale.json"],
+        {"scale.json": json_damaged}),
     "features": Target(
         write_features, [["crystal-fidelity", "frechet", "a.npz", "b.npz"]], ["a.npz"],
         {"a.npz": archive_damaged}),

@@ -232,3 +232,11 @@ def test_extreme_skew(skew: float):
     cell[0, 1], cell[1, 2], cell[0, 2] = 5 * skew, 5 * skew, 5 * skew
     reduced, _ = reduce_lattice(cell[None])
     torch.testing.assert_close(reduced[0].norm(dim=0), torch.full((3,), 5.0, dtype=torch.float64))
+
+
+def test_a_matrix_that_is_not_finite_leaves_its_batch_alone():
+    good = torch.tensor([[0.1, 0.2, 0.0], [0.2, -0.3, 0.1], [0.0, 0.1, 0.4]])
+    for wrong in (math.nan, math.inf):
+        both = symmetric_exp(torch.stack([good, good.clone().fill_(wrong)]))
+        assert torch.equal(both[0], symmetric_exp(good))
+        assert both[1].isnan().all()

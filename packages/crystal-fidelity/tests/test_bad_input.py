@@ -12,6 +12,7 @@ from prototypes import everything, format_cif, rock_salt, simple_cubic
 from crystal_fidelity import composition
 from crystal_fidelity.cli import main
 from crystal_fidelity.compare import compare
+from crystal_fidelity.energies import References, load_references
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.features import FeatureSet, Identity, save_features
 from crystal_fidelity.frechet import frechet
@@ -302,3 +303,15 @@ def test_a_gzip_file_of_blank_lines_is_refused_soon(tmp_path):
     path.write_bytes(gzip.compress(b"material_id,cif\n" + b"\n" * (MAX_BLANK + 1), 1))
     with pytest.raises(ReadingError, match="more than 1000000 blank lines: remove them"):
         read_structures(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"potentials": [1]}, {"potentials": {"Cu": float("nan")}}, {"n_fit": []}, {"x": 1}]
+)
+def test_references_of_another_shape_are_refused(tmp_path, change):
+    References({"Cu": -3.7}, "emt", "s", 3, 0.1, 3).save(tmp_path / "r.json")
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert load_references(tmp_path / "r.json").potentials == {"Cu": -3.7}
+    (tmp_path / "r.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match="does not hold elemental references"):
+        load_references(tmp_path / "r.json")

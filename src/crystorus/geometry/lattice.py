@@ -87,7 +87,9 @@ class _SymmetricFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, matrix: Tensor, name: str) -> Tensor:  # type: ignore[no-untyped-def]
-        values, vectors = torch.linalg.eigh(matrix.double())
+        finite = matrix.isfinite().all(-1).all(-1)[..., None]  # `eigh` gives up a whole batch
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrix, 0).double())
+        values = torch.where(finite, values, torch.nan)
         if name == "exp":
             image = values.exp()
             slope = image

@@ -5,6 +5,7 @@ E_form = E − Σ x_e μ_e, with μ fitted by least squares against known format
 
 import importlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -68,8 +69,19 @@ def load_references(path: str | Path | None = None) -> References:
     """
     source = Path(path) if path else resources.files("crystal_fidelity") / SHIPPED_REFERENCES
     try:
-        return References(**json.loads(source.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, RecursionError) as error:
+        found = References(**json.loads(source.read_text(encoding="utf-8")))
+        potentials = {symbol: float(value) for symbol, value in found.potentials.items()}
+        if not all(map(math.isfinite, potentials.values())):
+            raise ValueError("chemical potentials must be finite")
+        return References(
+            potentials,
+            str(found.model),
+            str(found.fitted_on),
+            int(found.n_fit),
+            float(found.held_out_mae),
+            int(found.n_held_out),
+        )
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{source} does not hold elemental references: {error}") from error
 
 
