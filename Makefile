@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 FORMULA ?= LiFeO2
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: crystals dev test slow docs release-check coverage lint format lowest clean
 
@@ -15,9 +17,10 @@ crystals: $(BIN)/python
 dev: $(BIN)/python
 	$(PIP) install -c constraints.txt -e 'packages/crystal-fidelity[all,test]' -e '.[dev]'
 
+# Each process has one thread: two that share the cores slow each other down.
 test: dev
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest packages/crystal-fidelity/tests
+	OMP_NUM_THREADS=1 $(PYTEST) tests
+	OMP_NUM_THREADS=1 $(PYTEST) packages/crystal-fidelity/tests
 
 slow: test
 	$(BIN)/python -m pytest tests -m slow
