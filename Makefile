@@ -28,7 +28,7 @@ slow: test
 
 # The tutorials are run, then all pages made; a warning or a link that leads nowhere is an error.
 docs: dev
-	$(BIN)/python tools/tutorials.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/tutorials.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python tools/check_site.py build/site
 
