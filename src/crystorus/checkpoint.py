@@ -26,6 +26,7 @@ from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.diffusion.space_groups import Skeletons
 from crystorus.errors import CheckpointError
+from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 from crystorus.geometry.space_groups import N_GROUPS, sites
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.scorer import Scorer
@@ -105,6 +106,8 @@ def read_skeletons(folder: Path) -> Skeletons:
         groups, sizes, elements, places = columns
         if len(groups) != len(sizes) or not len(elements) == len(places) == sizes.sum():
             raise ValueError(f"{len(elements)} elements on {len(places)} sites of {sizes.sum()}")
+        if (elements < 1).any() or (elements > MAX_ATOMIC_NUMBER).any() or (places < 0).any():
+            raise ValueError("an orbit is of no element")
         n_sites = np.array([0] + [len(sites(group)) for group in range(1, N_GROUPS + 1)])
         known = (groups >= 1) & (groups <= N_GROUPS)
         if not known.all() or (places >= n_sites[groups].repeat(sizes)).any():

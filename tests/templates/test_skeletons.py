@@ -256,6 +256,13 @@ def test_fillings_hold_the_composition_and_stop_at_the_limit():
         assert len(fixed) == len(set(fixed))
 
 
+@pytest.mark.parametrize("element", [0, 119, 197])
+def test_skeletons_of_no_element_are_refused(tmp_path, element):
+    save_skeletons(Skeletons.of([Skeleton(225, ((element, 0),))]), tmp_path)
+    with pytest.raises(CheckpointError, match="an orbit is of no element"):
+        read_skeletons(tmp_path)
+
+
 def test_files_of_skeletons_return_them_and_damage_is_one_sentence(tmp_path):
     assert len(read_skeletons(tmp_path)) == 0
     several = tuple(skeleton_of(one(name)) for name in SPACE_GROUPS)
