@@ -23,6 +23,7 @@ from torch import Tensor
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import WRONG_VOLUME, MatchResult, match_rate, valid_pairs
 from crystal_fidelity.structures import Crystal
+from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.validity import structural_validity
 from crystal_fidelity.workers import Workers
 from crystorus.checkpoint import SHIPPED, load_checkpoint
@@ -30,12 +31,14 @@ from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
 from crystorus.data.store import open_store
+from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry import Crystals
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import Request
 from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make, sampler_at
 from crystorus.sample.start import give_skeletons
-from crystorus.templates.skeletons import table_of
+from crystorus.templates.skeletons import WeightedSkeleton, skeleton_of, table_of
+from crystorus.train.space_groups import SYMPREC
 
 if __package__ in (None, ""):
     from nearest_template import substitute
@@ -51,6 +54,15 @@ def to_fidelity(crystals: Crystals) -> list[Crystal]:
         )
         for c in crystals.split()
     ]
+
+
+def inside_itself(request: Request, crystal: Crystal, candidates: int) -> Request:
+    """Return a request for a crystal's composition inside its own space group and sites."""
+    skeleton = skeleton_of(crystal, dataset(crystal, SYMPREC))
+    cell = Composition.of(skeleton.atomic_numbers)  # the primitive one
+    orbits = sorted(skeleton.orbits, key=lambda orbit: cell.atomic_numbers.index(orbit[0]))
+    given = WeightedSkeleton(Skeleton(skeleton.group, tuple(orbits)), 1.0)
+    return replace(request, composition=cell, skeletons=(given,) * candidates)
 
 
 def generate(
@@ -73,7 +85,12 @@ def generate(
         Request(n, 0, seed * 1_000_003 + n, Composition.of(one.atomic_numbers.tolist()))
         for n, one in enumerate(wanted.split())
     ]
-    if model.skeletons:
+    if space_group == "true":
+        requests = [
+            inside_itself(one, crystal, candidates)
+            for one, crystal in zip(requests, to_fidelity(wanted), strict=True)
+        ]
+    elif model.skeletons:
         options = SampleOptions(candidates=candidates, space_group=space_group)
         requests = give_skeletons(requests, table_of(model.skeletons), options)
     plan = SamplingPlan(sampler, candidates=candidates, batch_atoms=batch_atoms)
@@ -167,7 +184,11 @@ def main() -> None:
     parser.add_argument(
         "--candidates", type=int, default=1, help="made of each, the likeliest is kept"
     )
-    parser.add_argument("--space-group", default="known", help="as in crystorus sample")
+    parser.add_argument(
+        "--space-group",
+        default="known",
+        help="as in crystorus sample; true: the space group and sites of each reference itself",
+    )
     parser.add_argument("--batch-atoms", type=int, default=1024)
     parser.add_argument("--processes", type=int, default=1, help="that sample")
     parser.add_argument("--workers", type=int, default=2, help="processes that compare")
