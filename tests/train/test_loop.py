@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -472,6 +473,25 @@ def test_lines_of_the_table_that_no_training_wrote_are_dropped(tmp_path):
     (tmp_path / METRICS).write_bytes(text.encode("latin-1"))
     MetricsLog(tmp_path, last_step=8).close()
     assert (tmp_path / METRICS).read_text().splitlines() == [",".join(COLUMNS), *good]
+
+
+def test_a_state_cannot_set_rates_nor_count_backwards(stores, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "state" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    for optimizer in state["optimizers"]:
+        optimizer["param_groups"][0]["lr"] = -1e9
+        if "betas" in optimizer["param_groups"][0]:
+            optimizer["param_groups"][0]["betas"] = (5.0, 5.0)
+    torch.save(state, path)
+    train(config(stores, epochs=2), run, resume=True)
+    for optimizer in state["optimizers"]:
+        for one in optimizer["state"].values():
+            if "step" in one:
+                one["step"] = torch.tensor(-2747.0)
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match="negative number of steps"):
+        train(config(stores, epochs=3), run, resume=True)
 
 
 def test_a_second_process_in_one_folder_is_refused(stores, finished):

@@ -677,7 +677,11 @@ class Training:
             self.denoiser.load_state_dict(state["weights"])
             self.average.load_state_dict(state["average"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                # Rates and decays are of the settings, whatever the file says.
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+                if any(float(one.get("step", 0)) < 0 for one in optimizer.state.values()):
+                    raise ValueError("an optimizer has taken a negative number of steps")
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"{self.folder / STATE} is the state of another network ({str(error)[:120]}): "
