@@ -302,7 +302,7 @@ def test_a_cached_store_of_another_source_is_refused(tmp_path):
 
 
 def test_a_missing_store_says_what_to_do(tmp_path):
-    with pytest.raises(ReadingError, match="does not exist: build it again"):
+    with pytest.raises(ReadingError, match="does not exist: build it with `crystorus data build`"):
         open_store(tmp_path / "none.store")
 
 

@@ -56,16 +56,21 @@ class FileKind:
 
     Attributes:
         name: What to call it.
-        remedy: What to do where one is missing or damaged, as an imperative.
+        command: What makes one.
         old_magic: The first 8 bytes of files of version 0.1.
     """
 
     name: str
-    remedy: str
+    command: str
     old_magic: bytes
 
+    @property
+    def remedy(self) -> str:
+        """What to do where one is damaged, as an imperative."""
+        return f"build it again with `{self.command}`"
 
-STORE = FileKind("crystal store", "build it again with `crystorus data build`", b"CRYSTOR1")
+
+STORE = FileKind("crystal store", "crystorus data build", b"CRYSTOR1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,7 +427,7 @@ def open_arrays(
     if path.is_dir():
         raise ReadingError(f"{path} is a folder, not a {kind.name}: name the file")
     if not path.is_file():
-        raise ReadingError(f"{path} does not exist: {kind.remedy}")
+        raise ReadingError(f"{path} does not exist: build it with `{kind.command}`")
     with path.open("rb") as stream:
         if stream.read(8) == kind.old_magic:
             return _open_old(path, kind, verify=verify)

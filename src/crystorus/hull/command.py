@@ -110,7 +110,8 @@ def predict(
         raise RequestError("--held-out is looked for beside known phases: name --references too")
     if not options.workers.scheduler:
         check_potential_module(relaxation.potential)
-    out = options.out or default_folder(formulas, SampleOptions())
+    asked = default_folder(formulas, SampleOptions())
+    out = options.out or asked.with_name(f"predict-{asked.name}")
 
     from crystorus.hull import stages
     from crystorus.hull.candidates import plan_samples, suggest_units

@@ -386,7 +386,8 @@ class PredictOptions:
     """Formula units per cell, as in 1,2,4 or 1-4; by default those that known crystals with the
     same ratio of element counts have."""
     out: Path | None = None
-    """Folder of the run, where an interrupted one goes on; without it named after the formulas."""
+    """Folder of the run, where an interrupted one goes on; without it named after the formulas,
+    such as out/predict-LiFePO4."""
     overwrite: bool = False
     """Replace another run in the folder."""
     large: bool = False

@@ -39,9 +39,7 @@ from crystorus.templates.substitution import (
 )
 from crystorus.templates.surroundings import NEIGHBOURS, Surroundings, surroundings
 
-LIBRARY = FileKind(
-    "template library", "build it again with `crystorus templates build`", b"CRYTMPL1"
-)
+LIBRARY = FileKind("template library", "crystorus templates build", b"CRYTMPL1")
 _STORED = np.dtype("<f2")
 
 

@@ -276,7 +276,8 @@ def split_candidates(
         raise ValueError(f"best-of {best_of}: give 1 or more")
     if len(generated) != best_of * n_reference:
         raise ValueError(
-            f"{len(generated)} generated structures are not {best_of} x {n_reference}: matching "
-            "pairs the i-th with the i-th; give --best-of K with K consecutive candidates each"
+            f"{len(generated)} generated structures and {n_reference} references: matching pairs "
+            f"the i-th with the i-th and needs {best_of * n_reference}; give --best-of K for K "
+            "consecutive candidates of each reference, or the metric metre for unordered sets"
         )
     return [generated[k::best_of] for k in range(best_of)]
