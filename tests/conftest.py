@@ -1,6 +1,7 @@
 """Shapes and types written in signatures are checked while the tests run, and only then."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from jaxtyping import install_import_hook
 
 # As the command line does, before torch is loaded: spinning threads crawl beside other work.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background by a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook("crystorus", "typechecking.check")
 

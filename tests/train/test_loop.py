@@ -272,7 +272,9 @@ def test_other_data_under_the_same_name_are_refused(stores, tmp_path):
     ("setting", "value", "message"),
     [("epochs", 0, "training.epochs = 0: give 1 or more"), ("decay", 2.0, "from 0 to 1"),
      ("learning_rate", -1.0, "positive"), ("batch_size", -3, "training.batch_size = -3"),
-     ("batch_size", 0, "batch_size = 0 and batch_pairs = 0")],
+     ("batch_size", 0, "batch_size = 0 and batch_pairs = 0"),
+     ("seed", 10**30, "training.seed = 1000000.*give at most 9223372036854775807"),
+     ("devices", 10**30, "training.devices = 1000000.*give at most 4096")],
 )  # fmt: skip
 def test_impossible_settings_are_named(stores, tmp_path, setting, value, message):
     with pytest.raises(TrainingError, match=message):

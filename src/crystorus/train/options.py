@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from crystorus.config import Config  # imports torch
 
 _FRACTIONS = ("decay", "high_noise_fraction", "symmetric_fraction", "ema_decay", "adam_beta2")
+MOST, MOST_PROCESSES = 2**63 - 1, 4096
+"""Whole numbers that torch can hold; devices of a node, and nodes."""
 _AT_LEAST_ONE = ("epochs", "validate_every", "log_every", "devices", "nodes")
 _MAY_BE_NONE = ("before_skip", "after_skip", "concat", "atom_layers")  # residual layers
 
@@ -41,8 +43,8 @@ class ScorerOptions:
 
     def __post_init__(self) -> None:
         limits = {"compositions": 10_000_000, "candidates": 100, "epochs": 1000, "workers": 1000}
-        for name, most in limits.items():
-            value, least = getattr(self, name), 2 if name == "candidates" else 1
+        for name, most in (limits | {"seed": MOST}).items():
+            value, least = getattr(self, name), {"candidates": 2, "seed": 0}.get(name, 1)
             if not least <= value <= most:
                 raise RequestError(f"--{name} is {value}: give {least} to {most}")
 
@@ -68,6 +70,9 @@ def check_settings(config: "Config") -> None:
             raise TrainingError(f"{setting} = {value}: give a positive number")
         if name != "seed" and not least <= value < math.inf:
             raise TrainingError(f"{setting} = {value}: give {least} or more")
+        most = MOST_PROCESSES if name in ("devices", "nodes") else MOST
+        if isinstance(value, int) and not -most <= value <= most:
+            raise TrainingError(f"{setting} = {str(value)[:30]}: give at most {most}")
     if s.batch_size == s.batch_pairs == 0:
         raise TrainingError(
             "training.batch_size = 0 and batch_pairs = 0: one must be positive; set "
