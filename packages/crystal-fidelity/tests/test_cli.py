@@ -96,7 +96,8 @@ def test_errors_are_one_sentence_with_a_remedy(files, run):
     assert "choose from validity" in error
     status, out, error = run("match", *sides, "--best-of", "4")
     assert (status, out) == (1, "")
-    assert "are not 4 x 6" in error
+    assert "6 generated structures and 6 references: " in error
+    assert "needs 24" in error
     assert run("compare", *sides, "--best-of", "x")[0] == 2
 
 
