@@ -30,6 +30,7 @@ from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
+from crystorus.data.convert import split
 from crystorus.data.store import open_store
 from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry import Crystals
@@ -42,18 +43,6 @@ from crystorus.train.space_groups import SYMPREC
 
 if __package__ in (None, ""):
     from nearest_template import substitute
-
-
-def to_fidelity(crystals: Crystals) -> list[Crystal]:
-    """Hand crystals over as the rows the other package expects."""
-    return [
-        Crystal(
-            c.lattice[0].T.double().numpy(),
-            c.frac_coords.double().numpy(),
-            c.atomic_numbers.numpy().astype(np.int64),
-        )
-        for c in crystals.split()
-    ]
 
 
 def inside_itself(request: Request, crystal: Crystal, candidates: int) -> Request:
@@ -88,7 +77,7 @@ def generate(
     if space_group == "true":
         requests = [
             inside_itself(one, crystal, candidates)
-            for one, crystal in zip(requests, to_fidelity(wanted), strict=True)
+            for one, crystal in zip(requests, split(wanted), strict=True)
         ]
     elif model.skeletons:
         options = SampleOptions(candidates=candidates, space_group=space_group)
@@ -227,7 +216,7 @@ def main() -> None:
         a.candidates,
         a.space_group,
     )
-    reference = to_fidelity(wanted)
+    reference = split(wanted)
     report = {
         "checkpoint": model.digest,
         "scorer": model.scorer_digest if a.candidates > 1 else "",
@@ -241,7 +230,7 @@ def main() -> None:
         "machine": platform.machine(),
         "torch": torch.__version__,
         "model": score(
-            to_fidelity(crystals),
+            split(crystals),
             reference,
             a.workers,
             a.baselines,
@@ -252,7 +241,7 @@ def main() -> None:
         templates = substitute(wanted, open_store(a.library))
         hits = [n for n, c in enumerate(templates) if c is not None]
         row = score(
-            to_fidelity(Crystals.concat([templates[n] for n in hits])),
+            split(Crystals.concat([templates[n] for n in hits])),
             [reference[n] for n in hits],
             a.workers,
             baseline=False,

@@ -25,7 +25,7 @@ import ase.io
 import numpy as np
 import torch
 from nearest_template import substitute as nearest
-from quality import match_figures, to_fidelity
+from quality import match_figures
 
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.features.chgnet import ChgnetModel
@@ -35,7 +35,7 @@ from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
-from crystorus.data.convert import crystals_to_atoms
+from crystorus.data.convert import crystals_to_atoms, split
 from crystorus.data.store import CrystalStore, open_store
 from crystorus.diffusion.sampling import Start
 from crystorus.geometry import Crystals
@@ -151,8 +151,8 @@ def new_only(
     still_new = [
         phase_of(c, guided[n].known_phases) is None for n, c in zip(places, made, strict=True)
     ]
-    reference = to_fidelity(Crystals.concat([known[n] for n in places]))
-    match = match_rate(to_fidelity(Crystals.concat(made)), reference, workers=a.workers)
+    reference = split(Crystals.concat([known[n] for n in places]))
+    match = match_rate(split(Crystals.concat(made)), reference, workers=a.workers)
     row = figures(made, reference, match, len(known))
     return row | {"no_template": len(known) - len(places), "still_new": sum(still_new)}
 
@@ -186,7 +186,7 @@ def by_potential(
     levels = [level_of(c, a) for some in asked.values() for c in some]
     made = sample_all(model, starts, levels, sampler, noised=a.noised)
     began = time.process_time()
-    energies = ChgnetModel(use_cache=False).energies(to_fidelity(Crystals.concat(made)))
+    energies = ChgnetModel(use_cache=False).energies(split(Crystals.concat(made)))
     seconds = time.process_time() - began
     chosen, first = dict(zip(places, sampled, strict=True)), 0
     for n, some in asked.items():
@@ -195,8 +195,8 @@ def by_potential(
         chosen[n] = made[first + int(worth.argmax())]
         first += len(some)
     crystals = list(chosen.values())
-    reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
-    match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=a.workers)
+    reference = split(Crystals.concat([wanted[n] for n in places]))
+    match = match_rate(split(Crystals.concat(crystals)), reference, workers=a.workers)
     row = figures(crystals, reference, match, len(wanted))
     return row | {
         "asked": len(asked),
@@ -207,7 +207,7 @@ def by_potential(
 
 def figures(crystals: list[Crystals], reference: list, match: MatchResult, total: int) -> dict:
     """Return the figures of one row; compositions without a template count as not matched."""
-    made = to_fidelity(Crystals.concat(crystals))
+    made = split(Crystals.concat(crystals))
     return {
         "n": total,
         **match_figures(match, made, reference, total),
@@ -283,7 +283,7 @@ def main() -> None:
     sampler = SamplerConfig(a.sampler, a.steps, a.anti_annealing)
     report |= {"level": a.level, "sampler": vars(sampler), "noised": a.noised}
     places = [n for n, f in enumerate(found) if f]
-    reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
+    reference = split(Crystals.concat([wanted[n] for n in places]))
     rows: dict[str, list[Crystals]] = {}
     rows["substituted"] = [
         substitute(library, found[n][0], model.statistics).to(dtype=torch.float32) for n in places
@@ -297,7 +297,7 @@ def main() -> None:
         for name, crystals in {"truth": [wanted[n] for n in places], **rows}.items():
             ase.io.write(a.write / f"{name}.extxyz", crystals_to_atoms(Crystals.concat(crystals)))
     for name, crystals in rows.items():
-        match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=a.workers)
+        match = match_rate(split(Crystals.concat(crystals)), reference, workers=a.workers)
         row = figures(crystals, reference, match, len(wanted))
         report[name] = row | {"splits": split_figures(match, places, groups)}
         if a.out is not None:
@@ -337,13 +337,13 @@ def or_noise(
         batch = Crystals.concat([wanted[n] for n in lacking])
         found = model.sample(batch.atomic_numbers, batch.n_atoms, seeds=lacking)
         made |= dict(zip(lacking, found.split(), strict=True))
-        others = match_rate(to_fidelity(found), to_fidelity(batch), workers=workers)
+        others = match_rate(split(found), split(batch), workers=workers)
         outcomes |= dict(zip(lacking, others.outcomes, strict=True))
     crystals = [made[n] for n in range(len(wanted))]
-    invalid = ~structural_validity(to_fidelity(Crystals.concat(crystals))).valid
+    invalid = ~structural_validity(split(Crystals.concat(crystals))).valid
     every = (tuple(outcomes[n] for n in range(len(wanted))),)
     whole = MatchResult(every, invalid[None], match.settings)
-    row = figures(crystals, to_fidelity(Crystals.concat(wanted)), whole, len(wanted))
+    row = figures(crystals, split(Crystals.concat(wanted)), whole, len(wanted))
     return row | {"from_noise": len(lacking), "of_these": int(whole.matched[lacking].sum())}
 
 
@@ -354,8 +354,8 @@ def plain_baseline(
     plain = nearest(Crystals.concat(wanted), train)
     hits = [n for n, crystal in enumerate(plain) if crystal is not None]
     crystals = [crystal for crystal in plain if crystal is not None]
-    reference = to_fidelity(Crystals.concat([wanted[n] for n in hits]))
-    match = match_rate(to_fidelity(Crystals.concat(crystals)), reference, workers=workers)
+    reference = split(Crystals.concat([wanted[n] for n in hits]))
+    match = match_rate(split(Crystals.concat(crystals)), reference, workers=workers)
     row = figures(crystals, reference, match, len(wanted))
     return row | {"splits": split_figures(match, hits, groups)}
 
@@ -378,8 +378,8 @@ def best_of(
         ]
         levels = [level_of(one, a) for one in chosen]
         made = sample_all(model, starts, levels, sampler, noised=a.noised)
-        rounds.append(to_fidelity(Crystals.concat(made)))
-    reference = to_fidelity(Crystals.concat([wanted[n] for n in places]))
+        rounds.append(split(Crystals.concat(made)))
+    reference = split(Crystals.concat([wanted[n] for n in places]))
     match = match_rate_best_of(rounds, reference, workers=a.workers)
     return {
         "n": len(wanted),

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from crystorus.data.compositions import Composition
+from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.ranking import Shortlist, TemplateRanking, shortlist
 from crystorus.templates.retrieval import (
@@ -50,18 +51,6 @@ class Lesson(NamedTuple):
     templates: Shortlist
     right: torch.Tensor
     first: int
-
-
-def log_volumes(library: TemplateLibrary) -> np.ndarray:
-    """Fit ln Å3 per atom, linear in atomic fractions, [119]."""
-    arrays, atoms = library.crystals.arrays, np.asarray(library.crystals.n_atoms, dtype=np.int64)
-    volume = np.log(np.abs(np.linalg.det(np.asarray(arrays["lattice"], dtype=float))) / atoms)
-    fractions = np.zeros((len(atoms), 119))
-    elements = np.asarray(arrays["atomic_numbers"], dtype=np.int64)
-    crystal = np.repeat(np.arange(len(atoms)), atoms)
-    np.add.at(fractions, (crystal, elements), 1 / np.repeat(atoms, atoms))
-    normal = fractions.T @ fractions + _RIDGE * np.eye(119)
-    return volume.mean() + np.linalg.solve(normal, fractions.T @ (volume - volume.mean()))
 
 
 class LeftOut:
@@ -188,7 +177,10 @@ def main() -> None:
     torch.manual_seed(a.seed)
     np.random.seed(a.seed)  # noqa: NPY002
     library = open_library(a.library)
-    volumes, left_out = log_volumes(library), LeftOut(library)
+    crystals = library.crystals.select(range(len(library)), dtype=torch.float64)
+    # ln Å3 per atom of each element, [119].
+    volumes = fit_cell_statistics(crystals, ridge=_RIDGE).log_volume.double().numpy()
+    left_out = LeftOut(library)
     order = np.random.default_rng(7).permutation(len(library))[: a.crystals].tolist()
     found = [lesson(left_out(index), index, volumes) for index in order]
     kept = [one for one in found[: a.kept] if one is not None]

@@ -125,16 +125,15 @@ def choose_crystals(
     total = candidates * (plain.steps + plain.final_refinement_steps) + refinement
     done = 0
 
-    def skeletons_of(places: Sequence[int], number: int) -> list[WeightedSkeleton]:
-        several = [skeletons[n] for n in places] if skeletons else []
-        return [one[number % len(one)] for one in several]
-
     def run(
-        places: Sequence[int], number: int, sampler: SamplerConfig, start: Start | None = None
+        places: Sequence[int],
+        number: int,
+        sampler: SamplerConfig,
+        several: Sequence[WeightedSkeleton] = (),
+        start: Start | None = None,
     ) -> list[Crystals]:
         """Sample crystals once; returns the steps if they are wanted, then the crystals."""
         steps: list[Crystals] = []
-        kept_symmetry = [one.skeleton for one in skeletons_of(places, number)]
 
         def after(_step: int, _steps: int, present: Crystals) -> None:
             nonlocal done
@@ -149,7 +148,7 @@ def choose_crystals(
             seeds=[candidate_seed(seeds[n], number) for n in places],
             sampler=sampler,
             start=start,
-            groups=SpaceGroups.of(kept_symmetry) if kept_symmetry and start is None else None,
+            groups=SpaceGroups.of([one.skeleton for one in several]) if several else None,
             on_step=after,
         )
         return [*steps, made.to(device="cpu")]
@@ -163,12 +162,13 @@ def choose_crystals(
         places = everyone if number < candidates else error.isinf().nonzero()[:, 0].tolist()
         if not places:
             break
-        made = run(places, number, plain)
+        several = [skeletons[n][number % len(skeletons[n])] for n in places] if skeletons else []
+        made = run(places, number, plain, several)
         valid = valid_crystals(made[-1]).nonzero()[:, 0]
         found = torch.full((len(places),), torch.inf)
         found[valid] = 0.0
         if choose and len(valid):
-            weights = [one.weight for one in skeletons_of(places, number)] or [math.nan]
+            weights = [one.weight for one in several] or [math.nan]
             said = model.scorer_error(
                 made[-1].select(valid),
                 seeds=[scoring_seed(seeds[places[n]]) for n in valid.tolist()],
@@ -179,7 +179,6 @@ def choose_crystals(
         better = found < error[places]
         kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
         error[places] = torch.where(better, found, error[places])
-        several = skeletons_of(places, number)
         for place, one, wanted in zip(places, several, better.tolist(), strict=False):
             if wanted or number == 0:
                 inside[place] = one

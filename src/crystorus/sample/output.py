@@ -297,7 +297,7 @@ class OutputFolder:
             self._written += 1
         if ready:
             frames = "".join(record.frame for record in ready)
-            lines = csv_text(list(ready[0].row), [record.row for record in ready])
+            lines = csv_text(COLUMNS, [record.row for record in ready])
             if self._written > len(ready):  # the header is there
                 lines = lines.partition("\n")[2]
             for name, text in ((CRYSTALS, frames), (TABLE, lines)):
@@ -310,8 +310,7 @@ class OutputFolder:
         """Rewrite the shared files with every finished crystal, gaps allowed."""
         records = [self.done[index] for index in sorted(self.done)]
         write_atomic(self.path / CRYSTALS, "".join(record.frame for record in records))
-        columns = list(records[0].row) if records else []
-        table = csv_text(columns, [record.row for record in records]) if records else ""
+        table = csv_text(COLUMNS, [record.row for record in records]) if records else ""
         write_atomic(self.path / TABLE, table)
 
     def _refuse_incomplete(self) -> None:
