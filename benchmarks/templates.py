@@ -186,7 +186,7 @@ def by_potential(
     levels = [level_of(c, a) for some in asked.values() for c in some]
     made = sample_all(model, starts, levels, sampler, noised=a.noised)
     began = time.process_time()
-    energies = ChgnetModel(use_cache=False).energies(split(Crystals.concat(made)))
+    energies = ChgnetModel().energies(split(Crystals.concat(made)))
     seconds = time.process_time() - began
     chosen, first = dict(zip(places, sampled, strict=True)), 0
     for n, some in asked.items():

@@ -8,7 +8,6 @@ from crystal_fidelity.frechet import (
     frechet_distance,
     kernel,
     kernel_distance,
-    size_curve,
 )
 
 ID = Identity("test net", "0" * 64, "none")
@@ -162,26 +161,3 @@ def test_foreign_and_hostile_feature_files_are_refused(tmp_path):
     for name in ("a.npz", "b.npz", "c.npz"):
         with pytest.raises(ValueError, match="not a feature file"):
             load_features(tmp_path / name)
-
-
-def test_size_curve_falls_towards_the_full_set():
-    generator = np.random.default_rng(11)
-    reference = features(generator.normal(size=(2000, 8)))
-    curve = size_curve(features(generator.normal(size=(1000, 8))), reference, [20, 100, 1000])
-    means = [mean for _, mean, _ in curve]
-    assert curve[0][2] > curve[1][2] > 0
-    assert np.isnan(curve[2][2])  # the whole set has no spread of subsets
-    assert means[0] > means[1] > means[2]
-    with pytest.raises(ValueError, match=r"give 2\.\.1000"):
-        size_curve(features(np.ones((1000, 8))), reference, [1, 5])
-
-
-def test_spread_of_subsets_is_that_of_fresh_samples():
-    generator = np.random.default_rng(12)
-    reference = features(generator.normal(size=(4000, 4)))
-    n = 300
-    fresh = [frechet_distance(generator.normal(size=(n, 4)), reference.features) for _ in range(60)]
-    pools = [features(generator.normal(size=(400, 4))) for _ in range(12)]
-    spreads = [size_curve(p, reference, [n], repeats=20, seed=i)[0][2] for i, p in enumerate(pools)]
-    ratio = np.sqrt(np.mean(np.square(spreads))) / np.std(fresh, ddof=1)
-    assert 0.6 < ratio < 1.6  # uncorrected: half

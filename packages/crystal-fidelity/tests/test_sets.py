@@ -23,12 +23,12 @@ from crystal_fidelity.compare import compare
 from crystal_fidelity.energies import above_hull
 from crystal_fidelity.matching import (
     MatcherSettings,
+    SunResult,
     kinds,
     match_rate,
     metre,
     novel,
     prototypes,
-    sun,
     unique,
 )
 from crystal_fidelity.options import Settings
@@ -36,7 +36,6 @@ from crystal_fidelity.structures import Crystal, ReadFailure, from_atoms, to_ato
 from crystal_fidelity.symmetry import (
     SpaceGroup,
     dataset,
-    primitive_cell,
     sites_of,
     space_group,
     space_group_distance,
@@ -175,13 +174,11 @@ def test_sun_computes_energies_above_the_hull_of_a_file(tmp_path):
 def test_sun_needs_all_three_and_unknown_energy_is_not_stable():
     made = [rutile(), moved(rutile(), 1), diamond(), perovskite(), zinc_blende()]
     energies = np.array([-0.01, -0.01, 0.0, np.nan, 0.05])
-    result = sun(made, [diamond()], energies)
+    result = SunResult(unique(made), novel(made, [diamond()]), energies)
     values = {s.name: s.value for s in result.scores()}
     assert values == pytest.approx(
         {"stable": 0.6, "S.U.N.": 0.2, "metastable": 0.8, "M.S.U.N.": 0.4}
     )
-    with pytest.raises(ValueError, match="4 hull energies for 5"):
-        sun(made, [diamond()], energies[:4])
 
 
 def test_metre_is_the_best_match_of_every_reference():
@@ -300,15 +297,6 @@ def test_the_conventional_cell_is_exactly_symmetric_and_the_same_crystal(symprec
         assert StructureMatcher().fit(to_pymatgen(cell), to_pymatgen(crystal))
         assert cell.frac_coords.min() >= 0
         assert cell.frac_coords.max() < 1
-
-
-def test_the_primitive_cell_of_a_supercell_has_its_atoms():
-    salt = rock_salt()
-    frac = np.concatenate([salt.frac_coords + np.array([i, 0, 0]) for i in range(3)]) / [3, 1, 1]
-    lattice = salt.lattice * np.array([[3.0], [1.0], [1.0]])
-    triple = Crystal(lattice, frac, np.tile(salt.atomic_numbers, 3))
-    assert len(primitive_cell(triple)) == 2
-    assert primitive_cell(salt) is salt
 
 
 def test_what_has_no_symmetry_is_p1_and_stays_as_it_is():

@@ -7,10 +7,10 @@ import pytest
 from prototypes import everything, rutile
 
 from crystal_fidelity.features import FeatureSet, Identity, feature_set
+from crystal_fidelity.frechet import frechet_distance
 from crystal_fidelity.structures import as_entries
 from crystal_fidelity.studies import (
     add_noise,
-    default_sizes,
     distribution_plots,
     distributions,
     extrapolated,
@@ -24,6 +24,10 @@ from crystal_fidelity.studies import (
 from crystal_fidelity.validity import structural_validity
 
 ID = Identity("toy", "0" * 64, "none")
+
+
+def features(rows):
+    return FeatureSet(rows, tuple(map(str, range(len(rows)))), ID)
 
 
 class Toy:
@@ -89,21 +93,41 @@ def markers(svg):
 
 def test_size_curve_falls_and_extrapolates_below_its_last_point():
     generator = np.random.default_rng(0)
-
-    def features(n):
-        rows = generator.normal(size=(n, 6))
-        return FeatureSet(rows, tuple(map(str, range(n))), ID)
-
-    points = size_study(features(1000), features(4000))
+    left, right = (features(generator.normal(size=(n, 6))) for n in (1000, 4000))
+    points = size_study(left, right)
     assert [p.n for p in points] == [64, 128, 256, 512, 1000]
     assert all(a.mean > b.mean for a, b in pairwise(points))
     assert abs(extrapolated(points)) < points[-1].mean
     assert "structures" in size_plot({"a": points}, "toy")
 
 
-def test_sizes_double_up_to_the_set():
-    assert default_sizes(300) == [64, 128, 256, 300]
-    assert default_sizes(63) == [7, 14, 28, 56, 63]
+def test_sizes_double_up_to_the_set_and_stay_within_it():
+    few = features(np.random.default_rng(0).normal(size=(63, 2)))
+    assert [p.n for p in size_study(few, few, repeats=1)] == [7, 14, 28, 56, 63]
+    with pytest.raises(ValueError, match=r"give 2\.\.63"):
+        size_study(few, few, [1, 5])
+
+
+def test_size_curve_falls_towards_the_full_set():
+    generator = np.random.default_rng(11)
+    reference = features(generator.normal(size=(2000, 8)))
+    curve = size_study(features(generator.normal(size=(1000, 8))), reference, [20, 100, 1000])
+    assert curve[0].spread > curve[1].spread > 0
+    assert np.isnan(curve[2].spread)  # the whole set has no spread of subsets
+    assert curve[0].mean > curve[1].mean > curve[2].mean
+
+
+def test_spread_of_subsets_is_that_of_fresh_samples():
+    generator = np.random.default_rng(12)
+    reference = features(generator.normal(size=(4000, 4)))
+    n = 300
+    fresh = [frechet_distance(generator.normal(size=(n, 4)), reference.features) for _ in range(60)]
+    pools = [features(generator.normal(size=(400, 4))) for _ in range(12)]
+    spreads = [
+        size_study(p, reference, [n], repeats=20, seed=i)[0].spread for i, p in enumerate(pools)
+    ]
+    ratio = np.sqrt(np.mean(np.square(spreads))) / np.std(fresh, ddof=1)
+    assert 0.6 < ratio < 1.6  # uncorrected: half
 
 
 def test_level_is_the_last_number_of_the_name():

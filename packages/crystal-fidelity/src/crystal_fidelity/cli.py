@@ -19,6 +19,7 @@ from crystal_fidelity.options import FeaturizerName, MatchSettings, Settings
 from crystal_fidelity.workers import cores
 
 if TYPE_CHECKING:
+    from crystal_fidelity.compare import Comparison
     from crystal_fidelity.structures import Entry
 
 app = make_app(
@@ -76,10 +77,8 @@ def compare(
         reference: The same formats.
         published: Print what others have published of these metrics beside it, with the source.
     """
-    from crystal_fidelity.compare import compare as compare_sets
     from crystal_fidelity.report import (
         FIELDS,
-        print_scores,
         published_figures,
         published_table,
         structure_rows,
@@ -89,18 +88,14 @@ def compare(
 
     _check_writable(json, html)
     settings = replace(options, workers=workers)
-    with _stages() as stage:
-        sides = _read({"generated": generated, "reference": reference}, workers, stage)
-        left, right = (entries for _, entries in sides.values())
-        result = compare_sets(left, right, settings, stage)
-    print_scores(result.scores, title=f"{generated} against {reference}")
+    (left, _), result, about = _compared(generated, reference, settings)
     if published:
         _echo(published_table(result.scores, generated.name))
     if html:
-        facts = {side: _fact(path, entries) for side, (path, entries) in sides.items()}
-        write_html(html, f"{generated.name} against {reference.name}", left, result, facts)
+        title = f"{generated.name} against {reference.name}"
+        write_html(html, title, left, result, {k: _fact(v) for k, v in about["files"].items()})
     if json:
-        record = _provenance(sides) | {
+        record = about | {
             "settings": asdict(settings),
             "scores": [score.as_dict() for score in result.scores],
             "not_computed": result.not_computed,
@@ -128,8 +123,7 @@ def validity(generated: Path, /, *, workers: Workers = CORES, json: Json = None)
 
     _check_writable(json)
     with _stages() as stage:
-        sides = _read({"generated": generated}, workers, stage)
-        entries = sides["generated"][1]
+        entries = _read("generated", generated, workers, stage)
         stage("validity")
         result = structural_validity(entries)
     print_scores(result.scores(), title=str(generated))
@@ -137,7 +131,7 @@ def validity(generated: Path, /, *, workers: Workers = CORES, json: Json = None)
     _name_some("invalid", invalid)
     if json:
         rows = zip(entries, result.reasons, result.min_distance, strict=True)
-        record = _provenance(sides) | {
+        record = _provenance(generated=(generated, entries)) | {
             "scores": [score.as_dict() for score in result.scores()],
             "structures": [
                 {"name": e.name, "valid": not r, "reason": r, "min_distance_angstrom": float(d)}
@@ -164,19 +158,14 @@ def match(
         generated: CIF, POSCAR, extxyz, CSV, an ASE database, or a folder of them.
         reference: The same formats.
     """
-    from crystal_fidelity.compare import compare as compare_sets
-    from crystal_fidelity.report import print_scores, write_json
+    from crystal_fidelity.report import write_json
 
     _check_writable(json)
     settings = Settings(**asdict(replace(options, workers=workers)), metrics=("match",))
-    with _stages() as stage:
-        sides = _read({"generated": generated, "reference": reference}, workers, stage)
-        left, right = (entries for _, entries in sides.values())
-        result = compare_sets(left, right, settings, stage)
-    print_scores(result.scores, title=f"{generated} against {reference}")
+    (_, right), result, about = _compared(generated, reference, settings)
     if json and result.match:
         pairs = zip(right, result.match.outcomes, result.match.chosen, strict=True)
-        record = _provenance(sides) | {
+        record = about | {
             "scores": [score.as_dict() for score in result.scores],
             "pairs": [{"reference": e.name, **asdict(o), "candidate": k} for e, o, k in pairs],
         }
@@ -207,7 +196,7 @@ def features(
         raise ValueError(f"{out}: features are written to .npz")
     _check_writable(out)
     with _stages() as stage:
-        ((_, entries),) = _read({"given": structures}, workers, stage).values()
+        entries = _read("given", structures, workers, stage)
         network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stage)
         found = network.features(entries)
     save_features(out, found)
@@ -428,8 +417,6 @@ def distributions(
 
 # What the commands share
 
-Sides = dict[str, tuple[Path, "list[Entry]"]]
-
 
 @contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
@@ -443,22 +430,35 @@ def _stages() -> Iterator[Callable[[str], None]]:
         yield lambda stage: progress.update(task, description=stage)
 
 
-def _read(files: Mapping[str, Path], workers: int, stage: Callable[[str], None]) -> Sides:
-    """Read each side of a comparison, and name what could not be read."""
+def _read(side: str, path: Path, workers: int, stage: Callable[[str], None]) -> "list[Entry]":
+    """Read one side of a comparison, and name what could not be read."""
     from crystal_fidelity.reading import read_structures
     from crystal_fidelity.report import failure_lines
 
-    sides: Sides = {}
-    for side, path in files.items():
-        stage(f"reading {side} structures from {path}")
-        sides[side] = path, read_structures(path, workers=workers)
-    for side, (_, entries) in sides.items():
-        if lines := failure_lines(entries, side):
-            log("warning", "\n".join(lines))
-    return sides
+    stage(f"reading {side} structures from {path}")
+    entries = read_structures(path, workers=workers)
+    if lines := failure_lines(entries, side):
+        log("warning", "\n".join(lines))
+    return entries
 
 
-def _provenance(sides: Sides) -> dict[str, object]:
+def _compared(
+    generated: Path, reference: Path, settings: Settings
+) -> "tuple[tuple[list[Entry], list[Entry]], Comparison, dict[str, Any]]":
+    """Read both sides, compare them and print the scores; return also where they are from."""
+    from crystal_fidelity.compare import compare as compare_sets
+    from crystal_fidelity.report import print_scores
+
+    with _stages() as stage:
+        left = _read("generated", generated, settings.workers, stage)
+        right = _read("reference", reference, settings.workers, stage)
+        result = compare_sets(left, right, settings, stage)
+    print_scores(result.scores, title=f"{generated} against {reference}")
+    about = _provenance(generated=(generated, left), reference=(reference, right))
+    return (left, right), result, about
+
+
+def _provenance(**sides: "tuple[Path, list[Entry]]") -> dict[str, Any]:
     from crystal_fidelity.files import file_digest
     from crystal_fidelity.structures import ReadFailure
 
@@ -474,13 +474,10 @@ def _provenance(sides: Sides) -> dict[str, object]:
     return {"crystal_fidelity": __version__, "files": files}
 
 
-def _fact(path: Path, entries: "list[Entry]") -> str:
-    from crystal_fidelity.files import file_digest
-    from crystal_fidelity.structures import ReadFailure
-
-    unread = sum(isinstance(entry, ReadFailure) for entry in entries)
-    text = f"{path.name}: {len(entries)} structures, {unread} unreadable"
-    return f"{text}, SHA-256 {file_digest(path)[:16]}…" if path.is_file() else text
+def _fact(file: Mapping[str, Any]) -> str:
+    text = f"{Path(file['path']).name}: {file['structures']} structures, "
+    text += f"{len(file['unreadable'])} unreadable"
+    return f"{text}, SHA-256 {file['sha256'][:16]}…" if file["sha256"] else text
 
 
 def _check_writable(*paths: Path | None) -> None:

@@ -21,20 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from crystal_fidelity.features import (
-    Identity,
-    Limits,
-    RowCache,
-    default_cache,
-    screened_rows,
-)
+from crystal_fidelity.features import CachedRows, Identity, Limits
 from crystal_fidelity.scores import Progress, Score, rate_score, silent
-from crystal_fidelity.structures import (
-    MAX_ATOMIC_NUMBER,
-    Crystal,
-    element_symbol,
-    to_pymatgen,
-)
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER, Crystal, element_symbol, to_pymatgen
 from crystal_fidelity.workers import map_in_order
 
 SHIPPED = "cdvae_scale.json"
@@ -265,15 +254,20 @@ def fingerprints(
         ) from error
     digest = hashlib.sha256(version.encode()).hexdigest()
     identity = Identity(f"CrystalNN ops + Magpie as is, matminer {version}", digest, "none")
-    store = RowCache(cache_folder or default_cache(), identity, WIDTH)
 
     def compute(crystals: Sequence[Crystal]) -> NDArray[np.float32]:
         return np.array(list(map_in_order(fingerprint, crystals, workers)), dtype=np.float32)
 
-    rows, _, _ = screened_rows(
-        structures, store, compute, LIMITS, batch=BATCH * workers, on_progress=on_progress
+    rows = CachedRows(
+        cache_folder,
+        identity,
+        WIDTH,
+        compute,
+        LIMITS,
+        batch=BATCH * workers,
+        on_progress=on_progress,
     )
-    return rows
+    return rows(structures)[0]
 
 
 def fingerprint(crystal: Crystal) -> Array:

@@ -69,10 +69,11 @@ def frechet_distance(left: Array, right: Array) -> float:
     """
     if np.shape(left)[-1] != np.shape(right)[-1]:
         raise ValueError(f"features of {np.shape(left)[-1]} and {np.shape(right)[-1]} dimensions")
-    return _distance(gaussian(left), gaussian(right))
+    return gaussian_distance(gaussian(left), gaussian(right))
 
 
-def _distance(left: Gaussian, right: Gaussian) -> float:
+def gaussian_distance(left: Gaussian, right: Gaussian) -> float:
+    """Return the squared Fréchet distance of two Gaussians."""
     cross = np.linalg.svd(left.root @ right.root, compute_uv=False).sum()
     shift = left.mean - right.mean
     return float(shift @ shift + np.trace(left.covariance) + np.trace(right.covariance) - 2 * cross)
@@ -312,46 +313,3 @@ def frechet_error(left: Array, right: Array, seed: int = 0) -> float | None:
     """Return the standard error of the distance of two (n, d) sets, see `scores.part_error`."""
     target = gaussian(right)
     return part_error(len(left), lambda k: _rough_distance(gaussian(left[k]), target), seed=seed)
-
-
-def size_curve(
-    generated: FeatureSet,
-    reference: FeatureSet,
-    sizes: list[int],
-    *,
-    repeats: int = 5,
-    seed: int = 0,
-) -> list[tuple[int, float, float]]:
-    """Return (n, mean, standard deviation) of the distance of random subsets of size n (Fig. 4).
-
-    Subsets of a set of N overlap, which narrows their spread by √(1 − n/N); the deviation is
-    freed of that, and NaN for the whole set, of which there is only one.
-
-    Args:
-        generated: Features to take subsets of.
-        reference: Features by the same network.
-        sizes: The n.
-        repeats: Random subsets of each size.
-        seed: Of the subsets.
-
-    Raises:
-        ValueError: A size is below 2 or above the set.
-    """
-    require_same(generated.identity, reference.identity)
-    if min(sizes) < 2 or max(sizes) > len(generated):
-        raise ValueError(f"sizes {min(sizes)}..{max(sizes)}: give 2..{len(generated)}")
-    generator = np.random.default_rng(seed)
-    target = gaussian(reference.features)
-    curve = []
-    for n in sizes:
-        values = [
-            _distance(
-                gaussian(generated.features[generator.permutation(len(generated))[:n]]), target
-            )
-            for _ in range(repeats)
-        ]
-        free = 1 - n / len(generated)
-        known = free > 0 and repeats > 1
-        spread = float(np.std(values, ddof=1) / np.sqrt(free)) if known else float("nan")
-        curve.append((n, float(np.mean(values)), spread))
-    return curve

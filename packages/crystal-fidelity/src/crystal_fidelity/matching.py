@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,7 +73,7 @@ WRONG_VOLUME = 0.05
 """Relative error from which a matched structure's volume is called wrong."""
 METASTABLE = 0.1
 """eV/atom above the hull."""
-Job = tuple[Crystal, Crystal, MatcherSettings, float | None]
+Job = tuple[Entry, Entry, MatcherSettings, float | None]
 Alike = Literal["structure", "prototype"]
 """What two crystals share: the structure with its elements, or with others in their places."""
 KindsJob = tuple[list[Crystal], MatcherSettings, Alike]
@@ -325,7 +326,13 @@ def match_rate_best_of(
             f"{len(truth)} reference structures against candidate sets of {sorted(lengths)}; "
             "each set needs one structure per reference, and at least one"
         )
-    runs = [_match_pairs(group, truth, settings, workers, timeout_s) for group in sets]
+    jobs = (
+        (made, real, settings, timeout_s)
+        for group in sets
+        for made, real in zip(group, truth, strict=True)
+    )
+    outcomes = map_in_order(match_one, jobs, workers)
+    runs = tuple(tuple(islice(outcomes, len(truth))) for _ in sets)
     invalid = np.array([~structural_validity(group).valid for group in sets])
     base = None
     if baseline:
@@ -334,7 +341,7 @@ def match_rate_best_of(
         base = match_rate_best_of(
             random_sets, truth, settings=settings, workers=workers, timeout_s=timeout_s
         )
-    return MatchResult(tuple(map(tuple, runs)), invalid, settings, baseline=base)
+    return MatchResult(runs, invalid, settings, baseline=base)
 
 
 def valid_pairs(
@@ -398,37 +405,6 @@ def peer_validity(entries: Sequence[Entry]) -> NDArray[np.bool_]:
     return structural_validity(entries, contacts="pairs-only").valid & composition_validity(entries)
 
 
-def _match_pairs(
-    generated: Sequence[Entry],
-    reference: Sequence[Entry],
-    settings: MatcherSettings,
-    workers: int,
-    timeout_s: float | None,
-) -> list[PairOutcome]:
-    outcomes: list[PairOutcome | None] = []
-    jobs = []
-    for left, right in zip(generated, reference, strict=True):
-        verdict = _prefilter(left, right, settings, timeout_s)
-        outcomes.append(verdict if isinstance(verdict, PairOutcome) else None)
-        if not isinstance(verdict, PairOutcome):
-            jobs.append(verdict)
-    found = iter(map_in_order(match_one, jobs, workers))
-    return [outcome if outcome is not None else next(found) for outcome in outcomes]
-
-
-def _prefilter(
-    left: Entry, right: Entry, settings: MatcherSettings, timeout_s: float | None
-) -> PairOutcome | Job:
-    """Decide what needs no matcher; exact, as a match keeps the reduced composition."""
-    if isinstance(left, ReadFailure):
-        return PairOutcome("failed", reason=f"unreadable: {left.reason}")
-    if isinstance(right, ReadFailure):
-        return PairOutcome("failed", reason=f"reference unreadable: {right.reason}")
-    if left.formula != right.formula:
-        return PairOutcome("composition", reason="compositions differ")
-    return unsearchable(left) or unsearchable(right) or (left, right, settings, timeout_s)
-
-
 def unsearchable(crystal: Crystal) -> PairOutcome | None:
     """Say why StructureMatcher is not asked: in a degenerate cell it would take all memory.
 
@@ -454,8 +430,16 @@ def _points_searched(lattice: NDArray[np.float64]) -> float:
 
 
 def match_one(job: Job) -> PairOutcome:
-    """Run StructureMatcher on one pair of equal composition."""
+    """Run StructureMatcher on one pair, if its compositions are equal: a match keeps them."""
     left, right, settings, timeout_s = job
+    if isinstance(left, ReadFailure):
+        return PairOutcome("failed", reason=f"unreadable: {left.reason}")
+    if isinstance(right, ReadFailure):
+        return PairOutcome("failed", reason=f"reference unreadable: {right.reason}")
+    if left.formula != right.formula:
+        return PairOutcome("composition", reason="compositions differ")
+    if (unasked := unsearchable(left) or unsearchable(right)) is not None:
+        return unasked
     matcher = settings.matcher()
     try:
         with _time_limit(timeout_s):
@@ -595,22 +579,16 @@ def metre(
             by_formula[entry.formula].append((place % candidates, entry))
     jobs: list[Job] = []
     owners: list[tuple[int, int]] = []
-    failed = 0
     for index, target in enumerate(real):
-        if not isinstance(target, Crystal):
-            continue
-        for turn, candidate in by_formula[target.formula]:
-            if unsearchable(candidate) or unsearchable(target):
-                failed += 1
-                continue
+        for turn, candidate in by_formula[target.formula] if isinstance(target, Crystal) else ():
             jobs.append((candidate, target, settings, None))
             owners.append((turn, index))
-    pairs = len(jobs) + failed
+    failed = 0
     best = np.full((candidates, len(real)), np.nan)
     for owner, outcome in zip(owners, map_in_order(match_one, jobs, workers), strict=True):
         best[owner] = np.fmin(best[owner], outcome.rms)
-        failed += outcome.status == "failed"
-    return MetreResult(best, pairs, failed, len(made), settings)
+        failed += outcome.status in ("failed", "undecided")
+    return MetreResult(best, len(jobs), failed, len(made), settings)
 
 
 # Structures that are the same: uniqueness, novelty, prototypes, S.U.N.
@@ -865,36 +843,6 @@ class SunResult:
             sun = float((stable & self.unique & self.novel).mean())
             rows.append(rate_score(name, sun, n, what + "; unique and novel"))
         return rows
-
-
-def sun(
-    structures: Sequence[object],
-    known: Sequence[object],
-    above_hull: NDArray[np.float64],
-    *,
-    workers: int = 1,
-) -> SunResult:
-    """Combine stability, uniqueness and novelty.
-
-    Args:
-        structures: Generated structures.
-        known: What novelty is judged against.
-        above_hull: (structures,), eV/atom, NaN where unknown.
-        workers: Processes.
-
-    Returns:
-        Masks over all generated structures.
-
-    Raises:
-        ValueError: The energies do not fit the structures, or a set is empty.
-    """
-    if len(above_hull) != len(structures):
-        raise ValueError(f"{len(above_hull)} hull energies for {len(structures)} structures")
-    return SunResult(
-        unique(structures, workers=workers),
-        novel(structures, known, workers=workers),
-        np.asarray(above_hull, dtype=np.float64),
-    )
 
 
 def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME_PHASE) -> Score:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import EnergyModel, References, formation_energies
-from crystal_fidelity.features import FeatureSet, Featurizer
+from crystal_fidelity.features import FeatureSet, Featurizer, require_same
 from crystal_fidelity.frechet import (
     frechet_distance,
     frechet_error,
+    gaussian,
+    gaussian_distance,
     kernel_distance,
-    size_curve,
 )
 from crystal_fidelity.plots import Curve, curves, histogram
 from crystal_fidelity.scores import Progress, silent
@@ -157,14 +158,9 @@ class SizePoint:
 
     n: int
     mean: float
+    """Over the random subsets."""
     spread: float
-
-
-def default_sizes(n: int) -> list[int]:
-    """Return sizes that double up to n, from 64, or from n / 8 if n is small."""
-    first = 64 if n >= 256 else max(2, n // 8)
-    sizes = [first * 2**k for k in range(20) if first * 2**k < n]
-    return [*sizes, n]
+    """Standard deviation of the distance of one subset."""
 
 
 def size_study(
@@ -177,19 +173,37 @@ def size_study(
 ) -> list[SizePoint]:
     """Return the distance of random subsets against their size (Fig. 4).
 
+    Subsets of a set of N overlap, which narrows their spread by √(1 − n/N); the deviation is
+    freed of that, and NaN for the whole set, of which there is only one.
+
     Args:
         generated: Features to take subsets of.
         reference: Features by the same network.
-        sizes: The n; `default_sizes` without.
+        sizes: The n; without, they double up to the set from 64, or from N / 8 if N is small.
         repeats: Random subsets of each size.
         seed: Of the subsets.
 
     Raises:
-        ValueError: A size does not fit, or the features are of two networks.
+        ValueError: A size is below 2 or above the set, or the features are of two networks.
     """
-    chosen = list(sizes) if sizes else default_sizes(len(generated))
-    curve = size_curve(generated, reference, chosen, repeats=repeats, seed=seed)
-    return [SizePoint(*point) for point in curve]
+    require_same(generated.identity, reference.identity)
+    whole = len(generated)
+    if not sizes:
+        first = 64 if whole >= 256 else max(2, whole // 8)
+        sizes = [*(first * 2**k for k in range(20) if first * 2**k < whole), whole]
+    if min(sizes) < 2 or max(sizes) > whole:
+        raise ValueError(f"sizes {min(sizes)}..{max(sizes)}: give 2..{whole}")
+    generator = np.random.default_rng(seed)
+    target = gaussian(reference.features)
+    points = []
+    for n in sizes:
+        parts = [generated.features[generator.permutation(whole)[:n]] for _ in range(repeats)]
+        values = [gaussian_distance(gaussian(part), target) for part in parts]
+        free = 1 - n / whole
+        known = free > 0 and repeats > 1
+        spread = float(np.std(values, ddof=1) / np.sqrt(free)) if known else float("nan")
+        points.append(SizePoint(n, float(np.mean(values)), spread))
+    return points
 
 
 def extrapolated(points: Sequence[SizePoint], largest: int = 4) -> float:

@@ -90,22 +90,6 @@ def sites_of(data: "moyopy.MoyoDataset | None") -> list[str]:
     return [f"{round(count / cells)}{letter}" for (_, letter), count in several]
 
 
-def primitive_cell(crystal: Crystal, symprec: float = SYMPREC) -> Crystal:
-    """Return the standard primitive cell, or the crystal itself if it has none with fewer atoms.
-
-    Args:
-        crystal: Any crystal, valid or not.
-        symprec: Tolerance in Å, above 0.
-
-    Raises:
-        ValueError: The tolerance is no positive number.
-    """
-    data = dataset(crystal, symprec)
-    if data is None or len(data.prim_std_cell.numbers) == len(crystal):
-        return crystal
-    return cell_of(data.prim_std_cell, crystal.name)
-
-
 def cell_of(cell: "moyopy.Cell", name: str = "") -> Crystal:
     """Return a cell of moyo as a crystal, coordinates in [0, 1)."""
     frac = np.array(cell.positions)

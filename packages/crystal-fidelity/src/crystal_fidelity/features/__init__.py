@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -157,110 +158,90 @@ def default_cache() -> Path:
     return Path(base) / "crystal-fidelity"
 
 
-class RowCache:
-    """Rows of numbers by content digest of the structure, in one .npz per identity.
-
-    Args:
-        folder: Where it lies; None keeps rows in memory only.
-        identity: What makes the rows.
-        width: Numbers in a row.
-    """
-
-    def __init__(self, folder: Path | None, identity: Identity, width: int) -> None:
-        self._path = folder / f"{_slug(identity)}.npz" if folder else None
-        self.width = width
-        self._rows: dict[str, NDArray[np.float32]] = {}
-        self._unsaved = 0
-        if self._path and self._path.exists():
-            self._rows = self._load(self._path)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
-
-    def get(self, key: str) -> NDArray[np.float32]:
-        """Return the row of a digest."""
-        return self._rows[key]
-
-    def put(self, key: str, row: NDArray[np.float32]) -> None:
-        """Keep a row; it reaches the disk with the next flush."""
-        self._rows[key] = row
-        self._unsaved += 1
-        if self._unsaved >= FLUSH_EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the cache, atomically, if something changed."""
-        if self._path is None or self._unsaved == 0:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = np.array(list(self._rows.values()), dtype=np.float32)
-        with atomic_path(self._path) as target, target.open("wb") as file:
-            np.savez(file, digests=np.array(list(self._rows), dtype="S64"), rows=rows)
-        self._unsaved = 0
-
-    def _load(self, path: Path) -> dict[str, NDArray[np.float32]]:
-        """A cache that cannot be read is rebuilt, as it holds nothing that cannot be recomputed."""
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                digests, rows = content["digests"], content["rows"]
-        except _TORN:
-            return {}
-        if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) != len(digests):
-            return {}
-        return {key.decode(): row for key, row in zip(digests.tolist(), rows, strict=True)}
-
-
-def _slug(identity: Identity) -> str:
-    text = f"{identity.name}-{identity.graph}-{identity.weights_sha256[:16]}"
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
-
-
-def screened_rows(
-    structures: Sequence[object],
-    cache: RowCache,
-    compute: Callable[[Sequence[Crystal]], NDArray[np.float32]],
-    limits: "Limits",
-    *,
-    batch: int,
-    on_progress: Progress = silent,
-) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Return a row per structure, computing only what the cache has not.
+class CachedRows:
+    """A row of numbers per structure, computed once per content and kept in one .npz per identity.
 
     What has a row in the cache was inside the limits when it was computed and is not screened
-    again. New structures are computed in batches of similar size, each content once.
+    again. New structures are computed in batches of similar size.
 
     Args:
-        structures: Crystals, read failures, pymatgen structures or ASE atoms.
-        cache: Rows by content, of one width.
+        folder: Where the cache lies; None is the default folder.
+        identity: What makes the rows.
+        width: Numbers in a row.
         compute: Gives (crystals, width) rows, NaN where it cannot.
         limits: Domain of the network.
         batch: Crystals computed at once.
         on_progress: Called with what is being done.
-
-    Returns:
-        (structures, width) rows, NaN for failures; the reason of each structure outside the limits,
-        empty for the others; the names of all.
     """
-    entries = as_entries(structures)
-    keys = [digest(e) if isinstance(e, Crystal) else "" for e in entries]
-    new = [i for i, key in enumerate(keys) if not key or key not in cache]
-    reasons = [""] * len(entries)
-    for i, reason in zip(new, screen([entries[i] for i in new], limits), strict=True):
-        reasons[i] = reason
-    missing = {keys[i]: entries[i] for i in new if not reasons[i]}
-    todo = sorted(missing.items(), key=lambda item: len(item[1]))  # type: ignore[arg-type]
-    for start in range(0, len(todo), batch):
-        chunk = todo[start : start + batch]
-        on_progress(f"features: {start} of {len(todo)}")
-        rows = compute([crystal for _, crystal in chunk])  # type: ignore[misc]
-        for (key, _), row in zip(chunk, rows, strict=True):
-            cache.put(key, row)
-    cache.flush()
-    found = np.full((len(entries), cache.width), np.nan)
-    for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
-        if not reason:
-            found[i] = cache.get(key)
-    return found, reasons, [entry.name for entry in entries]
+
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Identity,
+        width: int,
+        compute: Callable[[Sequence[Crystal]], NDArray[np.float32]],
+        limits: "Limits",
+        *,
+        batch: int,
+        on_progress: Progress = silent,
+    ) -> None:
+        text = f"{identity.name}-{identity.graph}-{identity.weights_sha256[:16]}"
+        slug = "".join(c if c.isalnum() or c in "-." else "_" for c in text)
+        self._path = (folder or default_cache()) / f"{slug}.npz"
+        self._width, self._compute, self._limits = width, compute, limits
+        self._batch, self._on_progress = batch, on_progress
+        self._rows: dict[str, NDArray[np.float32]] = {}
+        # A cache that cannot be read is rebuilt: it holds nothing that cannot be computed again.
+        if self._path.exists():
+            with suppress(*_TORN), np.load(self._path, allow_pickle=False) as content:
+                digests, rows = content["digests"], content["rows"]
+                if rows.ndim == 2 and rows.shape[1] == width and len(rows) == len(digests):
+                    keys = [key.decode() for key in digests.tolist()]
+                    self._rows = dict(zip(keys, rows, strict=True))
+
+    def __call__(
+        self, structures: Sequence[object]
+    ) -> tuple[NDArray[np.float64], list[str], list[str]]:
+        """Return the rows of structures, computing only what the cache has not.
+
+        Args:
+            structures: Crystals, read failures, pymatgen structures or ASE atoms.
+
+        Returns:
+            (structures, width) rows, NaN for failures; the reason of each structure outside the
+            limits, empty for the others; the names of all.
+        """
+        entries = as_entries(structures)
+        keys = [digest(e) if isinstance(e, Crystal) else "" for e in entries]
+        new = [i for i, key in enumerate(keys) if not key or key not in self._rows]
+        reasons = [""] * len(entries)
+        for i, reason in zip(new, screen([entries[i] for i in new], self._limits), strict=True):
+            reasons[i] = reason
+        missing = {keys[i]: entries[i] for i in new if not reasons[i]}
+        todo = sorted(missing.items(), key=lambda item: len(item[1]))  # type: ignore[arg-type]
+        unsaved = 0
+        for start in range(0, len(todo), self._batch):
+            chunk = dict(todo[start : start + self._batch])
+            self._on_progress(f"features: {start} of {len(todo)}")
+            rows = self._compute(list(chunk.values()))  # type: ignore[arg-type]
+            self._rows |= zip(chunk, rows, strict=True)
+            unsaved += len(chunk)
+            if unsaved >= FLUSH_EVERY:
+                self._save()
+                unsaved = 0
+        if unsaved:
+            self._save()
+        found = np.full((len(entries), self._width), np.nan)
+        for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
+            if not reason:
+                found[i] = self._rows[key]
+        return found, reasons, [entry.name for entry in entries]
+
+    def _save(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = np.array(list(self._rows.values()), dtype=np.float32)
+        with atomic_path(self._path) as target, target.open("wb") as file:
+            np.savez(file, digests=np.array(list(self._rows), dtype="S64"), rows=rows)
 
 
 # What a network must not be asked: it would answer nonsense, or ask for 14 GB

@@ -29,15 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crystal_fidelity.download import fetch
-from crystal_fidelity.features import (
-    FeatureSet,
-    Identity,
-    Limits,
-    RowCache,
-    default_cache,
-    feature_set,
-    screened_rows,
-)
+from crystal_fidelity.features import CachedRows, FeatureSet, Identity, Limits, feature_set
 from crystal_fidelity.files import atomic_path, file_digest
 from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import Crystal
@@ -358,7 +350,6 @@ class AlignnFeaturizer:
         mode: "official" reproduces the published graphs, which rounding can change;
             "tie-tolerant" does not depend on orientation or cell.
         cache: Folder of cached rows; None is the default folder.
-        use_cache: Whether to keep rows on disk.
         on_progress: Called with what is being done.
     """
 
@@ -368,7 +359,6 @@ class AlignnFeaturizer:
         mode: GraphMode = "official",
         cache: Path | None = None,
         *,
-        use_cache: bool = True,
         on_progress: Progress = silent,
     ) -> None:
         self.dimension = HIDDEN
@@ -378,20 +368,19 @@ class AlignnFeaturizer:
         self._network.eval()
         self._mode: GraphMode = mode
         self.identity = Identity("ALIGNN", tensors_digest(tensors), f"{mode} graph")
-        folder = (cache or default_cache()) if use_cache else None
-        self._cache = RowCache(folder, self.identity, HIDDEN)
-        self._on_progress = on_progress
-
-    def features(self, structures: Sequence[object]) -> FeatureSet:
-        """Return latents per structure, those outside ALIGNN's domain named as failures."""
-        rows, reasons, names = screened_rows(
-            structures,
-            self._cache,
+        self._rows = CachedRows(
+            cache,
+            self.identity,
+            HIDDEN,
             self._compute,
             LIMITS,
             batch=BATCH,
-            on_progress=self._on_progress,
+            on_progress=on_progress,
         )
+
+    def features(self, structures: Sequence[object]) -> FeatureSet:
+        """Return latents per structure, those outside ALIGNN's domain named as failures."""
+        rows, reasons, names = self._rows(structures)
         return feature_set(rows, names, reasons, self.identity)
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:

@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.features import (
-    FeatureSet,
-    Identity,
-    Limits,
-    RowCache,
-    default_cache,
-    feature_set,
-    screened_rows,
-)
+from crystal_fidelity.features import CachedRows, FeatureSet, Identity, Limits, feature_set
 from crystal_fidelity.files import file_digest
 from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import Crystal, to_pymatgen
@@ -38,7 +30,6 @@ class ChgnetModel:
 
     Args:
         cache: Folder of cached rows; None is the default folder.
-        use_cache: Whether to keep rows on disk.
         on_progress: Called with what is being done.
 
     Raises:
@@ -47,18 +38,18 @@ class ChgnetModel:
     Source: Deng et al. 2023, doi:10.1038/s42256-023-00716-3
     """
 
-    def __init__(
-        self,
-        cache: Path | None = None,
-        *,
-        use_cache: bool = True,
-        on_progress: Progress = silent,
-    ) -> None:
-        folder = (cache or default_cache()) if use_cache else None
+    def __init__(self, cache: Path | None = None, *, on_progress: Progress = silent) -> None:
         self.identity = Identity(f"CHGNet {VERSION} crystal_fea/atom", _weights_digest(), "6 Å")
-        self._cache = RowCache(folder, self.identity, WIDTH + 1)
-        self._on_progress = on_progress
         self.dimension = WIDTH
+        self._rows = CachedRows(
+            cache,
+            self.identity,
+            WIDTH + 1,
+            self._compute,
+            LIMITS,
+            batch=BATCH,
+            on_progress=on_progress,
+        )
         self._network: Any = None
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
@@ -69,18 +60,6 @@ class ChgnetModel:
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
         """Return total energies in eV/atom (no elemental references), NaN for failures."""
         return self._rows(structures)[0][:, WIDTH]
-
-    def _rows(
-        self, structures: Sequence[object]
-    ) -> tuple[NDArray[np.float64], list[str], list[str]]:
-        return screened_rows(
-            structures,
-            self._cache,
-            self._compute,
-            LIMITS,
-            batch=BATCH,
-            on_progress=self._on_progress,
-        )
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:
         import torch
