@@ -97,25 +97,39 @@ def show_summary(rows: Sequence[Mapping[str, str]], *, made: int, seconds: float
     """
     if not sys.stdout.isatty():
         valid = sum(row["valid"] == "True" for row in rows)
-        echo(f"{len(rows)} crystals, {valid} valid, {made} made in {seconds:.1f} s")
+        distinct = sum(not row.get("same_as") for row in rows)
+        echo(
+            f"{len(rows)} crystals, {valid} valid, {distinct} distinct, {made} made in "
+            f"{seconds:.1f} s"
+        )
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("formula", "units", "atoms", "crystals", "valid", "density", "space groups"):
+    for name in (
+        "formula",
+        "units",
+        "atoms",
+        "crystals",
+        "valid",
+        "distinct",
+        "density",
+        "space groups",
+    ):
         table.add_column(name, justify="left" if name in ("formula", "space groups") else "right")
     groups: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["formula"], row["formula_units"], row["n_atoms"]), []).append(row)
     for key, members in list(groups.items())[:30]:
         valid = sum(row["valid"] == "True" for row in members)
+        distinct = sum(not row.get("same_as") for row in members)
         densities = [float(row["density"]) for row in members if row["density"]]
         spread = f"{min(densities):.2f}–{max(densities):.2f}" if densities else ""
         symbols = Counter(row["space_group"] for row in members if row["space_group"])
         named = ", ".join(s if n == 1 else f"{s} ×{n}" for s, n in symbols.most_common(3))
         more = f" +{len(symbols) - 3}" if len(symbols) > 3 else ""
-        table.add_row(*key, str(len(members)), str(valid), spread, named + more)
+        table.add_row(*key, *map(str, (len(members), valid, distinct)), spread, named + more)
     console = Console(markup=False)
     console.print(table)
     if len(groups) > 30:

@@ -18,7 +18,7 @@ import ase.io
 import pytest
 import torch
 from fake_model import FakeModel
-from prototypes import rocksalt
+from prototypes import cscl, rocksalt
 
 from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
@@ -293,6 +293,25 @@ def test_a_folder_of_an_earlier_version_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(OutputError, match=r"another version.*other columns.*--overwrite"):
         run(tmp_path / "out")
     assert run(tmp_path / "out", overwrite=True)[1] == 12
+
+
+def test_repeats_within_a_run_are_named_when_it_is_finished(tmp_path):
+    salt = rocksalt().to(dtype=torch.float32)
+    shifted = replace(salt, frac_coords=salt.frac_coords + 0.2)
+    corners = replace(cscl().to(dtype=torch.float32), atomic_numbers=salt.atomic_numbers)
+    broken = replace(salt, lattice=torch.full((1, 3, 3), torch.nan))
+    several = [salt, corners, broken, shifted, corners]
+    requests = make_requests([Composition.of((11, 17))], n=5)
+    plan = SamplingPlan(SamplerConfig(steps=2))
+    settings = run_settings(requests, plan, FakeModel(), SampleOptions(n=5))
+    made = GeneratedCrystals(Crystals.concat(several), requests, (), (math.nan,) * 5)
+    with OutputFolder(tmp_path / "out", settings, total=5) as folder:
+        folder.commit(made[3:], symprec=0.1)
+        folder.commit(made[:3], symprec=0.1)
+        assert [row["same_as"] for row in folder.rows()] == [""] * 5
+        folder.finish()
+        assert [row["same_as"] for row in folder.rows()] == ["", "", "", "0", "1"]
+    assert len(made.select([0, 1, 3, 4]).distinct()) == 2
 
 
 def described(crystal, composition, name="noise"):

@@ -88,6 +88,25 @@ def test_samples_and_candidates_take_the_likeliest_skeletons_in_turn(shipped):
             assert tuple(one.skeleton.atomic_numbers) == request.composition.atomic_numbers
 
 
+def test_no_sample_is_made_inside_a_skeleton_of_another(shipped):
+    table = table_of(shipped.skeletons)
+    shares = [set(request.skeletons) for request in asked("LiFeO2", table, n=4, candidates=8)]
+    assert sum(map(len, shares)) == len(set.union(*shares)) > 8
+    alone = asked("LiFeO2", table, candidates=8)[0].skeletons
+    assert alone[0] in shares[0], "one sample alone, and the first of several, has the likeliest"
+    assert len(set(alone)) > 1
+
+
+def test_when_the_known_skeletons_are_used_up_one_sample_has_no_symmetry(shipped):
+    table = table_of(shipped.skeletons)
+    (request,) = asked("NaCl", table)
+    known = len(table.find(request.composition, limit=1000))
+    several = asked("NaCl", table, n=known + 2)
+    groups = [one.skeletons[0].skeleton.group for one in several]
+    assert 1 not in groups[:known]
+    assert groups[known:] == [1, groups[0]]
+
+
 def test_a_group_that_no_known_crystal_has_is_enumerated_and_begins_again():
     nothing_known = SkeletonTable(Skeletons.of(()))
     (first, second, third) = asked("NaCl", nothing_known, space_group="Fm-3m", n=3)

@@ -18,6 +18,7 @@ _COLUMNS = (
     ("density", "density / g cm⁻³", "length"), ("valid", "valid", "text"),
     ("confidence", "confidence", "length"), ("min_distance_ratio", "closest / Σr", "length"),
     ("substitution", "substitution", "text"), ("known_as", "known as", "text"),
+    ("same_as", "same as", "number"),
     ("cif_symmetrised_file", "file", "text"), SHOWN_COLUMNS[-1],
 )  # fmt: skip
 _NUMBERS = {key for key, _, form in _COLUMNS if form not in ("text", "formula")}

@@ -7,21 +7,25 @@ bytes as one that was never interrupted.
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import gemmi
 import numpy as np
 
 from crystal_fidelity.cells import least_distance, niggli_reduce
 from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.matching import kinds
 from crystal_fidelity.provenance import versions
 from crystal_fidelity.structures import Crystal, density
 from crystal_fidelity.symmetry import dataset, group_of, sites_of
@@ -45,13 +49,15 @@ COLUMNS = (
     "space_group_number", "sites", "space_group_asked", "space_group_proposed", "symprec",
     "least_distance", "min_distance_ratio", "valid", "confidence", "denoising_error", "sample",
     "seed", "start", "substitution", "level", "prototype_fraction", "origin", "known_as",
-    "cif_file", "cif_symmetrised_file",
+    "same_as", "cif_file", "cif_symmetrised_file",
 )  # fmt: skip
 """Of the table."""
 LAYOUT = 2
 """Of the table's columns: 1 had `cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
 CLOSE = 0.6
 """Least distance over the sum of covalent radii below which a crystal is hardly physical."""
+MOST_COMPARED = 300
+"""Crystals of one formula up to which repeats are looked for: a second to a minute for 300."""
 
 _FREE = frozenset({"out", "overwrite", "device", "batch_atoms", "workers", "scheduler", "large"})
 """Options that say where and how fast crystals are made, not which."""
@@ -243,6 +249,7 @@ class OutputFolder:
     def finish(self) -> None:
         """Mark the run complete and drop what only a resume needs."""
         with disk_errors(self.path):
+            self._mark_repeats()
             self._show_all()
             if os.name == "posix":
                 os.sync()  # the crystals' own files too, before what could restore them goes
@@ -312,6 +319,18 @@ class OutputFolder:
         write_atomic(self.path / CRYSTALS, "".join(record.frame for record in records))
         table = csv_text(COLUMNS, [record.row for record in records]) if records else ""
         write_atomic(self.path / TABLE, table)
+
+    def _mark_repeats(self) -> None:
+        """Name in `same_as` the first crystal of the run that is the same as a later one."""
+        records = [self.done[index] for index in sorted(self.done) if self.done[index].frame]
+        count = Counter(record.row["formula"] for record in records)
+        several = [r for r in records if 1 < count[r.row["formula"]] <= MOST_COMPARED]
+        if several:
+            frames = io.StringIO("".join(record.frame for record in several))
+            firsts = kinds(ase.io.read(frames, index=":", format="extxyz"))
+            for place, (record, first) in enumerate(zip(several, firsts, strict=True)):
+                first = place if first < 0 else first  # a cell that no comparison takes
+                record.row["same_as"] = "" if first == place else str(several[first].index)
 
     def _refuse_incomplete(self) -> None:
         """Refuse a finished run of which a file was taken away since."""

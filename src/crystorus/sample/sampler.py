@@ -157,6 +157,13 @@ class GeneratedCrystals:
         """Return those that are no known phase of the library."""
         return self.select([n for n, (kind, _) in enumerate(self.origins()) if kind != "known"])
 
+    def distinct(self) -> "GeneratedCrystals":
+        """Return those that are not the same structure as one before them."""
+        from crystal_fidelity.matching import unique
+        from crystorus.data.convert import split
+
+        return self.select(unique(split(self.crystals)).nonzero()[0].tolist())
+
     def to_ase(self) -> "list[Atoms]":
         """Return one `ase.Atoms` per crystal."""
         from crystorus.data.convert import crystals_to_atoms

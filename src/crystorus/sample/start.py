@@ -128,11 +128,13 @@ def give_skeletons(
 ) -> tuple[Request, ...]:
     """Return the requests from noise with space groups and sites to keep.
 
-    The first sample of a composition has the likeliest skeleton first, the second the next, and so
-    on; where there are fewer, they begin again at the first. From there on the candidates of a
-    sample take the skeletons in turn (`templates.skeletons.in_turn`). Space groups that were
-    asked for are filled in all ways that their sites allow where known crystals do not suffice;
-    with "known", compositions that no known crystal resembles are sampled without symmetry.
+    The samples of a composition share the skeletons out, so that none is made inside the skeleton
+    of another: the first has the likeliest, the second the next, and so on; the candidates of a
+    sample take those of its share in turn (`templates.skeletons.in_turn`). Where there are more
+    samples than skeletons they begin again at the first, with "known" after one sample without
+    symmetry. Space groups that were asked for are filled in all ways that their sites allow where
+    known crystals do not suffice; with "known", compositions that no known crystal resembles are
+    sampled without symmetry.
 
     Args:
         requests: What is wanted.
@@ -150,13 +152,14 @@ def give_skeletons(
     groups = parse_space_groups(options.space_group)
     if not groups:
         return tuple(requests)
-    wanted: dict[Composition, int] = {}
+    samples: dict[Composition, int] = {}
     for request in requests:
         if request.start is None:
-            count = request.sample + options.candidates
-            wanted[request.composition] = max(wanted.get(request.composition, 0), count)
+            count = max(samples.get(request.composition, 0), request.sample + 1)
+            samples[request.composition] = count
     found: dict[Composition, list[WeightedSkeleton]] = {}
-    for composition, count in wanted.items():
+    for composition, n in samples.items():
+        count = n * options.candidates
         several = table.find(composition, limit=count, groups=groups)
         if len(several) < count and options.space_group != "known":
             known = {one.skeleton for one in several}
@@ -172,13 +175,17 @@ def give_skeletons(
                     + (f"--z {fit}, which they hold, " if fit else "another composition ")
                     + "or for another --space-group"
                 )
+        elif several and len(several) < n and all(one.skeleton.group != 1 for one in several):
+            several.append(WeightedSkeleton(enumerate_skeletons(composition, 1, limit=1)[0], 0.0))
         found[composition] = several
 
     def chosen(request: Request) -> tuple[WeightedSkeleton, ...]:
         several = found.get(request.composition, [])
         if request.start is not None or not several:
             return ()
-        return tuple(in_turn(several[request.sample % len(several) :], options.candidates))
+        shares = min(samples[request.composition], len(several))
+        mine = several[request.sample % shares :: shares]
+        return tuple(in_turn(mine, options.candidates))
 
     return tuple(replace(request, skeletons=chosen(request)) for request in requests)
 
