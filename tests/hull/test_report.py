@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from pymatgen.core import Composition, Element
 
@@ -16,7 +18,7 @@ from crystorus.hull.rank import Hull, Phase, RankedPhase, Ranking
 from crystorus.hull.report import (
     draw_hull,
     energy_range,
-    free_side,
+    label_stable,
     place,
     write_report,
 )
@@ -34,7 +36,9 @@ def ranking(elements):
         novelty=Novelty("not in the references"),
     )  # fmt: skip
     failed = RankedPhase("00001-</script><b>", 2, "y", atoms, "runaway", "it & ran <away>")
-    return Ranking((phase, failed), hull, hull, {}, {elements[0]: bulk(elements[0])}, {"made": 2})
+    own = Phase("00000-x", Composition(atoms.get_chemical_formula()), -1.2)
+    full = Hull([*known, own], elements)
+    return Ranking((phase, failed), hull, full, {}, {elements[0]: bulk(elements[0])}, {"made": 2})
 
 
 class Loads(HTMLParser):
@@ -86,13 +90,20 @@ def test_a_film_of_a_candidate_without_trajectory_is_refused(tmp_path):
                                       ["Cu", "Au", "Ag", "Ni", "Pd"]])  # fmt: skip
 def test_plots_are_drawn_alike_every_time_without_a_display(monkeypatch, elements):
     monkeypatch.delenv("DISPLAY", raising=False)
-    drawn = draw_hull(ranking(elements).hull, ranking(elements).phases)
+    one = ranking(elements)
+    drawn = draw_hull(one.hull, one.full_hull, one.phases)
     pixels = np.asarray(Image.open(io.BytesIO(drawn["png"])).convert("L"))
     assert 0.002 < (pixels < 128).mean() < 0.5
     svg = drawn["svg"].decode()
     assert svg.count("<path") > 5
     assert 'xlink:href="#00000-x"' in svg  # by which the page finds the candidate
-    assert draw_hull(ranking(elements).hull, ranking(elements).phases) == drawn
+    again = ranking(elements)
+    assert draw_hull(again.hull, again.full_hull, again.phases) == drawn
+    # The candidate lies below the hull: what joins it to the elements is dashed.
+    without = draw_hull(one.hull, one.hull, one.phases[1:])["svg"].decode()
+    dashed = [text.count("stroke-dasharray") for text in (svg, without)]
+    lines = len(elements) if len(elements) < 5 else 0
+    assert dashed == [lines + bool(lines), 0]  # and one in the legend
 
 
 def test_the_triangle_puts_pure_phases_in_corners_and_averages_between():
@@ -106,12 +117,37 @@ def test_the_triangle_puts_pure_phases_in_corners_and_averages_between():
     assert place(parts, system) != pytest.approx(place(Composition("Li2FeO2"), system))
 
 
-def test_labels_go_where_there_is_room():
-    spot = (0.5, 0.5)
-    for side, there in {"right": (0.6, 0.55), "left": (0.4, 0.55), "below": (0.5, 0.43)}.items():
-        assert free_side(spot, [there]) != side
-    assert free_side(spot, []) == "right"
-    assert free_side(spot, [(0.6, 0.55), (0.6, 0.45), (0.5, 0.43), (0.4, 0.45)]) == "left"
+def test_labels_lie_on_no_other_and_on_no_marker():
+    figure = Figure(figsize=(5, 5))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    random = np.random.default_rng(0)
+    names = [f"Fe{n}O{m}" for n in range(1, 6) for m in range(6, 12)]
+    elements = [Phase(s, Composition(s), 0.0) for s in ("Fe", "O")]
+    hull = Hull([*elements, *(Phase(n, Composition(n), -9.0) for n in names)], ["Fe", "O"])
+    spots = {name: tuple(random.random(2)) for name in hull.stable}
+    axes.scatter(*zip(*spots.values(), strict=True), label="known")
+    axes.legend()
+    label_stable(axes, hull, hull, spots, [])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 2 < len(boxes) <= len(spots)
+    markers = axes.transData.transform(list(spots.values()))
+    for n, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:n])
+        assert not any(box.contains(*marker) for marker in markers)
+
+
+def test_a_label_without_room_is_left_out():
+    figure = Figure(figsize=(5, 5))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    hull = Hull([Phase(s, Composition(s), 0.0) for s in ("Fe", "O")], ["Fe", "O"])
+    around = {f"m{x}{y}": (0.5 + 0.04 * x, 0.5 + 0.04 * y)
+              for x in range(-4, 5) for y in range(-4, 5)}  # fmt: skip
+    axes.scatter([0, 1], [0, 1], label="known")
+    axes.legend(loc="upper left")
+    label_stable(axes, hull, hull, around | {"Fe": (0.5, 0.5), "O": (0.9, 0.1)}, [])
+    assert [text.get_text() for text in axes.texts] == ["O"]
 
 
 def test_the_axis_of_energies_fits_what_it_shows():

@@ -76,6 +76,9 @@ def read_back(kind, out, name) -> Structure:
         case "cif":
             return AseAtomsAdaptor.get_structure(ase.io.read(out / f"{name}.cif"))
         case "qe":
+            lines = (out / f"{name}.in").read_text().splitlines()
+            namelists = [line for line in lines if line.startswith("&")]
+            assert namelists == ["&CONTROL", "&SYSTEM", "&ELECTRONS", "&IONS", "&CELL"]
             atoms = ase.io.read(out / f"{name}.in", format="espresso-in")
         case "aims":
             atoms = ase.io.read(out / name / "geometry.in", format="aims")

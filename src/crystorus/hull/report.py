@@ -42,9 +42,10 @@ SHOWN_COLUMNS = (
     ("name", "name", "text"), ("file_symmetrised", "file", "text"),
 )  # fmt: skip
 TRAJECTORIES, FRAMES = 8, 48  # shown for the best candidates, and frames of each
-_ROOM = 0.08  # length of a label, in edges of the triangle
-_SIDES = {"right": (1.0, 0.5), "left": (-1.0, 0.5), "below right": (1.0, -0.5),
-          "below left": (-1.0, -0.5), "below": (0.0, -0.7)}  # fmt: skip
+_SIDES = ((0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (1, 0), (-1, 0))
+"""Of a spot, on which a label can stand, the first preferred."""
+_GAP = 7.0  # points between a spot and its label
+_NEW = "#c8553d"  # what lies below the hull of known phases, and the hull that it makes
 _CORNERS = {
     3: np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]]),
     # Seen from a little above, no edge hiding another.
@@ -52,11 +53,19 @@ _CORNERS = {
 }
 
 
-def draw_hull(hull: Hull, phases: Sequence[RankedPhase]) -> dict[str, bytes]:
+def draw_hull(hull: Hull, full: Hull, phases: Sequence[RankedPhase]) -> dict[str, bytes]:
     """Draw a curve for two elements, a triangle for three, a tetrahedron for four; no display.
+
+    Lines are those of the hull of known phases; dashed are those that candidates add. Stable
+    phases of both hulls have a label where there is room for it.
 
     Every marker is a link to "#name", "#known name" for a known phase, by which the report finds
     it. The same ranking gives the same bytes.
+
+    Args:
+        hull: Of the known phases.
+        full: Of known phases and candidates.
+        phases: The candidates.
 
     Returns:
         The drawing by format, "svg" and "png".
@@ -80,9 +89,9 @@ def draw_hull(hull: Hull, phases: Sequence[RankedPhase]) -> dict[str, bytes]:
         axes = figure.add_subplot()
         match len(hull.elements):
             case 2:
-                _draw_curve(axes, hull, phases)
+                _draw_curve(axes, hull, full, phases)
             case 3 | 4:
-                _draw_simplex(axes, hull, phases)
+                _draw_simplex(axes, hull, full, phases)
             case _:
                 _draw_ladder(axes, phases)
         system = "-".join(hull.elements)
@@ -109,67 +118,43 @@ def energy_range(heights: Sequence[float]) -> tuple[float, float]:
     return low - 0.12 * (high - low), high + 0.08 * (high - low)
 
 
-def free_side(spot: tuple[float, float], around: Sequence[tuple[float, float]]) -> str:
-    """Return the side of a spot on which a label is farthest from all other spots."""
-    rooms = {}
-    for side, (x, y) in _SIDES.items():
-        label = np.array(spot) + _ROOM * np.array([x, y])
-        rooms[side] = min((float(np.linalg.norm(label - other)) for other in around), default=1.0)
-    return max(rooms, key=lambda side: (min(rooms[side], 2 * _ROOM), side == "right"))
-
-
-def _draw_curve(axes: Any, hull: Hull, phases: Sequence[RankedPhase]) -> None:
+def _draw_curve(axes: Any, hull: Hull, full: Hull, phases: Sequence[RankedPhase]) -> None:
     second = Element(hull.elements[1])
     spots = {
         p.name: (p.composition.get_atomic_fraction(second), hull.formation_energy(p))
-        for p in hull.phases
+        for p in full.phases
     }
-    for line in hull.tie_lines:
-        axes.plot(
-            *zip(*(spots[name] for name in line), strict=True), color="#555", lw=1.2, zorder=1
-        )
-    _draw_known(axes, spots, size=26)
+    known = {p.name: spots[p.name] for p in hull.phases}
     ranked = [p for p in phases if p.formation_energy is not None]
-    points = [
-        (_composition(p).get_atomic_fraction(second), p.formation_energy or 0.0) for p in ranked
-    ]
-    _draw_candidates(axes, ranked, points)
-    axes.set_ylim(*energy_range([y for _, y in (*spots.values(), *points)]))
-    for phase in hull.phases:
-        if phase.name in hull.stable:
-            _label(axes, spots[phase.name], formula_of(phase.composition), "below")
+    lines = _draw_lines(axes, hull, full, spots)
+    _draw_known(axes, known, size=26)
+    _draw_candidates(axes, ranked, [spots[p.name] for p in ranked])
+    axes.set_ylim(*energy_range([y for _, y in spots.values()]))
     axes.set_xlabel(f"fraction of {second.symbol}")
     axes.set_ylabel("formation energy / eV per atom")
     axes.legend(loc="best", frameon=False)
+    label_stable(axes, hull, full, spots, lines)
 
 
-def _draw_simplex(axes: Any, hull: Hull, phases: Sequence[RankedPhase]) -> None:
+def _draw_simplex(axes: Any, hull: Hull, full: Hull, phases: Sequence[RankedPhase]) -> None:
     elements = hull.elements
     corners = _CORNERS[len(elements)]
     for i in range(len(corners)):
         for j in range(i):
             axes.plot(*corners[[i, j]].T, color="#bbb", lw=1.0, zorder=0)
-    spots = {p.name: place(p.composition, elements) for p in hull.phases}
-    for line in hull.tie_lines:
-        axes.plot(
-            *zip(*(spots[name] for name in line), strict=True), color="#555", lw=0.9, zorder=1
-        )
-    stable = [p for p in hull.phases if p.name in hull.stable]
-    _draw_known(axes, {p.name: spots[p.name] for p in stable}, size=80)
     ranked = [
         p for p in reversed(phases) if p.e_above_hull is not None and p.e_above_hull < SHOWN_EV
     ]
-    points = [place(_composition(p), elements) for p in ranked]
-    _draw_candidates(axes, ranked, points)
-    taken = [*(spots[p.name] for p in stable), *points]
-    for phase in stable:
-        spot = spots[phase.name]
-        side = free_side(spot, [other for other in taken if other != spot])
-        _label(axes, spot, formula_of(phase.composition), side)
+    shown = {*hull.stable, *full.stable, *(p.name for p in ranked)}
+    spots = {p.name: place(p.composition, elements) for p in full.phases if p.name in shown}
+    lines = _draw_lines(axes, hull, full, spots)
+    _draw_known(axes, {name: spots[name] for name in hull.stable}, size=80)
+    _draw_candidates(axes, ranked, [spots[p.name] for p in ranked])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False)
     axes.set_aspect("equal")
     axes.axis("off")
     axes.margins(0.08)
+    label_stable(axes, hull, full, spots, lines)
 
 
 def _draw_ladder(axes: Any, phases: Sequence[RankedPhase]) -> None:
@@ -183,38 +168,90 @@ def _draw_ladder(axes: Any, phases: Sequence[RankedPhase]) -> None:
     axes.set_ylabel("energy above hull / eV per atom")
 
 
-def _draw_known(axes: Any, spots: dict[str, tuple[float, float]], *, size: float) -> None:
+Spot = tuple[float, float]
+Line = tuple[Spot, Spot]
+
+
+def _draw_lines(axes: Any, hull: Hull, full: Hull, spots: Mapping[str, Spot]) -> list[Line]:
+    """Draw the edges of the hull, dashed those that candidates add; return all of them."""
+    old = [(spots[a], spots[b]) for a, b in hull.tie_lines]
+    new = [(spots[a], spots[b]) for a, b in set(full.tie_lines) - set(hull.tie_lines)]
+    new = sorted(line for line in new if line not in old)
+    for number, ends in enumerate(new):
+        axes.plot(*zip(*ends, strict=True), color=_NEW, lw=0.9, ls="--", zorder=0.9,
+                  label=None if number else "hull with candidates")  # fmt: skip
+    for ends in old:
+        axes.plot(*zip(*ends, strict=True), color="#555", lw=1.0, zorder=1)
+    return old + new
+
+
+def _draw_known(axes: Any, spots: Mapping[str, Spot], *, size: float) -> None:
     places = zip(*spots.values(), strict=True)
     squares = axes.scatter(*places, s=size, c="#222", marker="s", zorder=2, label="known")
     squares.set_urls([f"#known {name}" for name in spots])
 
 
-def _draw_candidates(
-    axes: Any, ranked: Sequence[RankedPhase], points: Sequence[tuple[float, float]]
-) -> None:
+def _draw_candidates(axes: Any, ranked: Sequence[RankedPhase], points: Sequence[Spot]) -> None:
     if not ranked:
         return
     heights = [p.e_above_hull or 0.0 for p in ranked]
     lower = [height < -ON_HULL for height in heights]
     dots = axes.scatter(
         *zip(*points, strict=True), c=[max(0.0, h) for h in heights], cmap="viridis_r", vmin=0.0,
-        vmax=FULL_COLOUR, s=40, edgecolors=["#c8553d" if one else "white" for one in lower],
+        vmax=FULL_COLOUR, s=40, edgecolors=[_NEW if one else "white" for one in lower],
         linewidths=0.9, zorder=3,
-        label="candidates (red rim: below the hull)" if any(lower) else "candidates",
     )  # fmt: skip
     dots.set_urls([f"#{p.name}" for p in ranked])
     bar = axes.figure.colorbar(dots, ax=axes, shrink=0.7, extend="max")
     bar.set_label("candidates: energy above hull / eV per atom")
+    for rim, label in (("#999", "candidate"), (_NEW, "candidate below the hull")):
+        if rim != _NEW or any(lower):
+            axes.scatter([], [], s=40, c="white", edgecolors=rim, linewidths=0.9, label=label)
 
 
-def _label(axes: Any, spot: tuple[float, float], formula: str, side: str) -> None:
-    text = re.sub(r"(\d+)", r"$_{\1}$", formula)
-    x, y = _SIDES[side]
-    axes.annotate(
-        text, spot, xytext=(6 * x, 10 * y), textcoords="offset points", fontsize=9, zorder=1.5,
-        ha={-1.0: "right", 0.0: "center", 1.0: "left"}[x], va="bottom" if y > 0 else "top",
-        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
-    )  # fmt: skip
+def label_stable(
+    axes: Any, hull: Hull, full: Hull, spots: Mapping[str, Spot], lines: Sequence[Line]
+) -> None:
+    """Write formulas beside stable phases, off other labels, markers and lines where that goes.
+
+    A label for which there is no room beside other labels and markers is left out.
+    """
+    from matplotlib.path import Path as Outline
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    figure.draw_without_rendering()  # so that everything else has its place
+    renderer, to_pixels = figure.canvas.get_renderer(), axes.transData.transform
+    point = figure.dpi / 72
+    markers = to_pixels(list(spots.values()))
+    drawn = [Outline(to_pixels(ends)) for ends in lines]
+    taken = [axes.get_legend().get_window_extent(renderer)]
+    stable = [p for p in full.phases if p.name in {*hull.stable, *full.stable}]
+    for formula, spot in dict.fromkeys((formula_of(p.composition), spots[p.name]) for p in stable):
+        text = axes.annotate(
+            re.sub(r"(\d+)", r"$_{\1}$", formula), spot, xytext=(0, 0), ha="center", va="center",
+            textcoords="offset points", fontsize=9, zorder=1.5, in_layout=False,
+            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
+        size = np.array(text.get_window_extent(renderer).size)
+        choices = []
+        for rank, side in enumerate(_SIDES):
+            reach = np.array(side) * (size / 2 + _GAP * point / np.hypot(*side))
+            centre = to_pixels(spot) + reach
+            box = Bbox([centre - size / 2, centre + size / 2])
+            covered = sum(box.overlaps(other) for other in taken)
+            covered += sum(box.contains(*marker) for marker in markers)
+            near = sum(box.padded(3 * point).contains(*marker) for marker in markers)
+            crossed = sum(outline.intersects_bbox(box, filled=False) for outline in drawn)
+            outside = not figure.bbox.contains(*box.min) or not figure.bbox.contains(*box.max)
+            price = 100 * (covered + outside) + 3 * near + crossed
+            choices.append((price, rank, tuple(reach / point), box))
+        price, _, offset, box = min(choices, key=lambda choice: choice[:2])
+        if price >= 100:
+            text.remove()
+        else:
+            text.set_position(offset)
+            taken.append(box)
 
 
 def _composition(phase: RankedPhase) -> Composition:
@@ -246,8 +283,8 @@ def write_report(
     hull, drawn, known, lines = ranking.hull, {}, [], []
     notes = [f"Energies: {settings.get('level', 'of the references')}."]
     title = ", ".join(dict.fromkeys(p.formula for p in ranking.phases))
-    if hull is not None:
-        drawn = draw_hull(hull, ranking.phases)
+    if hull is not None and ranking.full_hull is not None:
+        drawn = draw_hull(hull, ranking.full_hull, ranking.phases)
         notes[0] += (
             " Energies above hull are relative to the hull of the known phases: negative means "
             "below it."

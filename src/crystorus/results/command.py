@@ -133,6 +133,8 @@ def _write_poscar(crystal: "Crystal", folder: Path, name: str) -> None:
 
 
 def _write_qe(crystal: "Crystal", folder: Path, name: str) -> None:
+    import io
+
     import ase.io
 
     from crystal_fidelity.structures import to_atoms
@@ -144,11 +146,15 @@ def _write_qe(crystal: "Crystal", folder: Path, name: str) -> None:
                    "degauss": 0.01},
         "electrons": {"conv_thr": 1e-9},
     }  # fmt: skip
+    stream = io.StringIO()
     ase.io.write(
-        folder / f"{name}.in", atoms, format="espresso-in", input_data=settings, kspacing=0.04,
+        stream, atoms, format="espresso-in", input_data=settings, kspacing=0.04,
         pseudopotentials={symbol: f"{symbol}.upf" for symbol in set(atoms.symbols)},
         crystal_coordinates=True,
     )  # fmt: skip
+    # ASE writes every namelist that pw.x has; it takes these two for unknown cards.
+    text = stream.getvalue().replace("&FCP\n/\n", "").replace("&RISM\n/\n", "")
+    (folder / f"{name}.in").write_text(text, encoding="utf-8")
 
 
 def _write_aims(crystal: "Crystal", folder: Path, name: str) -> None:
