@@ -4,9 +4,10 @@ import importlib.util
 import sys
 import types
 
+import ase.io
 import numpy as np
 import pytest
-from alloys import l12
+from alloys import crystorus, l12
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
@@ -164,6 +165,28 @@ def test_fixed_atoms_keep_their_fractional_coordinates():
     held = relax(RelaxJob(0, atoms, settings)).atoms.get_scaled_positions()
     assert np.allclose(held[[1, 2]], start[[1, 2]], atol=1e-9)
     assert not np.allclose(held[[0, 3]], start[[0, 3]], atol=1e-3)
+
+
+def test_relax_keeps_the_atoms_that_a_file_fixes(tmp_path, monkeypatch):
+    from ase.constraints import FixAtoms
+
+    from crystal_fidelity.reading import read_structures
+
+    atoms = l12()
+    atoms.rattle(0.1, seed=3)
+    atoms.set_constraint(FixAtoms([1, 2]))
+    ase.io.write(tmp_path / "a.vasp", atoms, format="vasp")
+    done = crystorus("relax", tmp_path / "a.vasp", "--out", tmp_path / "out", "--potential",
+                     "alloys:SlowEMT", "--workers", 0)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "1 structures fix atoms" in done.stderr
+    final = read_structures(tmp_path / "out" / "campaign.db")[-1]
+    given = read_structures(tmp_path / "out" / "campaign.db")[0]
+    assert given.fixed.tolist() == [False, True, True, False]
+    away = final.frac_coords - given.frac_coords
+    moved = np.abs(away - np.round(away)).max(axis=1)
+    assert (moved[[1, 2]] < 1e-9).all()
+    assert (moved[[0, 3]] > 1e-3).all()
 
 
 def test_under_pressure_the_volume_is_where_the_slope_of_the_energy_is_minus_p():

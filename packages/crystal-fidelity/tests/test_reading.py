@@ -7,7 +7,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
 from ase.db import connect
 from prototypes import everything, format_cif, moved, perovskite, rock_salt, rutile, wurtzite
 from pymatgen.core import Lattice, Structure
@@ -317,6 +319,49 @@ def test_dialects_of_poscar(tmp_path, changes, density_):
     if "cart" not in text and "D Cl" not in text:
         apart = (crystal.frac_coords[1] - crystal.frac_coords[0]) @ crystal.lattice
         assert np.linalg.norm(apart) == pytest.approx(np.sqrt(4 + 6.25 + 9))
+
+
+@pytest.mark.parametrize(
+    ("flags", "fixed", "partly"),
+    [("T T T,T T T", None, False), ("F F F,T T T", [True, False], False),
+     (".FALSE. .FALSE. .FALSE.,F F F", [True, True], False), ("T T F,F F F", [False, True], True),
+     ("T T F,T T T", None, True), (",", None, False)],
+)  # fmt: skip
+def test_atoms_that_a_file_fixes(tmp_path, flags, fixed, partly):
+    first, second = flags.split(",")
+    text = POSCAR.replace("Direct\n0 0 0\n0.5 0.5 0.5",
+                          f"Selective\nDirect\n0 0 0 {first}\n0.5 0.5 0.5 {second}")  # fmt: skip
+    (tmp_path / "POSCAR").write_text(text)
+    (crystal,) = read_structures(tmp_path / "POSCAR")
+    assert (crystal.fixed is None) if fixed is None else (crystal.fixed.tolist() == fixed)
+    assert ("atom 1 is fixed along some directions only" in crystal.warning) == partly
+    atoms = to_atoms(crystal)
+    assert [c.index.tolist() for c in atoms.constraints] == (
+        [np.flatnonzero(fixed).tolist()] if fixed else []
+    )
+
+
+@pytest.mark.parametrize("ending", ["extxyz", "db"])
+def test_atoms_that_ase_fixes(tmp_path, ending):
+    """ASE's own files; an extended XYZ has a mask of one column or, for FixCartesian, of three."""
+    frames = [bulk("NaCl", "rocksalt", a=5.64) for _ in range(3)]
+    frames[1].set_constraint(FixAtoms([1]))
+    frames[2].set_constraint(FixCartesian([0], (True, True, False)))
+    path = tmp_path / f"a.{ending}"
+    columns = ["symbols", "positions", "move_mask"]
+    if ending == "db":
+        with connect(path) as database:
+            for frame in frames:
+                database.write(frame)
+    else:
+        for frame in frames:
+            some = columns if frame.constraints else columns[:2]
+            ase.io.write(path, frame, columns=some, append=True, format="extxyz")
+    free, held, partly = read_structures(path)
+    assert (free.fixed, partly.fixed) == (None, None)
+    assert held.fixed.tolist() == [False, True]
+    said = "FixCartesian is left out" if ending == "db" else "fixed along some directions only"
+    assert said in partly.warning
 
 
 @pytest.mark.parametrize(

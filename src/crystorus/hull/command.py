@@ -178,6 +178,11 @@ def relax(
     structures = list(structures_of(source, GENERATED, source.name))
     if not structures:
         raise CampaignError(f"{source} holds no structures: give at least one")
+    if held := sum(bool(one.atoms.constraints) for one in structures):
+        log(
+            "fixed",
+            f"{source} fixes atoms of {held} structures: these keep their fractional places",
+        )
     workers = stages.open_workers(options.workers, relaxation)
     settings = {
         "kind": "relax",

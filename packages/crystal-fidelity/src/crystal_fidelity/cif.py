@@ -30,6 +30,7 @@ from crystal_fidelity.operations import (
     settings,
 )
 from crystal_fidelity.structures import (
+    ORDER_IT,
     Crystal,
     Entry,
     ReadFailure,
@@ -256,14 +257,11 @@ def _refuse_disorder(tags: Tags, labels: list[str]) -> None:
         if np.isnan(value):
             raise ReadingError(f"{label} has occupancy {text!r}, which is no number: correct it")
         raise ReadingError(
-            f"{label} has occupancy {value:g}: partial occupancies are not supported, give an "
-            "ordered structure"
+            f"{label} has occupancy {value:g}: partial occupancies are not supported, {ORDER_IT}"
         )
     groups = {_text(value) for value in tags.get("_atom_site_disorder_group", [])} - {"", "0"}
     if len(groups) > 1:
-        raise ReadingError(
-            f"its sites belong to {len(groups)} disorder groups: give an ordered structure"
-        )
+        raise ReadingError(f"its sites belong to {len(groups)} disorder groups: {ORDER_IT}")
     for i, hydrogens in enumerate(tags.get("_atom_site_attached_hydrogens", [])):
         if _as_number(_text(hydrogens)) > 0:
             raise ReadingError(

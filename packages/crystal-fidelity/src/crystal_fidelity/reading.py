@@ -15,7 +15,7 @@ import sqlite3
 import warnings
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -307,7 +307,8 @@ def _poscar(lines: list[str], name: str) -> Entry:
     if not counts or (symbols is not None and len(symbols) != len(counts)):
         raise ReadingError("it is not a POSCAR: its sixth and seventh lines give no atoms")
     at += 1
-    at += at < len(rows) and (rows[at] or [""])[0][:1] in ("S", "s")  # selective dynamics
+    selective = at < len(rows) and (rows[at] or [""])[0][:1] in ("S", "s")
+    at += selective
     if at >= len(rows):
         raise ReadingError("it is cut before its coordinates")
     cartesian = (rows[at] or [""])[0][:1] in ("C", "c", "K", "k")
@@ -321,8 +322,26 @@ def _poscar(lines: list[str], name: str) -> Entry:
         species = np.repeat([_vasp_element(symbol) for symbol in symbols], counts)
     coords = np.array([_floats(row, "coordinates", 3) for row in sites]).reshape(-1, 3)
     if cartesian:
-        return from_cartesian(lattice, coords * scale, species, name)
-    return checked(lattice, snap_thirds(coords), species, name)
+        entry = from_cartesian(lattice, coords * scale, species, name)
+    else:
+        entry = checked(lattice, snap_thirds(coords), species, name)
+    return _with_fixed(entry, [row[3:6] for row in sites]) if selective else entry
+
+
+def _with_fixed(entry: Entry, flags: Sequence[Sequence[str]]) -> Entry:
+    """Note which atoms a file fixes: those whose flags (T or F, 1 or 0) along x, y, z say so.
+
+    An atom that is fixed along some directions only stays free, with a warning.
+    """
+    free = [[flag.strip(".")[:1] not in ("F", "f", "0") for flag in atom] for atom in flags]
+    fixed = np.array([bool(atom) and not any(atom) for atom in free])
+    partly = [n for n, atom in enumerate(free, 1) if any(atom) and not all(atom)]
+    if isinstance(entry, ReadFailure) or not (fixed.any() or partly):
+        return entry
+    warning = entry.warning
+    if partly:
+        warning += f"atom {partly[0]} is fixed along some directions only: it is taken as free"
+    return replace(entry, fixed=fixed if fixed.any() else None, warning=warning)
 
 
 def _floats(words: list[str], what: str, count: int) -> list[float]:
@@ -541,7 +560,7 @@ def _frame(lines: list[str], name: str) -> Entry:
     else:
         numbers = [int(row[places.get("z", places.get("numbers", 0))]) for row in rows]
     positions = np.array([[float(x) for x in row[at : at + 3]] for row in rows]).reshape(-1, 3)
-    return from_cartesian(
+    entry = from_cartesian(
         values["Lattice"].T,
         positions,
         numbers,
@@ -550,6 +569,10 @@ def _frame(lines: list[str], name: str) -> Entry:
         info=info,
         properties=_numbers(info),
     )
+    if (at := places.get("move_mask")) is None:
+        return entry
+    columns = int(table[table.index("move_mask") + 2])
+    return _with_fixed(entry, [row[at : at + columns] for row in rows])
 
 
 def _species(text: str) -> int:
@@ -579,7 +602,8 @@ def _database_rows(path: Path) -> Iterator[Entry]:
         if not connection.execute(plain).fetchone() or not columns.issuperset(wanted):
             raise ReadingError(f"{path} is not an ASE database: it has no table of systems")
         identities = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
-        query = f"SELECT {', '.join(wanted)} FROM systems WHERE id = ?"
+        held = "constraints" if "constraints" in columns else "NULL"
+        query = f"SELECT {', '.join(wanted)}, {held} FROM systems WHERE id = ?"
         for identity in identities:
             name = f"{_stem(path)}-{identity}"
             try:
@@ -598,12 +622,12 @@ def _database_row(row: tuple[object, ...], name: str) -> Entry:
         np.frombuffer(blob, dtype)  # type: ignore[call-overload]
         for blob, dtype in zip(row[:3], ("<i4", "<f8", "<f8"), strict=True)
     )
-    pbc, pairs, energy = row[3:]
+    pbc, pairs, energy, constraints = row[3:]
     info = {key: str(value) for key, value in json.loads(str(pairs or "{}")).items()}
     if energy is not None:
         info.setdefault("energy", str(energy))
     name = next((info.pop(key) for key in NAME_KEYS if key in info), name)
-    return from_cartesian(
+    entry = from_cartesian(
         cell.reshape(3, 3),
         positions.reshape(-1, 3),
         numbers,
@@ -612,3 +636,10 @@ def _database_row(row: tuple[object, ...], name: str) -> Entry:
         info=info,
         properties=_numbers(info),
     )
+    held = set[int]()
+    for constraint in json.loads(str(constraints or "[]")):
+        if constraint["name"] == "FixAtoms":
+            held |= set(constraint["kwargs"]["indices"])
+        elif isinstance(entry, Crystal):
+            entry = replace(entry, warning=f"its constraint {constraint['name']} is left out")
+    return _with_fixed(entry, ["F" if n in held else "T" for n in range(len(numbers))])

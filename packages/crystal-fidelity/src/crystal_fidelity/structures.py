@@ -30,6 +30,7 @@ MIN_FLATNESS = 1e-9
 """Cells whose volume is a smaller fraction of |a||b||c| are singular in double precision."""
 SNAP_TOLERANCE = 1e-4
 """Relative, as `frac_tolerance` of pymatgen's CifParser."""
+ORDER_IT = "make ordered supercells of it with pymatgen (docs/reading.md, Partial occupancies)"
 MAX_REASON = 400
 """Characters of the reason why a structure cannot be read."""
 GRAM_PER_CM3 = 1.66053906660
@@ -61,6 +62,8 @@ class Crystal:
     sites: NDArray[np.int64] | None = field(default=None, kw_only=True)
     """(atoms,), the atom of the file, from 0, of which each is an image; None if they are all
     listed there, in this order."""
+    fixed: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    """(atoms,), whether the file fixes the atom; None where it fixes none."""
 
     def __len__(self) -> int:
         return len(self.atomic_numbers)
@@ -312,7 +315,7 @@ def from_pymatgen(
             return ReadFailure(
                 name,
                 f"the site {site.species_string} is partially occupied: partial occupancies are "
-                "not supported, give an ordered structure",
+                f"not supported, {ORDER_IT}",
             )
         if isinstance(site.specie, DummySpecies):
             return ReadFailure(name, f"the site {site.specie} holds no element: replace it")
@@ -334,14 +337,16 @@ def to_pymatgen(crystal: Crystal) -> "Structure":
 
 
 def to_atoms(crystal: Crystal) -> "Atoms":
-    """Convert to periodic ASE atoms."""
+    """Convert to periodic ASE atoms; those that are fixed have ASE's `FixAtoms`."""
     from ase import Atoms
+    from ase.constraints import FixAtoms
 
     return Atoms(
         numbers=crystal.atomic_numbers,
         cell=crystal.lattice,
         scaled_positions=crystal.frac_coords,
         pbc=True,
+        constraint=None if crystal.fixed is None else FixAtoms(mask=crystal.fixed),
     )
 
 
