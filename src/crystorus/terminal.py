@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from crystal_fidelity.commandline import log
+from crystal_fidelity.commandline import counted, log
 
 __all__ = [
     "Update",
+    "counted",
     "echo",
     "log",
     "log_skipped",
@@ -99,8 +100,8 @@ def show_summary(rows: Sequence[Mapping[str, str]], *, made: int, seconds: float
         valid = sum(row["valid"] == "True" for row in rows)
         distinct = sum(not row.get("same_as") for row in rows)
         echo(
-            f"{len(rows)} crystals, {valid} valid, {distinct} distinct, {made} made in "
-            f"{seconds:.1f} s"
+            f"{counted(len(rows), 'crystal')}, {valid} valid, {distinct} distinct, {made} made "
+            f"in {seconds:.1f} s"
         )
         return
     from rich.console import Console
@@ -134,7 +135,7 @@ def show_summary(rows: Sequence[Mapping[str, str]], *, made: int, seconds: float
     console.print(table)
     if len(groups) > 30:
         console.print(f"… and {len(groups) - 30} more compositions in the table", style="dim")
-    console.print(f"{made} crystals made in {seconds:.1f} s", style="dim")
+    console.print(f"{counted(made, 'crystal')} made in {seconds:.1f} s", style="dim")
 
 
 def log_versions(what: str, changed: Mapping[str, tuple[str, str]]) -> None:

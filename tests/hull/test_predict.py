@@ -39,6 +39,8 @@ def test_formulas_are_ranked_apart_with_cells_and_counts(predicted):
     assert lengths == pytest.approx([lengths[0]] * 3)
     assert float(cubic["volume_per_atom"]) == pytest.approx(lengths[0] ** 3 / 4, abs=1e-3)
     assert sum(int(row["found"]) for row in rows) == len(rows) + done.stdout.count("\t2\t")
+    assert done.stdout.startswith("formula\tabove lowest\tenergy\tspace group\t")
+    assert "6 crystals of Cu3Au, CuAu, " in done.stderr
     assert "hull" not in done.stdout
     assert "-0.000" not in done.stdout
 

@@ -23,6 +23,7 @@ from fake_model import FakeModel
 from crystorus import checkpoint, cli
 from crystorus.checkpoint import load_checkpoint
 from crystorus.config import SamplerConfig
+from crystorus.sample import command
 from crystorus.sample.api import generate
 from crystorus.sample.choosing import FINAL_REFINEMENT_STEPS
 from crystorus.sample.sampler import FAST
@@ -101,6 +102,15 @@ def test_a_system_gives_every_composition_once_and_its_count_first(crystorus, tm
     found = {(row["formula"], row["formula_units"]) for row in rows_of(tmp_path)}
     assert len(found) == 34
     assert {("Li", "1"), ("Fe", "4"), ("LiO", "2"), ("LiFeO2", "1")} <= found
+
+
+def test_a_long_run_tells_how_long_it_will_take(crystorus, tmp_path, monkeypatch):
+    system = ("sample", "--system", "Li-O", "--max-atoms", 4)
+    assert "to go" not in crystorus(*system, "--out", tmp_path / "short")[2]
+    monkeypatch.setattr(command, "TELLING", 0.0)
+    monkeypatch.setattr(command, "TOLD", 0.0)
+    stderr = crystorus(*system, "--batch-atoms", 4, "--out", tmp_path / "long")[2]
+    assert stderr.count("minutes to go") == 1
 
 
 def test_an_element_never_seen_is_a_warning_and_work_goes_on(crystorus, tmp_path):
@@ -235,7 +245,7 @@ def test_a_finished_run_says_so(crystorus, tmp_path):
     crystorus("sample", "LiFeO2", "--out", tmp_path)
     code, stdout, stderr = crystorus("sample", "LiFeO2", "--out", tmp_path)
     assert code == 0
-    assert "already holds all 1 crystals" in stderr
+    assert "already holds all of this run: 1 crystal\n" in stderr
     assert "0 made" in stdout
 
 
@@ -357,7 +367,7 @@ def test_hardly_physical_distances_are_a_warning(crystorus, tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path, device="cpu": Close())
     _, _, stderr = crystorus("sample", "LiFeO2", "--n", 3, "--out", tmp_path)
-    assert "3 crystals have atoms nearer than 0.6 of the sum of their covalent radii" in stderr
+    assert "3 crystals with atoms nearer than 0.6 of the sum of their covalent radii" in stderr
     assert all(float(row["min_distance_ratio"]) < 0.6 for row in rows_of(tmp_path))
 
 

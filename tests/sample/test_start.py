@@ -303,7 +303,11 @@ def test_refining_holds_what_it_is_told_to(files, tmp_path):
     ase.io.write(tmp_path / "given.cif", frame)
     common = (tmp_path / "given.cif", "--checkpoint", files / "model", "--level", 0.5)
     held = ("--hold", "O,Sr", "--hold-cell", "--noised")
-    assert run("refine", *common, *held, "--out", tmp_path / "held").exit_code == 0
+    done = run("refine", *common, *held, "--out", tmp_path / "held")
+    assert done.exit_code == 0
+    assert "note: 4 atoms of 5 held: a distortion among them stays" in done.output
+    (row,) = csv.DictReader((tmp_path / "held/table.csv").open())
+    assert row["prototype_fraction"] == ""
     (found,) = ase.io.read(tmp_path / "held/crystals.extxyz", ":")
     assert found.cell.cellpar() == pytest.approx(frame.cell.cellpar(), abs=1e-4)
     for symbol, same in (("O", True), ("Sr", True), ("Ti", False)):

@@ -19,7 +19,7 @@ from crystal_fidelity.report import (
     write_plots,
     write_report,
 )
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import Score, rate_score
 from crystal_fidelity.structures import Crystal, ReadFailure
 
 LABELS = {"title": "t", "x_label": "x", "y_label": "y"}
@@ -160,7 +160,8 @@ def test_json_has_no_nan(tmp_path):
     ("score", "expected"),
     [
         (Score("a", 0.9928, uncertainty=0.00089, rate=True), ("99.280", "0.089", "", "%")),
-        (Score("a", 1.0, uncertainty=0.25, real=0.5, rate=True), ("100", "25", "50", "%")),
+        (Score("a", 1.0, uncertainty=0.25, real=0.5, rate=True), ("100", "-50", "50", "%")),
+        (rate_score("a", 0.0, 9, "p"), ("0.0", "+10.0", "", "%")),  # Wilson: 0 to 1/(n + 1)
         (Score("a", 0.01, uncertainty=0.0019, real=0.009), ("0.0100", "0.0019", "0.0090", "")),
         (Score("a", 8e-6, uncertainty=7e-6, unit="x"), ("8e-06", "7e-06", "", "x")),
         (Score("a", 0.25, real=float("nan")), ("0.25", "", "none", "")),

@@ -52,9 +52,9 @@ def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:
         workers: Processes that parse.
     """
     from crystorus.data.store import build_store
-    from crystorus.terminal import echo, log_skipped, progress
+    from crystorus.terminal import counted, echo, log_skipped, progress
 
     with progress("reading", "structures") as update:
         built = build_store(source, store, n_workers=workers, progress=update)
-    echo(f"{len(built)} structures in {store}, {built.header['n_skipped']} left out")
+    echo(f"{counted(len(built), 'structure')} in {store}, {built.header['n_skipped']} left out")
     log_skipped(built.skipped)

@@ -166,7 +166,9 @@ def plan_samples(
         max_atoms=model.max_atoms,
         trained_elements=model.trained_elements,
         large=large,
-        remedy=remedy or f"lower --max-atoms to {model.max_atoms}",
+        remedy=remedy
+        or f"lower --max-atoms to {model.max_atoms} (and --z), or take the formulas that need more "
+        "to `crystorus predict --large`",
     )
     asked = options.as_sample_options()
     requests, plan = plan_sampling(model, requests, asked)
@@ -263,7 +265,7 @@ def _sampled(
         reason = "the model gave numbers that are not finite"
     atoms = Atoms(composition.formula) if atoms is None else atoms
     pairs: dict[str, str | float] = {"start": safe_name(start.name) if start else "noise"}
-    if start is not None:
+    if start is not None and start.prototype_fraction is not None:
         pairs["prototype_fraction"] = float(start.prototype_fraction)
     details = {
         "index": request.index, "sample": request.sample, "seed": str(request.seed),

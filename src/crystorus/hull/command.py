@@ -72,6 +72,7 @@ def hull(
             campaign,
             samples,
             ranking.animate,
+            space["system"],
             f", of {len(choice.compositions)} compositions chosen from {choice.n_enumerated}"
             f"{charged}",
         )
@@ -136,7 +137,7 @@ def predict(
     system = "-".join(elements)
     settings = {"kind": "predict", "space": {"system": system}}
     with stages.begin(out, settings, samples, relaxation, overwrite=options.overwrite) as campaign:
-        stages.sample_all(campaign, samples, ranking.animate)
+        stages.sample_all(campaign, samples, ranking.animate, ", ".join(formulas))
         stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
         stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
@@ -278,6 +279,7 @@ def _rank_entries(source: Path, options: RankCommandOptions) -> None:
         log("warning", warning)
     rows = rank_entries(entries, known, elements, mix=ranking.mix_energy_levels)
     write_table(out, ENTRY_COLUMNS, rows)
+    echo("formula\tE above hull\tname")
     for row in rows[:MOST_SHOWN]:
         echo(f"{row['formula']}\t{float(row['e_above_hull']) + 0.0:+.3f} eV\t{row['name']}")
-    echo(f"{len(rows)} entries in {out / TABLE}")
+    echo(f"entries: {len(rows)}, in {out / TABLE}")

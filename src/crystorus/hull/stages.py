@@ -29,7 +29,7 @@ from crystorus.hull.potentials import energy_level, load_potential
 from crystorus.hull.rank import CELL, TABLE, RankedPhase, Ranking, assess, write_ranking
 from crystorus.hull.references import Known, check_levels, check_span, read_references
 from crystorus.hull.report import REPORT, check_trajectories, write_report
-from crystorus.terminal import echo, log, log_versions, progress
+from crystorus.terminal import counted, echo, log, log_versions, progress
 
 PROGRAMS = (
     "crystorus", "torch", "numpy", "ase", "gemmi", "moyopy", "pymatgen", "chgnet", "sevenn",
@@ -66,7 +66,7 @@ def begin(
 
 
 def sample_all(
-    campaign: Campaign, samples: Samples, animate: Sequence[str], chosen_from: str = ""
+    campaign: Campaign, samples: Samples, animate: Sequence[str], of: str, chosen_from: str = ""
 ) -> None:
     """Sample what the campaign does not hold yet, and screen it, with bars.
 
@@ -74,15 +74,16 @@ def sample_all(
         campaign: Where the crystals go.
         samples: What is made.
         animate: Names of candidates that must have a trajectory.
-        chosen_from: End of the line that says what is made.
+        of: The system or the formulas, for the line that says what is made.
+        chosen_from: End of that line.
     """
     for warning in samples.warnings:
         log("warning", warning)
     guided = sum(request.start is not None for request in samples.requests)
     log(
         "plan",
-        f"{len(samples.requests)} crystals of {campaign.settings['space']['system']}, {guided} of "
-        f"them from templates{chosen_from}",
+        f"{counted(len(samples.requests), 'crystal')} of {of}, {guided} of them from templates"
+        f"{chosen_from}",
     )
     with progress("sample") as update:
         sample(campaign, samples, update)
@@ -263,8 +264,8 @@ def show_ranking(ranking: Ranking) -> None:
             table.caption = f"… and {len(ranked) - MOST_SHOWN} more in the table"
         Console().print(table)
     else:
-        for row in rows:
-            echo("\t".join(row.values()))
+        for line in [rows[0], *map(dict.values, rows)] if rows else []:
+            echo("\t".join(line))
     echo(", ".join(f"{name}: {n}" for name, n in ranking.counts.items()))
 
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from crystorus.errors import RequestError
 from crystorus.results.options import ExportOptions, ViewOptions
-from crystorus.terminal import echo, log
+from crystorus.terminal import counted, echo, log
 
 if TYPE_CHECKING:
     from crystal_fidelity.structures import Crystal
@@ -112,7 +112,7 @@ def export(
                 written += 1
     if not written:
         raise RequestError(f"no crystal of {source} could be written as {options.format}")
-    log("done", f"{written} crystals as {options.format} in {out}")
+    log("done", f"{counted(written, 'crystal')} as {options.format} in {out}")
 
 
 def _write_cif(crystal: "Crystal", folder: Path, name: str) -> None:

@@ -18,11 +18,14 @@ from crystorus.sample.requests import (
     make_requests,
     usable_structures,
 )
-from crystorus.terminal import log, log_versions, progress, show_summary
+from crystorus.terminal import counted, log, log_versions, progress, show_summary
 
 if TYPE_CHECKING:
     from crystorus.crystal_model import CrystalModel
     from crystorus.sample.sampler import SamplingPlan
+
+TELLING, TOLD = 5.0, 60.0
+"""Seconds after which a run tells how long it will take, if that is longer than these."""
 
 
 def sample(
@@ -53,7 +56,7 @@ def sample(
     known = sum(row["origin"] == "known" for row in rows)
     if known:
         fate = "left out of the files" if options.new_only else "`--new-only` leaves them out"
-        log("note", f"{known} crystals are known phases, see known_as in the table: {fate}")
+        log("note", f"{counted(known, 'known phase')} among them (known_as in the table): {fate}")
 
 
 def refine(
@@ -78,6 +81,13 @@ def refine(
 
     requests = refine_requests(structures, options)
     model = _load(requests, options)
+    held = sum(len(request.start.held_atoms) for request in requests if request.start)
+    if held:
+        log(
+            "note",
+            f"{counted(held, 'atom')} of {sum(request.n_atoms for request in requests)} held: a "
+            "distortion among them stays, and with it the symmetry that it broke",
+        )
     from crystorus.sample.sampler import plan_refining
 
     out = options.out or Path("out") / f"refined-{files[0].resolve().name.split('.')[0]}"
@@ -113,14 +123,13 @@ def _log_starts(requests: Sequence[Request], options: SampleOptions) -> None:
     if options.start_from == "noise":
         return
     lacking = [request for request in requests if request.start is None]
-    log("plan", f"{len(requests) - len(lacking)} of {len(requests)} crystals start at templates")
+    log("plan", f"starts: {len(requests) - len(lacking)} at templates, {len(lacking)} at noise")
     if options.start_from == "templates" and lacking:
         names = list(dict.fromkeys(request.composition.formula for request in lacking))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         log(
             "note",
-            f"no further template fits {', '.join(names[:3])}{more}: {len(lacking)} crystals start "
-            "at noise",
+            f"no further template fits {', '.join(names[:3])}{more}: the rest starts at noise",
         )
 
 
@@ -141,22 +150,25 @@ def _run(
     from crystorus.sample.sampler import make
 
     total, compositions = len(requests), {request.composition for request in requests}
-    log("plan", f"{total} crystals of {len(compositions)} compositions into {path}")
+    of = counted(len(compositions), "composition")
+    log("plan", f"{counted(total, 'crystal')} of {of} into {path}")
     settings = run_settings(requests, plan, model, options)
     new_only = isinstance(options, SampleOptions) and options.new_only
     began = time.monotonic()
     with OutputFolder(path, settings, total=total, overwrite=options.overwrite) as folder:
         kept = len(folder.done)
         if folder.run.complete:
-            log("note", f"{path} already holds all {total} crystals of this run")
+            log("note", f"{path} already holds all of this run: {counted(total, 'crystal')}")
         elif kept:
-            log("note", f"going on from {kept} finished crystals in {path}")
+            log("note", f"going on in {path}, where {counted(kept, 'crystal')} of {total} stood")
         log_versions("run", folder.run.changed_versions(versions(PROGRAMS)))
         if not folder.run.complete:
+            missing = [request for request in requests if request.index not in folder.done]
+            atoms, total_atoms, told = 0, sum(request.n_atoms for request in missing), False
             with progress("sampling", "crystals", done=kept, total=total) as update:
                 parts = make(
                     model,
-                    [request for request in requests if request.index not in folder.done],
+                    missing,
                     plan,
                     workers=Workers(options.workers, options.scheduler),
                     checkpoint=options.checkpoint or SHIPPED,
@@ -164,6 +176,12 @@ def _run(
                 for part in parts:
                     folder.commit(part, symprec=options.symprec, new_only=new_only)
                     update(len(folder.done))
+                    atoms += sum(request.n_atoms for request in part.requests)
+                    passed = time.monotonic() - began
+                    left = passed * (total_atoms - atoms) / atoms
+                    if not told and passed > TELLING and left > TOLD:
+                        log("note", f"about {counted(round(left / 60), 'minute')} to go")
+                        told = True
             folder.finish()
         rows = folder.rows()
     show_summary(rows, made=len(folder.done) - kept, seconds=time.monotonic() - began)
@@ -172,8 +190,8 @@ def _run(
     if close:
         log(
             "warning",
-            f"{close} crystals have atoms nearer than {CLOSE:g} of the sum of their covalent radii "
-            "(min_distance_ratio in the table), which is hardly physical: sample them again with "
-            "another seed, or relax them",
+            f"{counted(close, 'crystal')} with atoms nearer than {CLOSE:g} of the sum of their "
+            "covalent radii (min_distance_ratio in the table), hardly physical: sample again with "
+            "another seed, or relax",
         )
     return rows

@@ -123,8 +123,10 @@ def run_settings(
 def _weight(request: Request) -> str:
     """Return the fraction of the weights that speak for a crystal's prototype or skeleton."""
     if request.start is not None:
-        return f"{request.start.prototype_fraction:.3f}"
-    return f"{request.skeletons[0].weight:.3f}" if request.skeletons else ""
+        share = request.start.prototype_fraction
+    else:
+        share = request.skeletons[0].weight if request.skeletons else None
+    return "" if share is None else f"{share:.3f}"
 
 
 def _described(request: Request) -> tuple[object, ...]:

@@ -36,7 +36,8 @@ class StartingStructure:
         noised: Whether noise is added; see `Start`.
         held_atoms: Atoms that stay, by place in `crystal`.
         held_cell: Whether the cell stays.
-        prototype_fraction: Probability that this prototype is right and those before it are not.
+        prototype_fraction: Share of the weights that speaks for this prototype and for none before
+            it; None where no prototype was chosen.
         same_composition: Whether it is a known crystal of this very composition.
         substitution: Elements of the template and what stands for them, such as "Sr>Ba Ti>Zr".
     """
@@ -47,7 +48,7 @@ class StartingStructure:
     noised: bool = False
     held_atoms: tuple[int, ...] = ()
     held_cell: bool = False
-    prototype_fraction: float = 1.0
+    prototype_fraction: float | None = None
     same_composition: bool = False
     substitution: str = ""
 

@@ -12,9 +12,10 @@ def build(source: Path, library: Path, /, *, workers: int = 1) -> None:
         workers: Processes that parse.
     """
     from crystorus.templates.library import build_library
-    from crystorus.terminal import echo, log_skipped, progress
+    from crystorus.terminal import counted, echo, log_skipped, progress
 
     with progress("reading", "structures") as update:
         built = build_library(source, library, n_workers=workers, progress=update)
-    echo(f"{len(built)} structures in {library}, {built.crystals.header['n_skipped']} left out")
+    left_out = built.crystals.header["n_skipped"]
+    echo(f"{counted(len(built), 'structure')} in {library}, {left_out} left out")
     log_skipped(built.skipped)

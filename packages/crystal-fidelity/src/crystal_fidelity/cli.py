@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from crystal_fidelity import __version__
-from crystal_fidelity.commandline import log, make_app, run
+from crystal_fidelity.commandline import counted, log, make_app, run
 from crystal_fidelity.errors import FidelityError
 from crystal_fidelity.options import FeaturizerName, MatchSettings, Settings
 from crystal_fidelity.workers import cores
@@ -200,7 +200,7 @@ def features(
         network = make_featurizer(featurizer, weights=weights, cache=cache, on_progress=stage)
         found = network.features(entries)
     save_features(out, found)
-    _echo(f"{len(found)} of {len(entries)} structures: {found.identity}")
+    _echo(f"{len(found)} of {counted(len(entries), 'structure')}: {found.identity}")
     _name_some("no features", found.failures)
 
 
@@ -475,7 +475,7 @@ def _provenance(**sides: "tuple[Path, list[Entry]]") -> dict[str, Any]:
 
 
 def _fact(file: Mapping[str, Any]) -> str:
-    text = f"{Path(file['path']).name}: {file['structures']} structures, "
+    text = f"{Path(file['path']).name}: {counted(file['structures'], 'structure')}, "
     text += f"{len(file['unreadable'])} unreadable"
     return f"{text}, SHA-256 {file['sha256'][:16]}…" if file["sha256"] else text
 

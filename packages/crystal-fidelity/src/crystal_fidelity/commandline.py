@@ -138,8 +138,23 @@ def describe(error: Exception, program: str) -> str:
     )
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun: 1 crystal, 2 crystals.
+
+    Args:
+        n: The number.
+        noun: In the singular, one whose plural ends in s.
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def log(kind: str, message: str) -> None:
-    """Print one line on stderr, its kind in colour where there are colours."""
+    """Print one line on stderr, its kind in colour where there are colours.
+
+    Args:
+        kind: Such as "note" or "warning".
+        message: One line.
+    """
     from rich.console import Console
     from rich.text import Text
 

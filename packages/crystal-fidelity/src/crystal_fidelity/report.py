@@ -89,7 +89,8 @@ def digits(value: float | None, significant: int = 4) -> str:
 def shown(score: Score) -> tuple[str, str, str, str]:
     """Return value, error, real data and unit for a table.
 
-    Rates are in per cent; the error has two digits, and the others as many decimals as it.
+    Rates are in per cent; the error has two digits, and the others as many decimals as it. A rate
+    of 0 or 1 is an end of Wilson's interval, which goes one way from there: -20, not ±10, is shown.
     """
     scale, unit = (100.0, "%") if score.rate else (1.0, score.unit)
     value, error, real = (
@@ -101,7 +102,10 @@ def shown(score: Score) -> tuple[str, str, str, str]:
     places = max(0, 1 - math.floor(math.log10(error)))
     if places > MAX_DECIMALS:
         return digits(value, 3), digits(error, 2), digits(real, 3), unit
-    return _fixed(value, places), _fixed(error, places), _fixed(real, places), unit
+    text = _fixed(error, places)
+    if score.rate and score.value in (0, 1):
+        text = f"{'-' if score.value else '+'}{_fixed(2 * error, places)}"
+    return _fixed(value, places), text, _fixed(real, places), unit
 
 
 def _fixed(value: float | None, places: int) -> str:
