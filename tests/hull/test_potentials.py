@@ -167,7 +167,7 @@ def test_fixed_atoms_keep_their_fractional_coordinates():
     assert not np.allclose(held[[0, 3]], start[[0, 3]], atol=1e-3)
 
 
-def test_relax_keeps_the_atoms_that_a_file_fixes(tmp_path, monkeypatch):
+def test_relax_keeps_the_atoms_that_a_file_fixes(tmp_path):
     from ase.constraints import FixAtoms
 
     from crystal_fidelity.reading import read_structures
@@ -175,13 +175,15 @@ def test_relax_keeps_the_atoms_that_a_file_fixes(tmp_path, monkeypatch):
     atoms = l12()
     atoms.rattle(0.1, seed=3)
     atoms.set_constraint(FixAtoms([1, 2]))
-    ase.io.write(tmp_path / "a.vasp", atoms, format="vasp")
-    done = crystorus("relax", tmp_path / "a.vasp", "--out", tmp_path / "out", "--potential",
+    (tmp_path / "in").mkdir()
+    ase.io.write(tmp_path / "in" / "a.vasp", atoms, format="vasp")
+    (tmp_path / "in" / "b.cif").write_text("none")  # is told, and disturbs no other
+    done = crystorus("relax", tmp_path / "in", "--out", tmp_path / "out", "--potential",
                      "alloys:SlowEMT", "--workers", 0)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "1 structures fix atoms" in done.stderr
-    final = read_structures(tmp_path / "out" / "campaign.db")[-1]
-    given = read_structures(tmp_path / "out" / "campaign.db")[0]
+    given, broken, final = read_structures(tmp_path / "out" / "campaign.db")
+    assert "no cell" in broken.reason
     assert given.fixed.tolist() == [False, True, True, False]
     away = final.frac_coords - given.frac_coords
     moved = np.abs(away - np.round(away)).max(axis=1)

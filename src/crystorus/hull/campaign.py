@@ -27,6 +27,7 @@ from crystorus.errors import CalculatorError, CampaignError, FileError
 from crystorus.hull.candidates import (
     GENERATED,
     GENERATED_FILES,
+    INVALID,
     REFERENCE,
     VALID,
     InputStructure,
@@ -313,7 +314,9 @@ def _check(row: AtomsRow) -> None:
         ValueError: If it is none.
     """
     pairs = row.key_value_pairs
-    atoms = (row.numbers > 0).all() and (row.numbers <= MAX_ATOMIC_NUMBER).all() and row.natoms
+    # A structure that could not be read is kept as one without atoms.
+    some = row.natoms or pairs.get("status") == INVALID
+    atoms = (row.numbers > 0).all() and (row.numbers <= MAX_ATOMIC_NUMBER).all() and some
     finite = np.isfinite(row.positions).all() and np.isfinite(row.cell).all()
     texts = all(isinstance(pairs.get(name), str) for name in ("name", "kind", "stage", "status"))
     plain = all(isinstance(value, str | int | float) for value in pairs.values())

@@ -180,10 +180,7 @@ def relax(
     if not structures:
         raise CampaignError(f"{source} holds no structures: give at least one")
     if held := sum(bool(one.atoms.constraints) for one in structures):
-        log(
-            "fixed",
-            f"{source} fixes atoms of {held} structures: these keep their fractional places",
-        )
+        log("fixed", f"{held} structures fix atoms, which keep their fractional coordinates")
     workers = stages.open_workers(options.workers, relaxation)
     settings = {
         "kind": "relax",

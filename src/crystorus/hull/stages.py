@@ -163,9 +163,10 @@ def finish_relaxed(campaign: Campaign) -> None:
     """
     statuses = Counter(row.status for row in campaign.relaxed(GENERATED))
     if not statuses:
+        first = campaign.originals(GENERATED)[0]
         raise CampaignError(
-            f"no structure of {campaign.path} is fit to be relaxed: `ase db {campaign.database} "
-            "-c name,status,reason` says why"
+            f"no structure of {campaign.path} is fit to be relaxed ({first.name}: {first.reason}); "
+            f"`ase db {campaign.database} -c name,status,reason` has the others"
         )
     listed = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
     log("done", f"{listed}, in {campaign.database}")
