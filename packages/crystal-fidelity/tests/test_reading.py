@@ -304,6 +304,8 @@ POSCAR = "CsCl\n1.0\n4 0 0\n0 5 0\n0 0 6\nCs Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5
      ({"4 0 0\n0 5 0": "0 5 0\n4 0 0"}, 2.330),
      ({"CsCl\n1.0": "Cs Cl\n1.0", "Cs Cl\n1 1": "1 1"}, 2.330),
      ({"Cs Cl\n1 1": "1 1", "0 0 0\n0.5 0.5 0.5": "0 0 0 Cs\n0.5 0.5 0.5 Cl"}, 2.330),
+     ({"Cs Cl\n1 1\nDirect": "1 1\nS\nDirect", "0 0 0\n0.5 0.5 0.5":
+       "0 0 0 T F T Cs\n0.5 0.5 0.5 F F F Cl site2"}, 2.330),
      ({"0.5 0.5 0.5\n": "0.5 0.5 0.5\n\n0 0 0\n0 0 0\n"}, 2.330),
      ({"Cs Cl\n1 1": "D Cl\n1 1"}, 0.505)],
 )  # fmt: skip
@@ -367,6 +369,8 @@ def test_atoms_that_ase_fixes(tmp_path, ending):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [("Cs Cl\n1 1", "1 1", "names no elements (a POSCAR of VASP 4)"),
+     ("Cs Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5", "1 1\nS\nDirect\n0 0 0 T T T\n.5 .5 .5 F F F",
+      "names no elements"),
      ("Cs Cl\n1 1", "Cs1 Cl2\n1 1", "'Cs1' names no element"),
      ("Cs Cl\n1 1", "Cs Cl\n1", "not a POSCAR"), ("0 5 0", "0 5", "are not 3 numbers"),
      ("0 5 0", "4 0 0", "singular"), ("0.5 0.5 0.5\n", "", "fewer than the 2 atoms"),
@@ -388,19 +392,32 @@ def test_frames_after_a_broken_one_are_found_again(tmp_path):
              frame("Na 0 0 0\nCl 1 1 1\nO 2 2 2", count=2),
              good, "\n\n", good.replace("Na", "D"), good.replace("Lattice", "Lettuce"),
              frame(pbc="T T F"), frame("Na zero 0 0"), frame("Na 0 0"),
-             frame("Qq 0 0 0")]  # fmt: skip
+             frame("Qq 0 0 0"), frame("Na 0 0 0", count=2), good]  # fmt: skip
     path.write_text("".join(parts))
     found = structures(path)
     assert [isinstance(e, Crystal) for e in found] == [
-        True, False, True, True, False, True, True, False, False, False, False, False,
+        True, False, True, True, False, True, True, False, False, False, False, False, False, True,
     ]  # fmt: skip
     words = ["1 of 3 atoms", "not a number of atoms", "no cell", "periodic along 2 of 3",
-             "could not convert", "3 of 4 columns", "'Qq' names no element"]  # fmt: skip
+             "could not convert", "3 of 4 columns", "'Qq' names no element",
+             "1 of 2 atoms"]  # fmt: skip
     for failure, expected in zip(
         (e for e in found if isinstance(e, ReadFailure)), words, strict=True
     ):
         assert expected in failure.reason
     assert found[6].atomic_numbers.tolist() == [1, 17]
+
+
+@pytest.mark.parametrize(
+    ("pbc", "words"),
+    [("T T T", None), ("[true, True, TRUE]", None), ("1 1 1", None), ("t t f", "along 2 of 3"),
+     ("[T, F, F]", "along 1 of 3"), ("T T", "not three flags"), ("yes", "not three flags"),
+     ("2 1 1", "not three flags")],
+)  # fmt: skip
+def test_periodicity_however_it_is_written(tmp_path, pbc, words):
+    (tmp_path / "f.xyz").write_text(frame(pbc=pbc))
+    (found,) = read_structures(tmp_path / "f.xyz")
+    assert isinstance(found, Crystal) if words is None else words in found.reason
 
 
 def test_extxyz_keys_columns_and_the_total_energy(tmp_path):

@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -371,8 +372,12 @@ def _vasp_element(symbol: str) -> int:
 def _species_of_vasp4(
     comment: list[str], counts: list[int], sites: list[list[str]]
 ) -> "np.ndarray":
-    """Return Z by atom from the comment line or from symbols behind the coordinates."""
-    for words, repeats in ((comment, counts), ([row[-1] for row in sites], 1)):
+    """Return Z by atom from the comment line or from symbols behind the coordinates.
+
+    The flags of selective dynamics stand before them, and are no tritium and fluorine.
+    """
+    behind = [row[6:] if {*row[3:6]} <= {"T", "F"} and row[5:] else row[3:] for row in sites]
+    for words, repeats in ((comment, counts), ([*chain(*(row[:1] for row in behind))], 1)):
         numbers = [element_number(re.split("[_/]", word)[0]) for word in words]
         expected = len(counts) if words is comment else len(sites)
         if len(numbers) == expected and all(numbers):
@@ -491,10 +496,14 @@ class _Lines:
         """Return `count` lines, fewer where the file or, by its comment line, the frame ends."""
         taken: list[str] = []
         size = 0
-        while len(taken) < count and (line := self.next()):
+        while line := self.next():
             if len(taken) > 1 and "Lattice=" in line and taken[-1].strip().isdecimal():
                 self._ahead.extendleft([line, taken.pop()])
                 self.number -= 2
+                break
+            if len(taken) == count:
+                self._ahead.appendleft(line)
+                self.number -= 1
                 break
             taken.append(line)
             size += len(line)
@@ -565,14 +574,22 @@ def _frame(lines: list[str], name: str) -> Entry:
         positions,
         numbers,
         name,
-        pbc=values.get("pbc", True),
+        pbc=_flags(values.get("pbc", True)),
         info=info,
         properties=_numbers(info),
     )
-    if (at := places.get("move_mask")) is None:
+    if (mask := places.get("move_mask")) is None:
         return entry
-    columns = int(table[table.index("move_mask") + 2])
-    return _with_fixed(entry, [row[at : at + columns] for row in rows])
+    width = int(table[table.index("move_mask") + 2])
+    return _with_fixed(entry, [row[mask : mask + width] for row in rows])
+
+
+def _flags(value: object) -> list[bool]:
+    """Return whether a structure is periodic: "T T F", "[true, true, false]" or "1 1 0"."""
+    words = re.findall(r"\w+", " ".join(map(str, np.ravel(value))).lower())  # type: ignore[call-overload]
+    if len(words) not in (1, 3) or not {*words} <= {"t", "true", "1", "f", "false", "0"}:
+        raise ReadingError(f"its pbc '{' '.join(words)[:60]}' are not three flags such as T T T")
+    return [word in ("t", "true", "1") for word in words]
 
 
 def _species(text: str) -> int:
