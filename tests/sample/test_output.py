@@ -20,6 +20,7 @@ import torch
 from fake_model import FakeModel
 from prototypes import cscl, rocksalt
 
+from crystal_fidelity.cells import min_distance_ratio
 from crystorus.config import SamplerConfig
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_atoms, split
@@ -31,7 +32,6 @@ from crystorus.sample.output import (
     OutputFolder,
     describe,
     file_stem,
-    min_distance_ratio,
     run_settings,
 )
 from crystorus.sample.requests import make_requests

@@ -119,6 +119,15 @@ def test_the_formula_decides_the_origin_without_a_warning():
     assert dict(crystal.formula) == {8: 4, 12: 1, 13: 2}
 
 
+def test_where_elements_might_be_exchanged_their_radii_decide():
+    """MgCu2 and Mg2Cu fill the same sites of the two origins; Mg 2.5 Å apart would be too near."""
+    laves = cif((7.048,) * 3 + (90,) * 3, f"{HM} 'F d -3 m'", ["Mg .125 .125 .125", "Cu .5 .5 .5"])
+    crystal = good(laves)
+    assert dict(crystal.formula) == {12: 1, 29: 2}
+    assert density(crystal) == pytest.approx(5.745, abs=1e-3)
+    assert "may be F d -3 m :1" in crystal.warning
+
+
 @pytest.mark.parametrize(
     ("symmetry", "words"),
     [(f"{HM} 'Fd3m_diamond'", "'Fd3m_diamond' is not known"),
@@ -348,15 +357,23 @@ def test_numbers_may_be_quoted_and_carry_uncertainties():
     ("formula", "words"),
     [("Na H Cl", "atoms are missing (H)"), ("Na2 Cl", "says otherwise"),
      ("Na", "says otherwise"), ("Na0.8 K0.2 Cl", "atoms are missing (K)"),
-     ("Na0.7 Cl", "says otherwise")],
+     ("Na0.7 Cl", "says otherwise"), ("Na (O H)", "atoms are missing (H, O)"),
+     ("(Na0.5 (K0.5 Li0.5)0.5) Cl", "atoms are missing (Li, K)"),
+     ("Na Cl . 2H2 O", "atoms are missing (H, O)"), ("NaCl * 2(H2 O)", "atoms are missing"),
+     ("2(Na +), S O4 2-", "atoms are missing (O, S)")],
 )  # fmt: skip
 def test_a_formula_that_contradicts_the_atoms_is_refused(formula, words):
-    for tag in ("_chemical_formula_sum", "_chemical_formula_moiety"):
+    for tag in (
+        "_chemical_formula_sum",
+        "_chemical_formula_moiety",
+        "_chemical_formula_structural",
+    ):
         assert words in reason(salt(f"{HM} 'F m -3 m'\n{tag} '{formula}'"))
 
 
 @pytest.mark.parametrize("formula", ["Na Cl", "Na4 Cl4", "Cl1Na1", "Na 1+, Cl 1-", "?", "salt",
-                                     "2(Na Cl)", "(Na,K) Cl"])  # fmt: skip
+                                     "2(Na Cl)", "(Na,K) Cl", "(Na Cl)n", "[Na (Cl)1]",
+                                     "2(Na +), 2(Cl -)", "(((", "Na . Cl"])  # fmt: skip
 def test_formulas_that_agree_or_cannot_be_parsed_say_nothing(formula):
     for tag in ("_chemical_formula_sum", "_chemical_formula_moiety"):
         assert good(salt(f"{HM} 'F m -3 m'\n{tag} '{formula}'")).warning == ""

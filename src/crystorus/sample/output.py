@@ -15,19 +15,17 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import ase.io
-import gemmi
 import numpy as np
 
-from crystal_fidelity.cells import least_distance, niggli_reduce
+from crystal_fidelity.cells import least_distance, min_distance_ratio
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystal_fidelity.matching import kinds
 from crystal_fidelity.provenance import versions
-from crystal_fidelity.structures import Crystal, density
+from crystal_fidelity.structures import density
 from crystal_fidelity.symmetry import dataset, group_of, sites_of
 from crystal_fidelity.validity import is_valid
 from crystorus.crystal_model import CrystalModel
@@ -330,8 +328,8 @@ class OutputFolder:
         if several:
             frames = io.StringIO("".join(record.frame for record in several))
             firsts = kinds(ase.io.read(frames, index=":", format="extxyz"))
-            for place, (record, first) in enumerate(zip(several, firsts, strict=True)):
-                first = place if first < 0 else first  # a cell that no comparison takes
+            for place, (record, found) in enumerate(zip(several, firsts, strict=True)):
+                first = place if found < 0 else found  # a cell that no comparison takes
                 record.row["same_as"] = "" if first == place else str(several[first].index)
 
     def _refuse_incomplete(self) -> None:
@@ -430,27 +428,3 @@ def trajectory_text(made: GeneratedCrystals) -> str:
     index = made.requests[0].index
     infos = [{"index": index, "step": n + 1} for n in range(len(made.trajectory))]
     return extxyz_text(Crystals.concat(made.trajectory), infos)
-
-
-def min_distance_ratio(crystal: Crystal) -> float:
-    """Return the least distance of two atoms over the sum of their covalent radii.
-
-    Own images count.
-
-    Raises:
-        ReadingError: If the cell cannot be reduced.
-
-    Source: radii of Cordero et al. 2008, doi:10.1039/b801115j, as gemmi has them.
-    """
-    reduced = niggli_reduce(crystal)
-    radii = np.array([gemmi.Element(int(z)).covalent_r for z in reduced.atomic_numbers])
-    apart = reduced.frac_coords[:, None] - reduced.frac_coords[None]
-    apart -= np.rint(apart)
-    squared = np.full(apart.shape[:2], np.inf)
-    # In a reduced cell the nearest image of a pair is at most one cell from the rounded one.
-    for shift in product((-1, 0, 1), repeat=3):
-        found = np.square((apart + shift) @ reduced.lattice).sum(-1)
-        if shift == (0, 0, 0):
-            np.fill_diagonal(found, np.inf)
-        np.minimum(squared, found, out=squared)
-    return float((np.sqrt(squared) / (radii[:, None] + radii[None])).min())

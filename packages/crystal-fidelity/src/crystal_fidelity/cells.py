@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import gemmi
 import moyopy
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,30 @@ def least_distance(crystal: Crystal) -> float:
     """
     reduced = niggli_reduce(crystal)
     return float(least_distances(reduced.lattice[None], reduced.frac_coords[None])[0])
+
+
+def min_distance_ratio(crystal: Crystal) -> float:
+    """Return the least distance of two atoms over the sum of their covalent radii.
+
+    Own images count. All pairs are held at a time.
+
+    Raises:
+        ReadingError: If the cell cannot be reduced.
+
+    Source: radii of Cordero et al. 2008, doi:10.1039/b801115j, as gemmi has them.
+    """
+    reduced = niggli_reduce(crystal)
+    radii = np.array([gemmi.Element(int(z)).covalent_r for z in reduced.atomic_numbers])
+    apart = reduced.frac_coords[:, None] - reduced.frac_coords[None]
+    apart -= np.rint(apart)
+    squared = np.full(apart.shape[:2], np.inf)
+    # In a reduced cell the nearest image of a pair is at most one cell from the rounded one.
+    for shift in _SHELL:
+        found = np.square((apart + shift) @ reduced.lattice).sum(-1)
+        if not shift.any():
+            np.fill_diagonal(found, np.inf)
+        np.minimum(squared, found, out=squared)
+    return float((np.sqrt(squared) / (radii[:, None] + radii[None])).min())
 
 
 def least_distances(

@@ -16,7 +16,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.cells import least_distance
+from crystal_fidelity.cells import least_distance, min_distance_ratio
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.operations import (
     METRIC_TOLERANCE,
@@ -45,6 +45,8 @@ OCCUPANCY_TOLERANCE = 1.001e-3
 """0.999 and 1.001 are full sites."""
 FORMULA_TOLERANCE = 0.12
 """Relative; formulas with decimals that differ by less from the atoms give a warning only."""
+MOST_PAIRED = 1000
+"""Atoms up to which all pairs are compared with their radii where a block may be read two ways."""
 
 _CELL = tuple(f"_cell_length_{x}" for x in "abc") + tuple(
     f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")
@@ -66,7 +68,11 @@ _SYMBOLS = (
 )
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 _CODE = "_space_group_it_coordinate_system_code"
-_FORMULAS = ("_chemical_formula_sum", "_chemical_formula_moiety")
+_FORMULAS = (
+    "_chemical_formula_sum",
+    "_chemical_formula_moiety",
+    "_chemical_formula_structural",
+)
 
 _as_number = gemmi.cif.as_number
 Tags = Mapping[str, list[str]]
@@ -96,8 +102,8 @@ class _Choice:
     """Why it contradicts the formula, empty if it does not."""
     rank: tuple[float, ...]
     """Contradictions to the formula, Z, multiplicities and distances; the least is the best."""
-    least_distance: float
-    """Å, infinite if there is nothing to choose."""
+    spacing: float
+    """Least distance over the sum of radii, infinite if there is nothing to choose."""
 
 
 def parse_cif(text: str, name: str = "") -> Entry:
@@ -465,17 +471,20 @@ def _choose(
             bool(fault) + fault.startswith("!"),
             _z_fault(tags, numbers, formula),
         )
-        near = np.inf
+        spacing = np.inf
         if len(groups) > 1:
             written = [_as_number(text) for text in sites.multiplicities]
             different = bool(written) and not np.array_equal(written, multiplicities)
-            near = least_distance(Crystal(lattice, frac, numbers))
+            crystal = Crystal(lattice, frac, numbers)
+            near = least_distance(crystal)
             rank += (different, near < 0.5)
-        choices.append(_Choice(name, frac, numbers, multiplicities, fault, rank, near))
+            spacing = min_distance_ratio(crystal) if len(crystal) <= MOST_PAIRED else near
+        choices.append(_Choice(name, frac, numbers, multiplicities, fault, rank, spacing))
     if not choices:
         raise ReadingError("its sites suit none of the groups that its symbols allow")
-    # Where nothing decides: the higher site symmetries, then the larger distances.
-    best = min(choices, key=lambda c: (c.rank, len(c.numbers), -c.least_distance))
+    # Where nothing decides: the higher site symmetries, then the larger distances: spinel, or a
+    # Laves phase, with 1/8 and 1/2 and no origin is a crystal with the elements exchanged too.
+    best = min(choices, key=lambda c: (c.rank, len(c.numbers), -c.spacing))
     rivals = [c for c in choices if c.rank == best.rank and c is not best]
     # All atoms listed, with the symbol of their group: the group adds nothing.
     same = any(c.name == "its operations" for c in choices) and all(
@@ -511,22 +520,35 @@ def _formula(tags: Tags) -> _Formula | None:
     return None
 
 
+_COUNT = r"(\d+\.?\d*|\.\d+|)"
+_ATOMS = re.compile(rf"([A-Z][a-z]?){_COUNT}\s*")
+_BRACKET = re.compile(rf"[(\[]((?:{_ATOMS.pattern})*)[)\]]\s*{_COUNT}")
+
+
 @lru_cache(maxsize=1024)
 def _parse_formula(text: str) -> dict[int, float] | None:
-    """Return atoms by Z of "Na Cl", "C12 H22 O11" or "2(H2 O), Cl 1-", None if it is no such."""
+    """Return atoms by Z of "C12 H22 O11", "Mg (O H)2" or "2(H2 O), Cl 1-", None if it is no such.
+
+    Moieties are separated by commas, water of crystallisation by dots or stars.
+    """
     counts: defaultdict[int, float] = defaultdict(float)
-    for part in text.split(","):
-        outer = re.fullmatch(r"\s*(\d*\.?\d*)\s*\((.*)\)\s*|\s*(\d*\.?\d*)\s*([A-Z].*)", part)
-        if outer is None:
+    for part in re.split(r"[,*\u00b7\u2022]|\s\.\s", text):
+        body = re.sub(r"\s\d*[+-](?=\s*([)\]]|$))", "", part.strip())  # charges
+        lead = re.match(_COUNT, body)[0]  # type: ignore[index]
+        body = body[len(lead) :].strip()
+        while group := _BRACKET.search(body):  # the innermost: Al(OH)3 to Al O3 H3
+            times = float(group[4] or 1)
+            inner = [f"{s}{float(n or 1) * times:.9g}" for s, n in _ATOMS.findall(group[1])]
+            body = f"{body[: group.start()]} {' '.join(inner)} {body[group.end() :]}"
+        found = _ATOMS.findall(body)
+        if (
+            not found
+            or _ATOMS.sub("", body).strip()
+            or not all(element_number(s) for s, _ in found)
+        ):
             return None
-        factor = float(outer[1] or outer[3] or 1)
-        body = re.sub(r"\s\d*[+-]$", "", (outer[2] or outer[4] or "").strip())
-        if not re.fullmatch(r"(?:[A-Z][a-z]?\d*\.?\d*\s*)+", body):
-            return None
-        for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", body):
-            if not element_number(symbol) or count == ".":
-                return None
-            counts[element_number(symbol)] += factor * float(count or 1)
+        for symbol, count in found:
+            counts[element_number(symbol)] += float(lead or 1) * float(count or 1)
     return {z: n for z, n in counts.items() if n > 0} or None
 
 
