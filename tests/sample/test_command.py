@@ -190,6 +190,11 @@ def cut_short():
         ("partial.cif", CIF.format(gamma=90, z=0, occupancy=0.5).encode(), ["0.5"]),
         ("flat.cif", CIF.format(gamma=0, z=0, occupancy=1).encode(), ["cell"]),
         ("nan.cif", CIF.format(gamma=90, z="nan", occupancy=1).encode(), ["nan"]),
+        (
+            "twice.cif",
+            CIF.format(gamma=90, z=0, occupancy="1\nFe 1 1 1 1").encode(),
+            ["two atoms are 0.000 Å apart", "count one twice"],
+        ),
         ("nocell.cif", CIF[CIF.index("loop_") :].format(z=0, occupancy=1).encode(), ["cell"]),
     ],
 )

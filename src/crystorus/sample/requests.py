@@ -142,7 +142,16 @@ def choose_compositions(formulas: Sequence[str], options: SampleOptions) -> list
     if options.max_atoms is not None and options.system is None:
         raise RequestError(f"--max-atoms {options.max_atoms} goes with --system only: leave it out")
     if options.like is not None:
+        from crystal_fidelity.validity import MIN_DISTANCE, closest_contacts
+
         like = usable_structures(options.like)
+        for crystal, distance in zip(like, closest_contacts(like), strict=True):
+            if distance < MIN_DISTANCE:
+                raise RequestError(
+                    f"{options.like}, {crystal.name}: two atoms are {distance:.3f} Å apart, below "
+                    f"{MIN_DISTANCE} Å, so its formula may count one twice; correct it or take it "
+                    "out"
+                )
         return [Composition.of(crystal.atomic_numbers.tolist()) for crystal in like]
     if options.system is not None:
         if options.max_atoms is None:
