@@ -12,6 +12,7 @@ import torch
 from known import known
 from prototypes import perovskite, rocksalt, spinel
 
+from crystal_fidelity.errors import ReadingError
 from crystorus.checkpoint import SCORER_CARD, load_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
@@ -314,6 +315,8 @@ def test_another_run_in_the_folder_is_refused(data, checkpoint, marked, tmp_path
     other = tmp_path / "other.extxyz"
     ase.io.write(other, crystals_to_atoms(Crystals.concat(known(20))))
     build_store(other, tmp_path / "other.store")
+    with pytest.raises(ReadingError, match=r"file than .*other\.extxyz: choose another --out"):
+        train_scorer(other, options)
     with pytest.raises(OutputError, match="holds candidates of other data"):
         train_scorer(tmp_path / "other.store", options)
     with (

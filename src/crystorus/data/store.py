@@ -337,6 +337,7 @@ def open_or_build(
     *,
     n_workers: int = 1,
     progress: Callable[[int], None] | None = None,
+    remedy: str = "delete it to build it again",
 ) -> CrystalStore:
     """Open a store; of anything else open the one built before, or build it.
 
@@ -345,6 +346,7 @@ def open_or_build(
         cache: Where a store that is built is kept.
         n_workers: Processes that parse.
         progress: Called with the number of structures read so far.
+        remedy: What to do about a store that was built from another file.
 
     Raises:
         ReadingError: If the source is broken or holds nothing usable, or is not what the cached
@@ -357,8 +359,8 @@ def open_or_build(
     store = open_store(cache)
     if source.exists() and [s["sha256"] for s in store.header["sources"]] != [digest_of(source)]:
         raise ReadingError(
-            f"{cache} was built from another {source.name}: delete it to build it again, or put "
-            "the file that it was built from back"
+            f"{cache} was built from another file than {source}: {remedy}, or put the file that it "
+            "was built from back"
         )
     return store
 

@@ -158,7 +158,9 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
     ):
         if folder.complete:
             folder.reopen()
-        store = open_or_build(data, out / CACHE, n_workers=options.workers)
+        store = open_or_build(
+            data, out / CACHE, n_workers=options.workers, remedy="choose another --out"
+        )
         digest = store.header["sha256"]
         if folder.facts.get("data_sha256", digest) != digest:
             raise OutputError(
