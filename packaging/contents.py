@@ -1,4 +1,4 @@
-"""Look into wheels and sdists: names, versions, sizes, nothing that should not be there.
+"""Look into wheels and sdists: every file of the source, versions, sizes, nothing else.
 
 python packaging/contents.py build/dist
 """
@@ -10,20 +10,10 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 LARGEST = {"crystorus": 14e6, "crystal_fidelity": 2e6}
 """Bytes of an archive; the weights are ten million of them."""
-NEEDED = {
-    "crystorus": {
-        "crystorus/py.typed", "crystorus/geometry/wyckoff.csv", "crystorus/weights/mp20/card.json",
-        "crystorus/weights/mp20/README.md", "crystorus/weights/mp20/weights.safetensors",
-        "crystorus/weights/mp20/skeletons.safetensors", "crystorus/weights/mp20/scorer.safetensors",
-        "crystorus/hull/web/hull.html.j2",
-    },
-    "crystal_fidelity": {
-        "crystal_fidelity/py.typed", "crystal_fidelity/web/3Dmol-min.js",
-        "crystal_fidelity/web/3Dmol-LICENSE.txt", "crystal_fidelity/web/page.html.j2",
-    },
-}  # fmt: skip
+SOURCES = {"crystorus": "src", "crystal_fidelity": "packages/crystal-fidelity/src"}
 UNWANTED = re.compile(r"^(build|runs|out|data|\.venv|\.git)/|__pycache__|\.(ckpt|pkl|pyc|db)$")
 
 
@@ -44,8 +34,10 @@ def main(folder: Path) -> int:
                 text = archive.extractfile(f"{top}/PKG-INFO").read().decode()
         metadata = Parser().parsestr(text)
         versions.add(metadata["Version"])
-        prefix = "" if wheel else "src/"
-        faults += [f"{path.name}: no {n}" for n in NEEDED[package] if prefix + n not in names]
+        source, prefix = ROOT / SOURCES[package], "" if wheel else "src/"
+        files = [p for p in (source / package).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+        needed = [p.relative_to(source).as_posix() for p in files]
+        faults += [f"{path.name}: no {name}" for name in needed if prefix + name not in names]
         faults += [f"{path.name}: has {n}" for n in names if UNWANTED.search(n)]
         if wheel and not any("licenses/" in name for name in names):
             faults.append(f"{path.name}: no licence")
