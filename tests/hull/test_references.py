@@ -200,13 +200,15 @@ def test_ids_that_two_files_share_name_their_file(tmp_path, alloys):
     assert len({p.name for p in found}) == len({p.row for p in found}) == 6
 
 
-def test_a_column_of_formulas_that_names_phases_drops_nothing(tmp_path):
-    """Hematite is no helium."""
+@pytest.mark.parametrize("phase", ["Hematite", "B2", "C15", "W"])
+def test_a_column_of_formulas_that_names_phases_drops_nothing(tmp_path, phase):
+    """Hematite is no helium, B2 no boron; nor are rows parsed that are of other elements."""
     cif = to_pymatgen(from_atoms(bulk("Cu"))).to(fmt="cif").replace('"', "'")
     table = tmp_path / "t.csv"
-    table.write_text(f'material_id,pretty_formula,cif\nmp-1,Hematite,"{cif}"\n')
-    found = read_references([str(table)], ["Cu", "Au"], tmp_path)[0]
-    assert [p.name for p in found] == ["mp-1"]
+    rows = f"mp-1,{phase},['Cu'],\"{cif}\"\nmp-2,B2,['B'],no cif at all\n"
+    table.write_text("material_id,pretty_formula,elements,cif\n" + rows)
+    found, warnings = read_references([str(table)], ["Cu", "Au"], tmp_path)
+    assert ([p.name for p in found], warnings) == (["mp-1"], [])
 
 
 class Recorded(BaseHTTPRequestHandler):

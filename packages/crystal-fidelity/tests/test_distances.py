@@ -109,8 +109,11 @@ def test_energy_emd_reads_the_named_property():
         energy_emd(left, right, key="energy")
 
 
-@pytest.mark.parametrize(("key", "distance"), [("energy", 0.0), ("energy_per_atom", 7.0)])
-def test_totals_of_ase_are_divided_by_the_atoms(key, distance):
+@pytest.mark.parametrize(("key", "distance"), [
+    ("energy", 0.0), ("total_energy", 0.0), ("REF_energy", 0.0), ("energy_per_atom", 7.0),
+    ("formation_energy", 7.0), ("energy_above_hull", 7.0),
+])  # fmt: skip
+def test_totals_are_divided_by_the_atoms(key, distance):
     def cells(n):
         numbers = np.full(n, 29)
         crystal = Crystal(np.eye(3) * 4, np.zeros((n, 3)), numbers, properties={key: -1.0 * n})
@@ -118,4 +121,4 @@ def test_totals_of_ase_are_divided_by_the_atoms(key, distance):
 
     result = energy_emd(cells(8), cells(1), key=key)
     assert result.value == pytest.approx(distance)
-    assert ("divided by the atoms" in result.protocol) == (key == "energy")
+    assert ("divided by the atoms" in result.protocol) == (distance == 0)

@@ -153,16 +153,22 @@ def test_energies_above_hull_are_those_of_pymatgens_phase_diagram():
     assert np.isnan(above_hull([iron], np.array([0.0]), phases[:3], energies[:3])[0])
 
 
-def test_sun_computes_energies_above_the_hull_of_a_file(tmp_path):
+@pytest.mark.parametrize("key", ["e", "total_energy"])
+def test_sun_computes_energies_above_the_hull_of_a_file(tmp_path, key):
+    """From energies per atom and from totals of cells."""
+
+    def value(energy, structure):
+        return energy * (len(structure) if key == "total_energy" else 1)
+
     frames = [to_atoms(rock_salt()), to_atoms(renamed(diamond(), {6: 11}))]
     frames.append(to_atoms(renamed(diamond(), {6: 17})))
     for frame, energy in zip(frames, (-2.0, 0.0, 0.0), strict=True):
-        frame.info["e"] = energy
+        frame.info[key] = value(energy, frame)
     ase.io.write(tmp_path / "phases.extxyz", frames)
     blende = renamed(zinc_blende(), {30: 11, 16: 17})
-    made = [replace(blende, properties={"e": energy}) for energy in (-2.1, -1.95, -1.0)]
+    made = [replace(blende, properties={key: value(e, blende)}) for e in (-2.1, -1.95, -1.0)]
     path = tmp_path / "phases.extxyz"
-    settings = Settings(metrics=("sun",), energy="file:e", hull_references=path)
+    settings = Settings(metrics=("sun",), energy=f"file:{key}", hull_references=path)
     result = compare(made, [rock_salt()], settings)
     assert result.above_hull == pytest.approx([-0.1, 0.05, 1.0])
     values = {score.name: score.value for score in result.scores}

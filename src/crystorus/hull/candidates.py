@@ -1,5 +1,6 @@
 """Structures into a campaign: sampled or read, then screened, near-duplicates marked."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def structures_of(
         kind: "generated" or "reference".
         source: What to call it.
         within: Symbols; structures with other elements are left out, rows of a table without being
-            parsed where their formula says so.
+            parsed where their formula and their elements say so.
 
     Raises:
         ReadingError: If the path as a whole cannot be read.
@@ -88,9 +89,12 @@ def structures_of(
 
     def may_be_within(columns: Mapping[str, str]) -> bool:
         try:
-            return set(parse_formula(columns["pretty_formula"]).elements) <= set(within)
-        except (KeyError, FormulaError):  # there is none, or it is the name of a phase
+            found = set(parse_formula(columns["pretty_formula"]).elements)
+        except (KeyError, FormulaError):
             return True
+        # "B2" and "C15" are names of phases too: `elements` of the Materials Project tells.
+        listed = re.findall("[A-Z][a-z]?", columns.get("elements", ""))
+        return found <= set(within) or found != set(listed)
 
     taken: dict[str, int] = {}
     for entry in iter_structures(path, keep=may_be_within if within else None):

@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.composition import composition_validity, composition_validity_score
 from crystal_fidelity.coverage import coverage
-from crystal_fidelity.distances import EmdResult, density_emd, energy_emd, property_values
+from crystal_fidelity.distances import (
+    EmdResult,
+    density_emd,
+    energies_per_atom,
+    energy_emd,
+    property_values,
+)
 from crystal_fidelity.energies import (
     above_hull,
     load_references,
@@ -229,10 +235,8 @@ def _above_hull(
     phases = read_structures(settings.hull_references, workers=settings.workers)
     if settings.energy.startswith("file:"):
         key = settings.energy.removeprefix("file:")
-        energies, name = (
-            [property_values(side, key) for side in (left, phases)],
-            f"{key} of the files",
-        )
+        (made, name), (known, _) = (energies_per_atom(side, key) for side in (left, phases))
+        energies = [made, known]
     else:
         model = make_energy_model(settings.energy, cache=settings.cache, on_progress=on_progress)
         energies, name = [model.energies(side) for side in (left, phases)], str(model.identity)

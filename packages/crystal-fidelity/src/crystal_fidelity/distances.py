@@ -1,5 +1,6 @@
 """Earth mover's distances between one-dimensional distributions of two sets."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,12 @@ from crystal_fidelity.structures import Crystal, as_entries, density
 
 EmdProtocol = Literal["all", "cdvae"]
 CDVAE_SAMPLES = 1000
-TOTALS = ("energy", "free_energy")
-"""Keys under which ASE keeps the energy of the whole cell, not of an atom."""
+TOTAL = re.compile(
+    r"((total|free|potential|final|(un)?corrected|dft|ref)_?)?energy|energy_?(total|dft|ref)"
+    r"|e_?tot(al)?",
+    re.IGNORECASE,
+)
+"""Keys under which ASE and others keep the energy of the whole cell, not of an atom."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,27 @@ def property_values(structures: Sequence[object], key: str) -> NDArray[np.float6
     return np.array(values, dtype=np.float64)
 
 
+def energies_per_atom(structures: Sequence[object], key: str) -> tuple[NDArray[np.float64], str]:
+    """Return the energies that came with structures, and what was done to them.
+
+    Args:
+        structures: Crystals or read failures.
+        key: Name of the number. Under `energy`, `free_energy`, `total_energy` and the like stands
+            the energy of the whole cell in eV: it is divided by the number of atoms.
+
+    Returns:
+        (structures,), eV/atom, NaN where it is missing; and a text for the protocol.
+
+    Raises:
+        KeyError: No structure has it.
+    """
+    values = property_values(structures, key)
+    if not TOTAL.fullmatch(key):
+        return values, f"{key} of the files"
+    sizes = [len(e) if isinstance(e, Crystal) else 1 for e in as_entries(structures)]
+    return values / np.array(sizes), f"{key} of the files, a total, divided by the atoms"
+
+
 def energy_emd(
     generated: Sequence[object],
     reference: Sequence[object],
@@ -205,8 +231,7 @@ def energy_emd(
     Args:
         generated: Crystals or read failures.
         reference: The same.
-        key: Name of the number, eV/atom. Under `energy` and `free_energy` ASE keeps eV of the whole
-            cell: these are divided by the number of atoms.
+        key: See `energies_per_atom`.
         seed: Of the random parts that give floor and error.
 
     Raises:
@@ -223,15 +248,12 @@ def energy_emd(
         >>> energy_emd(made, real, key="e_form").value
         0.5
     """
-    values = [property_values(structures, key) for structures in (generated, reference)]
-    label = f"all samples, unfiltered; {key} of the files"
-    if key in TOTALS:
-        sizes = [
-            [len(e) if isinstance(e, Crystal) else 1 for e in as_entries(structures)]
-            for structures in (generated, reference)
-        ]
-        values = [v / np.array(n) for v, n in zip(values, sizes, strict=True)]
-        label += ", a total, divided by the atoms"
+    (made, how), (real, _) = (energies_per_atom(side, key) for side in (generated, reference))
     return earth_movers_distance(
-        values[0], values[1], name="energy EMD", unit="eV/atom", protocol=label, seed=seed
+        made,
+        real,
+        name="energy EMD",
+        unit="eV/atom",
+        protocol=f"all samples, unfiltered; {how}",
+        seed=seed,
     )
