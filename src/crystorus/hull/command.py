@@ -244,8 +244,10 @@ def rank(
         mix = ranking.mix_energy_levels
         stages.check_references(known, elements, campaign.relaxation, mix=mix)
         stages.import_references(campaign, known, mix=mix)
-        if campaign.set_aside():
+        waiting = campaign.set_aside()
+        if waiting or ranking.phonons:
             campaign.trust_potential(options.potential)
+        if waiting:
             workers = stages.open_workers(options.workers, campaign.relaxation)
             stages.relax_all(campaign, workers, options.workers.batch)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
@@ -262,6 +264,8 @@ def _rank_entries(source: Path, options: RankCommandOptions) -> None:
         raise CampaignError(f"--out is missing: name the folder for the table of {source}")
     if ranking.held_out:
         raise CampaignError("--held-out is matched by structure, entries have none: leave it out")
+    if ranking.phonons:
+        raise CampaignError("--phonons are of structures, entries have none: leave it out")
     if others := [name for name in ranking.references if not is_entries_file(Path(name))]:
         raise CampaignError(
             f"--references {others[0]} has structures, entries can only be compared with entries: "

@@ -258,13 +258,16 @@ class RankOptions:
     """Let energies of different calculators or functionals meet on one hull."""
     symprec: float = 0.1
     """Tolerance of the space groups in Å."""
+    phonons: int = 0
+    """Of the first so many phases the phonons at Γ are computed, by phonopy; those that have
+    imaginary ones are no minima."""
     report: Annotated[bool, Parameter(negative="--no-report")] = True
     """Draw the plots and the report."""
     animate: tuple[str, ...] = ()
     """A candidate whose denoising the report shows beside the best ones; can be repeated."""
 
     def __post_init__(self) -> None:
-        """Refuse a tolerance that is no length, and files that are not there.
+        """Refuse a tolerance that is no length, and what is not there.
 
         Raises:
             RequestError: With the value and the remedy.
@@ -278,6 +281,10 @@ class RankOptions:
                     f"{name} does not exist: name a file of structures or entries, or "
                     f"{MATERIALS_PROJECT}"
                 )
+        if self.phonons < 0:
+            raise RequestError(f"--phonons {self.phonons}: give a number of phases from 0 up")
+        if self.phonons and importlib.util.find_spec("phonopy") is None:
+            raise RequestError("--phonons needs phonopy: pip install 'crystorus[phonons]'")
         if self.report and importlib.util.find_spec("matplotlib") is None:
             raise RequestError(
                 "plots need matplotlib: pip install 'crystorus[hull]', or --no-report"

@@ -48,6 +48,8 @@ COLUMNS = (
     "novelty", "known_id", "rms", "held_out_id", "found", "start", "prototype_fraction", "origin",
     "status", "reason", "file", "file_symmetrised",
 )  # fmt: skip
+PHONONS = ("lowest_phonon", "imaginary_phonons")
+"""Columns that `--phonons` adds: THz, negative if imaginary, and how many are."""
 _ABOUT_HULL = ("the hull", "known phases", "phases found", "held-out phases")
 _DIGITS = {
     **dict.fromkeys((*CELL, "volume_per_atom"), 4),
@@ -135,6 +137,8 @@ class RankedPhase:
         novelty: Against the references; None without them.
         held_out: The held-out phase that it is, empty if none.
         found: Candidates that relaxed to it.
+        lowest_phonon: Lowest frequency at Γ but the translations', in THz, negative if imaginary.
+        imaginary_phonons: How many are.
     """
 
     name: str
@@ -157,6 +161,8 @@ class RankedPhase:
     novelty: Novelty | None = None
     held_out: str = ""
     found: int = 1
+    lowest_phonon: float | None = None
+    imaginary_phonons: int | None = None
 
     @property
     def file(self) -> str:
@@ -188,6 +194,8 @@ class RankedPhase:
             "rms": novelty.rms,
             "held_out_id": self.held_out,
             "found": self.found if ranked else None,
+            "lowest_phonon": self.lowest_phonon,
+            "imaginary_phonons": self.imaginary_phonons,
             "start": self.start,
             "prototype_fraction": self.prototype_fraction,
             "origin": self.origin,
@@ -395,7 +403,10 @@ def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
         ranking: What was found.
         symprec: Å; tolerance of the symmetrised cells.
     """
-    write_table(folder, COLUMNS, (phase.record for phase in ranking.phases))
+    records = [phase.record for phase in ranking.phases]
+    asked = any(phase.imaginary_phonons is not None for phase in ranking.phases)
+    columns = (*COLUMNS, *PHONONS) if asked else COLUMNS
+    write_table(folder, columns, ({name: one[name] for name in columns[1:]} for one in records))
     with disk_errors(folder):
         write_atomic(folder / SUMMARY, json.dumps(ranking.counts, indent=2) + "\n")
     for phase in ranking.phases:

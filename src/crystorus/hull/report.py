@@ -31,6 +31,8 @@ SHOWN_COLUMNS = (
     ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "text"),
     ("novelty", "novelty", "text"), ("known_id", "known as", "text"),
     ("held_out_id", "held-out phase", "text"), ("found", "found", "number"),
+    ("lowest_phonon", "lowest mode at Γ / THz", "length"),
+    ("imaginary_phonons", "imaginary modes", "number"),
     ("volume_per_atom", "V / Å³/atom", "length"), ("a", "a / Å", "length"),
     ("b", "b / Å", "length"), ("c", "c / Å", "length"), ("alpha", "α / °", "angle"),
     ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),

@@ -193,6 +193,10 @@ def finish_ranked(
         held_out=held_out,
         symprec=options.symprec,
     )
+    if options.phonons:
+        from crystorus.hull.phonons import with_phonons
+
+        ranking = with_phonons(ranking, options.phonons, campaign.relaxation)
     write_ranking(campaign.path, ranking, options.symprec)
     if not any(phase.energy_per_atom is not None for phase in ranking.phases):
         fates = {row.status for row in campaign.originals(GENERATED)} - {VALID}
