@@ -42,7 +42,7 @@ def gamma_frequencies(atoms: Atoms, potential: str) -> NDArray[np.float64]:
     phonons.generate_displacements(distance=DISPLACEMENT)
     displaced = [
         Atoms(one.symbols, cell=one.cell, positions=one.positions, pbc=True)
-        for one in phonons.supercells_with_displacements
+        for one in phonons.supercells_with_displacements or ()
     ]
     forces = []
     for found in evaluate(load_potential(potential), displaced, ("forces",)):
@@ -65,12 +65,10 @@ def with_phonons(ranking: Ranking, k: int, settings: RelaxSettings) -> Ranking:
             log("warning", f"{phase.name}: no phonons ({type(error).__name__}: {str(error)[:120]})")
             return phase
         optical = np.delete(found, np.argsort(np.abs(found))[:3])  # without the translations
-        lowest, imaginary = min(optical, default=None), int((optical < IMAGINARY).sum())
+        lowest = float(optical.min()) if len(optical) else None
+        imaginary = int((optical < IMAGINARY).sum())
         if imaginary:
-            log(
-                "phonons",
-                f"{phase.name}: {imaginary} imaginary at Γ, the lowest {-lowest:.2f}i THz",
-            )
+            log("phonons", f"{phase.name}: {imaginary} imaginary at Γ, to {lowest:.2f} THz")
         return replace(phase, lowest_phonon=lowest, imaginary_phonons=imaginary)
 
     ranked = [phase for phase in ranking.phases if phase.energy_per_atom is not None]
