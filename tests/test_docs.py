@@ -23,6 +23,8 @@ FUNCTIONS = [
     if inspect.isfunction(getattr(importlib.import_module(package), name))
 ]
 
+SHAPE = r"\[[^]]*\]|\([^)]*,[^)]*\)|any shape|One per|one per|, a row each"
+"""How a docstring says the shape of an array whose type does not."""
 WITH_PYTHON = ("compositions", "refine", "ecosystem")
 
 
@@ -44,6 +46,58 @@ def test_every_public_name_has_a_docstring():
     names = [member for tree in TREES for member in public(tree)]
     assert len(names) > 700
     assert [member.path for member in names if not member.docstring] == []
+
+
+def parts_of(docstring):
+    """Return the summary of a docstring and its sections."""
+    sections = griffe.Docstring(docstring.value).parse("google")
+    return sections[0].value, {section.kind.value: section.value for section in sections[1:]}
+
+
+FUNCTIONS_OF_MODULES = {
+    member.path: member
+    for tree in TREES
+    for member in public(tree)
+    # Options of commands are written on their pages, from where they are declared.
+    if member.is_function and member.path.split(".")[1] != "cli"
+}
+
+
+def documented_arguments(member):
+    """Return the arguments that a docstring, or the one it points to, describes."""
+    _, parts = parts_of(member.docstring)
+    found = {item.name.strip("*") for item in parts.get("parameters", [])}
+    pointed = re.search(r"(?:Args|arguments)[^`.]*those of\s+`(\w+)`", member.docstring.value)
+    if not pointed:
+        return found
+    # Of the same name in a class (`CellProcess`), or a function beside it (`trajectory`).
+    ends = (f".{pointed[1]}.{member.name}", f".{pointed[1]}")
+    others = [f for path, f in FUNCTIONS_OF_MODULES.items() if path.endswith(ends)]
+    assert others, member.path
+    besides = re.findall(r"`(\w+)`", member.docstring.value)
+    return found.union(besides, *map(documented_arguments, others))
+
+
+@pytest.mark.parametrize("path", FUNCTIONS_OF_MODULES)
+def test_every_public_function_says_what_it_takes_and_gives(path):
+    member = FUNCTIONS_OF_MODULES[path]
+    summary, parts = parts_of(member.docstring)
+    named = {p.name for p in member.parameters if p.name not in {"self", "cls"}}
+    named = {name for name in named if not name.startswith("_")}
+    assert named <= documented_arguments(member)
+    assert summary.split("\n")[0].rstrip().endswith((".", "?")) or "\n" in summary
+    assert member.returns is not None
+    if re.match(r"tuple\[(?!.*\.\.\.)", str(member.returns)):  # of several things
+        assert parts.keys() & {"returns", "yields"} or re.search("[Rr]eturn|result are", summary)
+    for item in parts.get("parameters", []):
+        annotated = next(p.annotation for p in member.parameters if p.name == item.name.strip("*"))
+        if re.match(r"(NDArray|Array|np\.ndarray|Tensor)\b", str(annotated)):  # no shape in it
+            assert re.search(SHAPE, item.description + summary), item.name
+
+
+def test_how_many_public_functions_there_are():
+    """So that the test above cannot pass for want of functions."""
+    assert len(FUNCTIONS_OF_MODULES) > 600
 
 
 @pytest.mark.parametrize(("package", "name"), MEANT)
@@ -142,3 +196,14 @@ def test_the_model_card_is_of_the_weights_that_ship():
 @pytest.mark.parametrize("name", sorted(p.name for p in (DOCS / "figures").iterdir()))
 def test_pictures_are_small(name):
     assert (DOCS / "figures" / name).stat().st_size < 300_000
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_of_code_fit_the_page(page):
+    """A window of 1280 pixels shows 96 characters; the end of a longer line is out of sight."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    long = [line for block in blocks for line in block.splitlines() if len(line) > 96]
+    assert [line for line in long if len(line.split()) > 3] == []  # what can be broken

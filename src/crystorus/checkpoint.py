@@ -93,6 +93,9 @@ def save_skeletons(skeletons: Skeletons, folder: Path) -> None:
 def read_skeletons(folder: Path) -> Skeletons:
     """Read the skeletons of the training crystals; none if the checkpoint has no such file.
 
+    Args:
+        folder: Of the checkpoint.
+
     Raises:
         CheckpointError: If the file is damaged.
     """

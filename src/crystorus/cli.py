@@ -73,7 +73,11 @@ AFTER_INTERRUPT = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command line and end with its exit status."""
+    """Run the command line and end with its exit status.
+
+    Args:
+        words: Of the command line; those that the program was called with for None.
+    """
     # Notes on operations of non-primitive cells say nothing to the reader of a table.
     logging.getLogger("moyo").setLevel(logging.ERROR)
     given = sys.argv[1:] if words is None else words

@@ -428,7 +428,11 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """Return a configuration as nested dicts of plain values."""
+    """Return a configuration as nested dicts of plain values.
+
+    Args:
+        config: The configuration.
+    """
     return dataclasses.asdict(config)
 
 

@@ -29,7 +29,11 @@ class Update(Protocol):
 
 
 def echo(text: object = "") -> None:
-    """Print a result on stdout."""
+    """Print a result on stdout.
+
+    Args:
+        text: What is printed.
+    """
     print(text, flush=True)  # noqa: T201
 
 
@@ -150,7 +154,12 @@ def log_versions(what: str, changed: Mapping[str, tuple[str, str]]) -> None:
 
 
 def log_skipped(skipped: Sequence[tuple[str, str]], *, most: int = 10) -> None:
-    """Say of the first few structures that were left out why they were, as (name, reason)."""
+    """Say of the first few structures that were left out why they were, as (name, reason).
+
+    Args:
+        skipped: Name and reason of each.
+        most: How many are named.
+    """
     for name, reason in skipped[:most]:
         log("left out", f"{name}: {reason}")
     if len(skipped) > most:
@@ -158,7 +167,12 @@ def log_skipped(skipped: Sequence[tuple[str, str]], *, most: int = 10) -> None:
 
 
 def show_card(title: str, card: Mapping[str, Any]) -> None:
-    """Print a checkpoint's card, nested values indented."""
+    """Print a checkpoint's card, nested values indented.
+
+    Args:
+        title: Printed above.
+        card: Of a checkpoint, as `read_card` gives it.
+    """
     from rich.console import Console
     from rich.text import Text
 

@@ -25,7 +25,7 @@ def plan_batches(
     last term for what costs time per atom; a batch has at least 8 of them, if there are so many.
 
     Args:
-        n_atoms: Number of atoms of each crystal.
+        n_atoms: Number of atoms of each crystal, [crystals].
         random: Source of the order.
         batch_size: Crystals per batch, at most; 0 means no limit.
         batch_pairs: Pairs per batch; 0 means batches of `batch_size` crystals of any size.
@@ -62,7 +62,7 @@ class BatchSampler(Sampler[list[int]]):
     are left out of that epoch, so that every process takes the same number of steps.
 
     Args:
-        n_atoms: Number of atoms of each crystal.
+        n_atoms: Number of atoms of each crystal, [crystals].
         batch_size: See `plan_batches`.
         batch_pairs: See `plan_batches`.
         seed: Seed of the order.
@@ -104,7 +104,11 @@ class BatchSampler(Sampler[list[int]]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next pass has."""
+        """Choose the epoch whose order the next pass has.
+
+        Args:
+            epoch: From 0.
+        """
         self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:

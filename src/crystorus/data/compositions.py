@@ -64,6 +64,9 @@ class Composition:
     def of(cls, atomic_numbers: Iterable[int]) -> "Composition":
         """Count the atoms of a cell.
 
+        Args:
+            atomic_numbers: One per atom.
+
         Raises:
             FormulaError: If there are none, or an atomic number is not 1 to 118.
         """
@@ -72,6 +75,9 @@ class Composition:
     @classmethod
     def from_counts(cls, counts: dict[int, int] | Counter[int]) -> "Composition":
         """Sort counts by atomic number into a composition.
+
+        Args:
+            counts: Atoms by atomic number.
 
         Raises:
             FormulaError: If there are no atoms, or an atomic number is not 1 to 118.
@@ -128,7 +134,11 @@ class Composition:
         return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in order)
 
     def order(self, atomic_numbers: Sequence[int]) -> list[int]:
-        """Return the places of a cell's atoms in the order of the formula, stable within one."""
+        """Return the places of a cell's atoms in the order of the formula, stable within one.
+
+        Args:
+            atomic_numbers: One per atom.
+        """
         rank = {z: place for place, (z, _) in enumerate(self.counts)}
         return sorted(range(len(atomic_numbers)), key=lambda atom: rank[atomic_numbers[atom]])
 
@@ -203,6 +213,9 @@ def parse_formula(  # noqa: C901 - one branch for each token of the grammar
 def parse_units(text: str) -> tuple[int, ...]:
     """Read numbers of formula units such as "1,2,4", "1-4" or "1-4, 8"; repeats are left out.
 
+    Args:
+        text: As it was given.
+
     Raises:
         FormulaError: If they are no whole numbers from 1 up.
     """
@@ -229,6 +242,11 @@ def expand(
 
     "Li2O2" with z = (1, 2) gives Li2O2 and Li4O4: the formula as written is the unit.
 
+    Args:
+        formula: Text is read, brackets too.
+        z: Numbers of formula units.
+        max_atoms: Per cell; None for no limit.
+
     Raises:
         FormulaError: If the formula cannot be read, a number of units is below 1, or a cell
             would hold more than `max_atoms`.
@@ -239,6 +257,10 @@ def expand(
 
 def count_system(system: str | Sequence[str], max_atoms: int = 20) -> int:
     """Return how many compositions `enumerate_system` yields: C(max_atoms + k, k) - 1.
+
+    Args:
+        system: Such as "Li-Fe-O", or its symbols.
+        max_atoms: Per cell.
 
     Raises:
         FormulaError: As `enumerate_system`.
@@ -268,6 +290,9 @@ def enumerate_system(system: str | Sequence[str], max_atoms: int = 20) -> Iterat
 
 def parse_system(system: str | Sequence[str]) -> tuple[int, ...]:
     """Return the atomic numbers of a chemical system such as "Li-Fe-O".
+
+    Args:
+        system: With hyphens, or its symbols.
 
     Raises:
         FormulaError: If it is empty, or an element is unknown or named twice.
@@ -414,5 +439,9 @@ def numbers_of_symbols() -> dict[str, int]:
 
 
 def symbol_of(atomic_number: int) -> str:
-    """Return the symbol of an element."""
+    """Return the symbol of an element.
+
+    Args:
+        atomic_number: 1 to 118.
+    """
     return SYMBOLS[atomic_number - 1]

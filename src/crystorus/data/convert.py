@@ -92,17 +92,28 @@ def crystals_from_structures(
 
 
 def crystals_to_atoms(crystals: Crystals) -> "list[Atoms]":
-    """Convert to periodic ASE atoms, one per crystal."""
+    """Convert to periodic ASE atoms, one per crystal.
+
+    Args:
+        crystals: A batch.
+    """
     return [structures.to_atoms(c) for c in split(crystals)]
 
 
 def crystals_to_structures(crystals: Crystals) -> "list[Structure]":
-    """Convert to pymatgen structures, one per crystal."""
+    """Convert to pymatgen structures, one per crystal.
+
+    Args:
+        crystals: A batch.
+    """
     return [structures.to_pymatgen(c) for c in split(crystals)]
 
 
 def niggli_reduce(crystals: Crystals) -> Crystals:
     """Return the same crystals in right-handed Niggli-reduced cells, in their own dtype.
+
+    Args:
+        crystals: A batch.
 
     Raises:
         ReadingError: If a cell cannot be reduced.
@@ -115,6 +126,9 @@ def least_distance(crystals: Crystals) -> Float[Tensor, " crystals"]:
     """Return the least distance in Å between two atoms of each crystal, own images included.
 
     Exact for every cell, skewed ones included. NaN for cells that are singular or not finite.
+
+    Args:
+        crystals: A batch.
     """
     values = []
     for crystal in split(crystals):
@@ -126,7 +140,11 @@ def least_distance(crystals: Crystals) -> Float[Tensor, " crystals"]:
 
 
 def density(crystals: Crystals) -> Float[Tensor, " crystals"]:
-    """Return mass densities in g/cm³, float64; infinite for a cell without volume."""
+    """Return mass densities in g/cm³, float64; infinite for a cell without volume.
+
+    Args:
+        crystals: A batch.
+    """
     return torch.tensor([structures.density(c) for c in split(crystals)], dtype=torch.float64)
 
 

@@ -121,6 +121,9 @@ class CrystalStore:
     def extra(self, column: str) -> np.ndarray | list[str]:
         """Return an extra column: float64 (empty cells are NaN), or texts if it is not numeric.
 
+        Args:
+            column: Of the source's table.
+
         Raises:
             KeyError: If there is no such column.
         """
@@ -135,7 +138,12 @@ class CrystalStore:
     def select(
         self, indices: Sequence[int] | np.ndarray, *, dtype: torch.dtype = torch.float32
     ) -> Crystals:
-        """Return the crystals at `indices` as one batch, in that order."""
+        """Return the crystals at `indices` as one batch, in that order.
+
+        Args:
+            indices: Numbers of crystals, from 0, [chosen].
+            dtype: Of cells and positions.
+        """
         chosen = np.asarray(indices, dtype=np.int64)
         counts = self.n_atoms[chosen].astype(np.int64)
         ends = np.cumsum(counts)
@@ -289,6 +297,12 @@ def store_from(
 ) -> CrystalStore:
     """Return the crystals among the arrays of a file.
 
+    Args:
+        path: Named in errors.
+        kind: What sort of file it is.
+        header: As the file has it.
+        arrays: By name.
+
     Raises:
         ReadingError: If the arrays do not belong together or are no crystals: a file's digest says
             that it is whole, not who made it.
@@ -368,6 +382,10 @@ def open_or_build(
 def check_target(out: Path, sources: Sequence[Path]) -> None:
     """Refuse to write where a source is.
 
+    Args:
+        out: To be written.
+        sources: To be read.
+
     Raises:
         ReadingError: If `out` is a folder, one of the sources, or inside one of them.
     """
@@ -380,7 +398,11 @@ def check_target(out: Path, sources: Sequence[Path]) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names and contents."""
+    """Return the SHA-256 of a file, or of a folder's file names and contents.
+
+    Args:
+        path: A file or a folder.
+    """
     digest = hashlib.sha256()
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -395,6 +417,12 @@ def write_arrays(
     out: Path, kind: FileKind, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> None:
     """Write named arrays and what there is to say of them; the file appears only when complete.
+
+    Args:
+        out: The file.
+        kind: What sort of file it is.
+        arrays: By name.
+        about: The header, in JSON's types.
 
     Raises:
         FileError: If the file cannot be written; nothing is left behind.
@@ -457,7 +485,12 @@ def open_arrays(
 
 
 def is_kind(path: Path, kind: FileKind) -> bool:
-    """Tell whether a path is a file of this kind, as far as its beginning says."""
+    """Tell whether a path is a file of this kind, as far as its beginning says.
+
+    Args:
+        path: Any path.
+        kind: What sort of file is asked for.
+    """
     if not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -471,7 +504,13 @@ def is_kind(path: Path, kind: FileKind) -> bool:
 
 
 def contradiction(path: Path, kind: FileKind, error: Exception) -> ReadingError:
-    """Return the error for a file whose arrays are not what its header says."""
+    """Return the error for a file whose arrays are not what its header says.
+
+    Args:
+        path: Of the file.
+        kind: What sort of file it is.
+        error: What was found.
+    """
     return ReadingError(f"{path} contradicts its header ({error}): {kind.remedy}")
 
 

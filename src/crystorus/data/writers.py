@@ -23,7 +23,11 @@ _LONGEST_NAME = 120
 
 
 def harmless_cell(text: str) -> str:
-    """Put an apostrophe before text that begins like a spreadsheet formula and is no number."""
+    """Put an apostrophe before text that begins like a spreadsheet formula and is no number.
+
+    Args:
+        text: Of one cell.
+    """
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
     try:
@@ -40,6 +44,9 @@ def safe_name(text: str) -> str:
     begin with one of the last three, so that it is neither a path, nor an option, nor a formula of
     a spreadsheet; it is no number, which ASE's database would take for one; and a digest takes the
     place of what is too long for a file system.
+
+    Args:
+        text: Any id.
     """
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).lstrip(".+-") or "crystal"
     if len(name) > _LONGEST_NAME:
@@ -52,7 +59,12 @@ def safe_name(text: str) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
-    """Write a table with its header; text that a spreadsheet would take for a formula is quoted."""
+    """Write a table with its header; text that a spreadsheet would take for a formula is quoted.
+
+    Args:
+        columns: In their order.
+        rows: By column.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -79,7 +91,13 @@ def cif_text(crystal: Crystals, name: str) -> str:
 
 
 def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
-    """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`."""
+    """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`.
+
+    Args:
+        crystal: A batch of one.
+        name: Of the data block.
+        symprec: Å.
+    """
     return dataset_cif_text(crystal, dataset(split(crystal)[0], symprec), name, symprec)
 
 

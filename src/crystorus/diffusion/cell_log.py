@@ -36,20 +36,33 @@ class LogLatticeProcess:
         self.space: LatticeSpace = space
 
     def encode(self, lattice: Float[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals k"]:
-        """Return x^ρ: five coefficients of shape and one of volume, or ρ's nine entries."""
+        """Return x^ρ: five coefficients of shape and one of volume, or ρ's nine entries.
+
+        Args:
+            lattice: ρ, lattice vectors as columns, Å.
+        """
         if self.space == "euclidean":
             return lattice.flatten(1)
         x = to_coefficients(lattice_log(lattice))
         return torch.cat([x[:, :5], x[:, 5:] / VOLUME_SCALE], -1)
 
     def decode(self, x: Float[Tensor, "crystals k"]) -> Float[Tensor, "crystals 3 3"]:
-        """Return ρ = exp(π x^ρ) in Å."""
+        """Return ρ = exp(π x^ρ) in Å.
+
+        Args:
+            x: x^ρ.
+        """
         if self.space == "euclidean":
             return x.unflatten(1, (3, 3))
         return symmetric_exp(from_coefficients(torch.cat([x[:, :5], x[:, 5:] * VOLUME_SCALE], -1)))
 
     def level(self, t: Int[Tensor, " crystals"], like: Tensor) -> Float[Tensor, "crystals 1"]:
-        """Return ᾱ_t of every crystal, in the dtype of `like`."""
+        """Return ᾱ_t of every crystal, in the dtype of `like`.
+
+        Args:
+            t: Noise levels, 0 … T.
+            like: A tensor of any shape, of whose dtype and device the result is.
+        """
         return self.cumulative_alpha.to(t.device)[t].to(like.dtype)[:, None]
 
     def noise(
@@ -60,7 +73,7 @@ class LogLatticeProcess:
     ) -> tuple[Float[Tensor, "crystals 3 3"], Crystals]:
         """Draw ρ_t = exp(π x_t), x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
 
-        Args are those of `CellProcess`; the target is the clean crystals.
+        Args and result are those of `CellProcess`; the target is the clean crystals.
         """
         alpha = self.level(t, crystals.lattice)
         x_0, noise = self.encode(crystals.lattice), self._noise_vector(normal)

@@ -29,7 +29,11 @@ class CellStatistics:
     shape_scale: Float[Tensor, "5 5"]
 
     def expected_log_volume(self, crystals: Crystals) -> Float[Tensor, " crystals"]:
-        """Return the expected log(V/n), V in Å³, of each composition."""
+        """Return the expected log(V/n), V in Å³, of each composition.
+
+        Args:
+            crystals: Elements and numbers of atoms are read.
+        """
         table = self.log_volume.to(crystals.lattice)
         return mean_per_crystal(table[crystals.atomic_numbers], crystals)
 

@@ -71,7 +71,12 @@ class StrainProcess:
         self.statistics = statistics
 
     def level(self, t: Int[Tensor, " crystals"], like: Tensor) -> Float[Tensor, "crystals 6"]:
-        """Return the standard deviations of the six coefficients, in the dtype of `like`."""
+        """Return the standard deviations of the six coefficients, in the dtype of `like`.
+
+        Args:
+            t: Noise levels, 0 … T.
+            like: A tensor of any shape, of whose dtype and device the result is.
+        """
         return self.sigma.to(t.device)[t].to(like.dtype)
 
     def noise(
@@ -82,7 +87,7 @@ class StrainProcess:
     ) -> tuple[Float[Tensor, "crystals 3 3"], StrainTarget]:
         """Draw ρ_t = exp(E_t) ρ_0.
 
-        Args are those of `CellProcess`; the target holds E_t, σ_t and ρ_t.
+        Args and result are those of `CellProcess`; the target holds E_t, σ_t and ρ_t.
         """
         sigma = self.level(t, crystals.lattice)
         strain = from_coefficients(sigma * normal)

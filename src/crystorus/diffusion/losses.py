@@ -51,7 +51,7 @@ def training_losses(
 def draw_normals(
     crystals: Crystals, generator: torch.Generator
 ) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "crystals 6"]]:
-    """Draw standard normal numbers for atoms and cells, the same for any device.
+    """Return standard normal numbers for atoms and cells, the same for any device.
 
     Args:
         crystals: Give the shapes, the device and the dtype.

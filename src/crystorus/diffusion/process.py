@@ -41,15 +41,31 @@ class CellProcess(Protocol):
         t: Int[Tensor, " crystals"],
         normal: Float[Tensor, "crystals 6"],
     ) -> tuple[Float[Tensor, "crystals 3 3"], Any]:
-        """Draw ρ_t ~ q(ρ_t | ρ_0); returns it and a target, which `loss` understands."""
+        """Draw ρ_t ~ q(ρ_t | ρ_0); returns it and a target, which `loss` understands.
+
+        Args:
+            crystals: M_0; the lattice vectors are columns, Å.
+            t: Level of each crystal, 0 … T.
+            normal: ε, standard normal numbers.
+        """
         ...
 
     def loss(self, prediction: Prediction, target: Any) -> Float[Tensor, " crystals"]:
-        """Return L^ρ of a prediction, per crystal; `target` is what `noise` returned."""
+        """Return L^ρ of a prediction, per crystal; `target` is what `noise` returned.
+
+        Args:
+            prediction: Of the network.
+            target: What `noise` returned.
+        """
         ...
 
     def prior(self, compositions: Crystals, noise: CrystalNoise) -> Float[Tensor, "crystals 3 3"]:
-        """Draw ρ_T; of `compositions`, elements and numbers of atoms are read."""
+        """Draw ρ_T; of `compositions`, elements and numbers of atoms are read.
+
+        Args:
+            compositions: Elements and numbers of atoms; the rest is not read.
+            noise: Source of the random numbers.
+        """
         ...
 
     def reverse(
@@ -62,7 +78,16 @@ class CellProcess(Protocol):
         *,
         drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Draw ρ_s ~ p(ρ_s | ρ_t)."""
+        """Draw ρ_s ~ p(ρ_s | ρ_t).
+
+        Args:
+            lattice: ρ_t, Å.
+            prediction: Of the network at level t.
+            t: Level of each crystal, 1 … T.
+            s: Level to go to, 0 ≤ s < t.
+            normal: ε, standard normal numbers.
+            drift: Factor on the predicted change.
+        """
         ...
 
     def flow(
@@ -74,7 +99,15 @@ class CellProcess(Protocol):
         *,
         drift: float | Tensor = 1.0,
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Move deterministically from level t to level s."""
+        """Move deterministically from level t to level s.
+
+        Args:
+            lattice: ρ_t, Å.
+            prediction: Of the network at level t.
+            t: Level of each crystal, 1 … T.
+            s: Level to go to, 0 ≤ s < t.
+            drift: Factor on the predicted change.
+        """
         ...
 
 

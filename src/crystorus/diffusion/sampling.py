@@ -39,7 +39,11 @@ class Start:
     noised: bool = True
 
     def to(self, device: torch.device | str) -> "Start":
-        """Move to a device."""
+        """Move to a device.
+
+        Args:
+            device: Such as cpu or cuda:1.
+        """
         return replace(
             self,
             crystals=self.crystals.to(device),

@@ -91,7 +91,11 @@ class Skeletons(Sequence[Skeleton]):
 
     @staticmethod
     def of(several: Sequence[Skeleton]) -> "Skeletons":
-        """Return skeletons column by column."""
+        """Return skeletons column by column.
+
+        Args:
+            several: One per crystal.
+        """
         orbits = [pair for skeleton in several for pair in skeleton.orbits]
         return Skeletons(
             np.array([skeleton.group for skeleton in several], dtype=np.int64),
@@ -140,12 +144,20 @@ class SpaceGroups:
 
     @staticmethod
     def of(skeletons: Sequence[Skeleton]) -> "SpaceGroups":
-        """Lay out skeletons; the atoms of each are in the order of its `atomic_numbers`."""
+        """Lay out skeletons; the atoms of each are in the order of its `atomic_numbers`.
+
+        Args:
+            skeletons: One per crystal.
+        """
         return SpaceGroups.join([skeleton.images() for skeleton in skeletons])
 
     @staticmethod
     def join(crystals: Sequence[AtomImages]) -> "SpaceGroups":
-        """Lay out crystals one after another."""
+        """Lay out crystals one after another.
+
+        Args:
+            crystals: Which atoms are images of which, one per crystal.
+        """
         starts = np.cumsum([0] + [len(one.offset) for one in crystals[:-1]])
         most = max(len(one.rotations) for one in crystals)
         rotations = np.tile(np.eye(3), (len(crystals), most, 1, 1))
@@ -181,7 +193,11 @@ class SpaceGroups:
         )
 
     def to(self, device: torch.device | str) -> "SpaceGroups":
-        """Move to a device."""
+        """Move to a device.
+
+        Args:
+            device: Such as cpu or cuda:1.
+        """
         return SpaceGroups(
             self.representative.to(device),
             self.linear.to(device),
@@ -191,11 +207,19 @@ class SpaceGroups:
         )
 
     def project_atoms(self, vectors: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
-        """Put the vectors of the free atoms onto their sites, and carry them to all images."""
+        """Put the vectors of the free atoms onto their sites, and carry them to all images.
+
+        Args:
+            vectors: Fractional; those of the free atoms are read.
+        """
         return torch.einsum("aij,aj->ai", self.linear.to(vectors), vectors[self.representative])
 
     def positions(self, free: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
-        """Return x_i = A_i x_r + b_i in [0, 1) for any points x_r of the free atoms."""
+        """Return x_i = A_i x_r + b_i in [0, 1) for any points x_r of the free atoms.
+
+        Args:
+            free: x_r, fractional; those of the free atoms are read.
+        """
         return wrap(self.project_atoms(free) + self.offset.to(free))
 
     def project_strain(

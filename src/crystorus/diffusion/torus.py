@@ -96,7 +96,12 @@ class TorusProcess:
         return len(self.sigma) - 1
 
     def level(self, t: Int[Tensor, " crystals"], crystals: Crystals) -> Float[Tensor, "atoms 1"]:
-        """Return s_t of every atom, fractional."""
+        """Return s_t of every atom, fractional.
+
+        Args:
+            t: Noise level of each crystal, 0 … T.
+            crystals: Say how many atoms each has.
+        """
         per_crystal = self.sigma.to(t.device)[t].to(crystals.lattice.dtype)
         return per_crystal[crystals.crystal_of_atom, None]
 

@@ -60,13 +60,23 @@ class Crystals:
     def with_geometry(
         self, lattice: Float[Tensor, "crystals 3 3"], frac_coords: Float[Tensor, "atoms 3"]
     ) -> "Crystals":
-        """Return the same compositions with another cell (Å) and other positions (fractional)."""
+        """Return the same compositions with another cell (Å) and other positions (fractional).
+
+        Args:
+            lattice: Lattice vectors as columns, Å.
+            frac_coords: Fractional.
+        """
         return replace(self, lattice=lattice, frac_coords=frac_coords)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Crystals":
-        """Move to a device, cast the real-valued tensors to a dtype, or both."""
+        """Move to a device, cast the real-valued tensors to a dtype, or both.
+
+        Args:
+            device: Such as cpu or cuda:1; None leaves it.
+            dtype: float32 or float64; None leaves it.
+        """
         return Crystals(
             self.lattice.to(device=device, dtype=dtype),
             self.frac_coords.to(device=device, dtype=dtype),
@@ -75,7 +85,11 @@ class Crystals:
         )
 
     def select(self, indices: Sequence[int] | Int[Tensor, " chosen"]) -> "Crystals":
-        """Return the crystals at `indices`, in that order; repeats are allowed."""
+        """Return the crystals at `indices`, in that order; repeats are allowed.
+
+        Args:
+            indices: Numbers of crystals, from 0.
+        """
         chosen = torch.as_tensor(indices, device=self.n_atoms.device, dtype=torch.long)
         starts = torch.cumsum(self.n_atoms, 0) - self.n_atoms
         counts = self.n_atoms[chosen]
@@ -104,6 +118,9 @@ class Crystals:
     @staticmethod
     def concat(batches: Sequence["Crystals"]) -> "Crystals":
         """Join batches into one, in order.
+
+        Args:
+            batches: Of one device and dtype, at least one.
 
         Raises:
             ValueError: If `batches` is empty.

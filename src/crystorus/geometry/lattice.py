@@ -68,7 +68,11 @@ def from_coefficients(
 def to_coefficients(
     symmetric: Float[Tensor, "crystals 3 3"],
 ) -> Float[Tensor, "crystals 6"]:
-    """Return the five coefficients of shape and the one of volume of symmetric matrices: π⁻¹."""
+    """Return the five coefficients of shape and the one of volume of symmetric matrices: π⁻¹.
+
+    Args:
+        symmetric: Symmetric matrices, of no unit.
+    """
     basis = gl3_basis(symmetric.dtype, symmetric.device)[3:]
     return torch.einsum("bij,kij->bk", symmetric, basis)
 
@@ -115,12 +119,20 @@ class _SymmetricFunction(torch.autograd.Function):
 
 
 def symmetric_exp(symmetric: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
-    """Return exp(S) of symmetric matrices; differentiable also where eigenvalues meet."""
+    """Return exp(S) of symmetric matrices; differentiable also where eigenvalues meet.
+
+    Args:
+        symmetric: S.
+    """
     return _SymmetricFunction.apply(symmetric, "exp")
 
 
 def symmetric_log(positive: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
-    """Return log(P) of symmetric positive definite matrices."""
+    """Return log(P) of symmetric positive definite matrices.
+
+    Args:
+        positive: P.
+    """
     return _SymmetricFunction.apply(positive, "log")
 
 
@@ -232,7 +244,11 @@ def reduce_lattice(
 
 
 def inverse_change(change: Int[Tensor, "crystals 3 3"]) -> Float[Tensor, "crystals 3 3"]:
-    """Return C⁻¹, whole numbers as float64: it takes fractional coordinates to the new basis."""
+    """Return C⁻¹, whole numbers as float64: it takes fractional coordinates to the new basis.
+
+    Args:
+        change: C, whole numbers with determinant ±1.
+    """
     return torch.linalg.inv_ex(change.to(torch.float64)).inverse.round()
 
 

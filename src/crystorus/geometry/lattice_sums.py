@@ -72,7 +72,11 @@ class PairFields:
         return self.joined.split(self.sizes, 2)[2]
 
     def to(self, dtype: torch.dtype) -> "PairFields":
-        """Cast all sums."""
+        """Cast all sums.
+
+        Args:
+            dtype: float32, bfloat16 or float64.
+        """
         return PairFields(self.joined.to(dtype), self.widths)
 
 
@@ -81,6 +85,9 @@ def quadrupole(direction: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 5"]:
 
     The basis is √2 times that of `lattice.gl3_basis`; the components are, up to one factor, the
     real spherical harmonics |r|² Y_2m.
+
+    Args:
+        direction: r, of any unit.
     """
     x, y, z = direction.unbind(-1)
     root2, root6 = math.sqrt(2), math.sqrt(6)
@@ -118,6 +125,9 @@ def envelope(fraction: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
     Its first and second derivatives vanish at both ends, so that what is multiplied by it has no
     jump of forces where a neighbour enters.
+
+    Args:
+        fraction: u = distance / cutoff, 0 to 1.
     """
     u = fraction.clamp(0, 1)
     return 1 - u**3 * (10 - 15 * u + 6 * u**2)

@@ -211,7 +211,11 @@ def images_in(crystal: Crystal, rotations: Array, translations: Array) -> AtomIm
 
 
 def images_alone(n_atoms: int) -> AtomImages:
-    """Return atoms that are all free, in no space group but P1."""
+    """Return atoms that are all free, in no space group but P1.
+
+    Args:
+        n_atoms: In the cell.
+    """
     eye = np.eye(3)
     return AtomImages(
         np.arange(n_atoms), np.tile(eye, (n_atoms, 1, 1)), np.zeros((n_atoms, 3)), eye[None]
@@ -220,5 +224,9 @@ def images_alone(n_atoms: int) -> AtomImages:
 
 @cache
 def point_group(number: int) -> Array:
-    """Return the distinct rotations R_g of a space group in its primitive basis, [n, 3, 3]."""
+    """Return the distinct rotations R_g of a space group in its primitive basis, [n, 3, 3].
+
+    Args:
+        number: Of the space group, 1 to 230.
+    """
     return np.unique(operations(number)[0], axis=0)

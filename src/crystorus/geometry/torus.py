@@ -10,19 +10,31 @@ from crystorus.geometry.crystals import Crystals, mean_per_crystal
 
 
 def wrap(frac_coords: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
-    """Bring fractional coordinates into [0, 1): the bracket [x] of Eq. 7."""
+    """Bring fractional coordinates into [0, 1): the bracket [x] of Eq. 7.
+
+    Args:
+        frac_coords: Any real numbers.
+    """
     wrapped = frac_coords - torch.floor(frac_coords)
     # 1 - 1e-9 rounds up to 1 in float32, and 1 is not in [0, 1).
     return torch.where(wrapped >= 1, torch.zeros_like(wrapped), wrapped)
 
 
 def wrap_displacement(displacement: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Bring fractional displacements into [-½, ½), component by component."""
+    """Bring fractional displacements into [-½, ½), component by component.
+
+    Args:
+        displacement: Any real numbers, fractional.
+    """
     return displacement - torch.floor(displacement + 0.5)
 
 
 def image_offsets(device: torch.device | None = None) -> Int[Tensor, "27 3"]:
-    """Return the 27 integer vectors with entries in {-1, 0, 1}."""
+    """Return the 27 integer vectors with entries in {-1, 0, 1}.
+
+    Args:
+        device: Where they are made; the CPU for None.
+    """
     return torch.tensor(list(itertools.product((0, -1, 1), repeat=3)), device=device)
 
 

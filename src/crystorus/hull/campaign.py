@@ -133,6 +133,9 @@ class Campaign:
     def reopen(cls, path: Path) -> "Campaign":
         """Open the campaign of a folder with its own settings.
 
+        Args:
+            path: Its folder.
+
         Raises:
             CampaignError: If there is none.
         """
@@ -186,11 +189,19 @@ class Campaign:
             )
 
     def originals(self, kind: str) -> list[AtomsRow]:
-        """Return the original rows of a kind, in order."""
+        """Return the original rows of a kind, in order.
+
+        Args:
+            kind: `generated` or `reference`.
+        """
         return list(self._rows(f"kind={kind},stage=original"))
 
     def relaxed(self, kind: str) -> list[AtomsRow]:
-        """Return the relaxed rows of a kind, waiting and failed ones included, in order."""
+        """Return the relaxed rows of a kind, waiting and failed ones included, in order.
+
+        Args:
+            kind: `generated` or `reference`.
+        """
         return list(self._rows(f"kind={kind},stage=relaxed"))
 
     def waiting(self) -> list[AtomsRow]:
@@ -198,7 +209,11 @@ class Campaign:
         return list(self._rows(f"stage=relaxed,status={WAITING}"))
 
     def count(self, selection: str) -> int:
-        """Return how many rows meet an ASE selection such as "stage=relaxed,status=failed"."""
+        """Return how many rows meet an ASE selection such as "stage=relaxed,status=failed".
+
+        Args:
+            selection: In ASE's words.
+        """
         with self._reading():
             return self._db.count(selection)
 
@@ -216,7 +231,11 @@ class Campaign:
                     self._db.write(one.atoms, _pairs(one), data=one.details)
 
     def fill(self, originals: Mapping[int, InputStructure]) -> None:
-        """Write originals into rows that were set aside for them, all of them or none."""
+        """Write originals into rows that were set aside for them, all of them or none.
+
+        Args:
+            originals: By number of the row.
+        """
         with self._writing(), self._db:
             for number, one in originals.items():
                 self._db.write(one.atoms, _pairs(one), data=one.details, id=number)
@@ -239,7 +258,11 @@ class Campaign:
         return self.count(f"stage=relaxed,status={WAITING}")
 
     def record(self, outcomes: Sequence[RelaxOutcome]) -> None:
-        """Fill the rows of finished relaxations, all of them or none."""
+        """Fill the rows of finished relaxations, all of them or none.
+
+        Args:
+            outcomes: Of finished relaxations.
+        """
         with self._writing(), self._db:
             for outcome in outcomes:
                 before = self._db.get(id=outcome.id)
@@ -261,7 +284,12 @@ class Campaign:
     def note(
         self, remarks: Mapping[int, Mapping[str, str | float]], drop: Sequence[str] = ()
     ) -> None:
-        """Set key-value pairs of rows, dropping old ones first, all of them or none."""
+        """Set key-value pairs of rows, dropping old ones first, all of them or none.
+
+        Args:
+            remarks: Pairs by number of the row.
+            drop: Keys that are removed from all rows.
+        """
         with self._writing(), self._db:
             for number, pairs in remarks.items():
                 self._db.update(number, delete_keys=list(drop), **pairs)
@@ -333,7 +361,12 @@ def _pairs(one: InputStructure) -> dict[str, str | float]:
 
 
 def trajectory_file(folder: Path, name: str) -> Path:
-    """Return where a campaign keeps a candidate's denoising; a name is never a path."""
+    """Return where a campaign keeps a candidate's denoising; a name is never a path.
+
+    Args:
+        folder: Of the campaign.
+        name: Of the candidate.
+    """
     return folder / GENERATED_FILES / "trajectories" / f"{safe_name(name)}.extxyz"
 
 
@@ -342,6 +375,9 @@ def start_of(row: AtomsRow) -> dict[str, Any]:
 
     `start` is the template's id or "noise", `prototype_fraction` that of the prototype weights
     (called `share_of_votes` by earlier versions), `origin` as in the table of `crystorus sample`.
+
+    Args:
+        row: Of the database.
     """
     found = {
         "start": row.get("start"),
@@ -353,6 +389,9 @@ def start_of(row: AtomsRow) -> dict[str, Any]:
 
 def read_metadata(database: Path) -> dict[str, Any] | None:
     """Return what a campaign's database says of itself; None for one killed before it was marked.
+
+    Args:
+        database: `campaign.db` of a folder.
 
     Raises:
         CampaignError: If there is none, it is no campaign, or of another version.

@@ -63,6 +63,9 @@ class InputStructure:
 def niggli_atoms(entry: Entry) -> Atoms:
     """Return a crystal in its Niggli cell: graphs of skewed cells need many images.
 
+    Args:
+        entry: As it was read.
+
     Raises:
         ReadingError: If it could not be read.
     """
@@ -113,7 +116,11 @@ def structures_of(
 
 
 def sample_name(request: "Request") -> str:
-    """Return the name of a request's rows and files: its number and its reduced formula."""
+    """Return the name of a request's rows and files: its number and its reduced formula.
+
+    Args:
+        request: Of one crystal.
+    """
     return f"{request.index:05d}-{request.composition.reduced_formula}"
 
 

@@ -97,6 +97,9 @@ def is_neutral(composition: Composition) -> bool:
 
     Elements and alloys, compositions of metals alone, are neutral. An element without known
     states balances anything.
+
+    Args:
+        composition: Of a cell.
     """
     from pymatgen.core import Element
 

@@ -37,7 +37,12 @@ class Comparable:
 
     @classmethod
     def of(cls, atoms: Atoms, symprec: float = SYMPREC) -> "Comparable":
-        """Search the symmetry of one structure within `symprec` Å."""
+        """Search the symmetry of one structure within `symprec` Å.
+
+        Args:
+            atoms: A structure.
+            symprec: Å.
+        """
         crystal = conventional = crystal_of(atoms)
         data = dataset(crystal, symprec)
         if data is not None:
@@ -51,12 +56,20 @@ class Comparable:
 
 
 def crystal_of(atoms: Atoms) -> Crystal:
-    """Return atoms as a crystal, its coordinates wrapped; nothing is refused."""
+    """Return atoms as a crystal, its coordinates wrapped; nothing is refused.
+
+    Args:
+        atoms: Periodic in three directions.
+    """
     return Crystal(atoms.cell.array, atoms.get_scaled_positions(wrap=True), atoms.numbers)
 
 
 def reduced_formula(atoms: Atoms) -> str:
-    """Return the formula of one unit, such as LiFeO2."""
+    """Return the formula of one unit, such as LiFeO2.
+
+    Args:
+        atoms: Any cell.
+    """
     return Composition.of(atoms.numbers.tolist()).reduced_formula
 
 
@@ -90,20 +103,34 @@ class StructureIndex:
         self._without_structure: set[str] = set()
 
     def add(self, name: str, one: Comparable | None, formula: str = "") -> None:
-        """Take a structure in, or the formula of a phase that has none."""
+        """Take a structure in, or the formula of a phase that has none.
+
+        Args:
+            name: Of the phase.
+            one: Its structure, None if it has none.
+            formula: Reduced; needed where there is no structure.
+        """
         if one is None:
             self._without_structure.add(formula)
         else:
             self._members.setdefault(one.formula, []).append((name, one.primitive))
 
     def find(self, one: Comparable) -> str:
-        """Return the name of the first member that is the same, empty if none is."""
+        """Return the name of the first member that is the same, empty if none is.
+
+        Args:
+            one: What is looked for.
+        """
         members = self._members.get(one.formula, [])
         same = (name for name, other in members if self._matcher.fit(one.primitive, other))
         return next(same, "")
 
     def novelty(self, one: Comparable) -> Novelty:
-        """Match one structure with all phases of its formula; the most similar is named."""
+        """Match one structure with all phases of its formula; the most similar is named.
+
+        Args:
+            one: What is looked for.
+        """
         members = self._members.get(one.formula, [])
         found = ((name, self._matcher.get_rms_dist(one.primitive, m)) for name, m in members)
         close = [(float(rms[0]), name) for name, rms in found if rms is not None]

@@ -214,7 +214,11 @@ class RelaxSettings:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "RelaxSettings":
-        """Return the settings that a campaign's database holds in JSON's types."""
+        """Return the settings that a campaign's database holds in JSON's types.
+
+        Args:
+            record: As JSON gives it.
+        """
         new = {("potential" if k == "calculator" else k): v for k, v in record.items()}
         return cls(**(new | {"screen": ScreenLimits(**record["screen"])}))
 
@@ -413,6 +417,9 @@ class PredictOptions:
 
 def check_potential_module(potential: str) -> None:
     """Look for a potential's module without importing what is in it.
+
+    Args:
+        potential: A name of `--potential`; one of a module has a colon.
 
     Raises:
         CalculatorError: If there is no such module here.

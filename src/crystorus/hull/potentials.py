@@ -44,7 +44,13 @@ class BatchCalculator(Calculator):
     def calculate(
         self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes
     ) -> None:
-        """Evaluate one structure."""
+        """Evaluate one structure.
+
+        Args:
+            atoms: The structure.
+            properties: Not read: all are computed.
+            system_changes: What changed since the last call, as ASE has it.
+        """
         super().calculate(atoms, properties, system_changes)
         (self.results,) = self.evaluate([self.atoms])
 
@@ -92,6 +98,10 @@ def energy_level(path: str, pressure: float = 0.0) -> str:
 
     Energies of two levels are never mixed unasked. The potential is loaded; where it cannot be, as
     on the head node of a cluster, there is no digest.
+
+    Args:
+        path: A name of `--potential`.
+        pressure: GPa.
     """
     package = POTENTIALS[path].module if path in POTENTIALS else path.partition(":")[0]
     package = package.partition(".")[0]
@@ -113,6 +123,9 @@ def weights_digest(calculator: BaseCalculator) -> str:
 
     All tensors of the torch modules among the calculator's attributes count, in the order of their
     names; empty for a calculator without any.
+
+    Args:
+        calculator: ASE's interface.
     """
     from torch import nn
 
@@ -156,7 +169,11 @@ def evaluate(
 
 
 def short(error: Exception) -> str:
-    """Return an exception in at most a line."""
+    """Return an exception in at most a line.
+
+    Args:
+        error: What a calculator raised.
+    """
     return f"{type(error).__name__}: {str(error)[:120]}"
 
 

@@ -85,12 +85,20 @@ class Hull:
             ) from error
 
     def energy_above(self, phase: Phase) -> float:
-        """Return eV/atom above the hull; negative for a phase below it, unless it is on it."""
+        """Return eV/atom above the hull; negative for a phase below it, unless it is on it.
+
+        Args:
+            phase: With an energy of the hull's level.
+        """
         on_hull = self.diagram.get_hull_energy_per_atom(phase.composition)
         return phase.energy_per_atom - float(on_hull)
 
     def formation_energy(self, phase: Phase) -> float:
-        """Return eV/atom relative to the most stable phases of the elements."""
+        """Return eV/atom relative to the most stable phases of the elements.
+
+        Args:
+            phase: With an energy of the hull's level.
+        """
         return float(self.diagram.get_form_energy_per_atom(phase))
 
     @property
@@ -235,6 +243,12 @@ def collect_references(
     A phase with a structure has the energy of the campaign's calculator; where energies may be
     mixed, and for a phase without a structure, it has the energy of its source.
 
+    Args:
+        campaign: Holds the relaxed references.
+        known: As they were read.
+        elements: Symbols of the system.
+        mix: Allow several levels of energies.
+
     Raises:
         ReferencesError: If they do not span the system, or are of several levels.
     """
@@ -360,7 +374,11 @@ def assess(
 
 
 def candidate_elements(campaign: Campaign) -> tuple[str, ...]:
-    """Return the symbols of all valid candidates, alphabetically."""
+    """Return the symbols of all valid candidates, alphabetically.
+
+    Args:
+        campaign: Holds the candidates.
+    """
     rows = campaign.originals(GENERATED)
     return tuple(sorted({symbol for row in rows for symbol in row.symbols}))
 
@@ -428,7 +446,13 @@ def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
 def write_table(
     folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str | int | float | None]]
 ) -> None:
-    """Write rows by rank as CSV, in which no text is a formula of a spreadsheet."""
+    """Write rows by rank as CSV, in which no text is a formula of a spreadsheet.
+
+    Args:
+        folder: Of the campaign.
+        columns: In their order.
+        rows: By column, the best first.
+    """
     numbered = [
         {"rank": str(rank)} | {name: _cell(name, value) for name, value in row.items()}
         for rank, row in enumerate(rows, start=1)

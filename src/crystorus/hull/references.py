@@ -106,12 +106,20 @@ def read_references(
 
 
 def is_entries_file(path: Path) -> bool:
-    """Tell whether a name is that of a file of entries: JSON, plain or gzipped."""
+    """Tell whether a name is that of a file of entries: JSON, plain or gzipped.
+
+    Args:
+        path: Need not exist.
+    """
     return path.name.lower().endswith((".json", ".json.gz"))
 
 
 def label_of(path: Path) -> str:
-    """Return name and digest of a file or of a folder's files."""
+    """Return name and digest of a file or of a folder's files.
+
+    Args:
+        path: A file or a folder.
+    """
     if not path.is_dir():
         return f"{path.name} {file_digest(path)[:12]}"
     digest = hashlib.sha256()
@@ -122,6 +130,11 @@ def label_of(path: Path) -> str:
 
 def check_span(compositions: Iterable[Composition], elements: Sequence[str], where: str) -> None:
     """Make sure that every element has a phase, without which there is no hull.
+
+    Args:
+        compositions: Of the phases.
+        elements: Symbols of the system.
+        where: What they are called in the sentence.
 
     Raises:
         ReferencesError: Naming the elements that have none.
@@ -137,6 +150,10 @@ def check_span(compositions: Iterable[Composition], elements: Sequence[str], whe
 def check_levels(levels: Iterable[str], *, mix: bool) -> None:
     """Refuse energies that were computed in different ways.
 
+    Args:
+        levels: Of the energies; repeats are allowed.
+        mix: Allow several.
+
     Raises:
         ReferencesError: If there are several levels and mixing was not asked for.
     """
@@ -150,7 +167,11 @@ def check_levels(levels: Iterable[str], *, mix: bool) -> None:
 
 
 def formula_of(composition: Composition) -> str:
-    """Return the formula of one unit of a pymatgen composition, spelled as crystals' are."""
+    """Return the formula of one unit of a pymatgen composition, spelled as crystals' are.
+
+    Args:
+        composition: pymatgen's.
+    """
     if any(abs(n - round(n)) > 1e-6 for n in composition.values()):
         return str(composition.reduced_formula)  # an average over disorder: no crystal has it
     counts = {element.Z: round(n) for element, n in composition.items()}
@@ -181,6 +202,9 @@ def _from_structures(path: Path, elements: Sequence[str]) -> tuple[list[Known], 
 
 def read_entries(path: Path) -> tuple[list[Known], list[str]]:
     """Read a JSON list of pymatgen entries.
+
+    Args:
+        path: .json or .json.gz.
 
     Returns:
         The entries, energies corrected as pymatgen's `from_dict` corrects them, and warnings.

@@ -38,7 +38,12 @@ LONGEST_STEP, LARGEST_STRAIN = 0.2, 0.1
 
 
 def screen(atoms: Atoms, limits: ScreenLimits) -> str:
-    """Return why a structure is outside the limits, empty where it is inside."""
+    """Return why a structure is outside the limits, empty where it is inside.
+
+    Args:
+        atoms: A structure.
+        limits: In Å and Å³ per atom.
+    """
     cell = np.asarray(atoms.cell.array, dtype=float)
     if not (np.isfinite(cell).all() and np.isfinite(atoms.positions).all()):
         return "its cell or positions are not finite"
@@ -63,7 +68,11 @@ def screen(atoms: Atoms, limits: ScreenLimits) -> str:
 
 
 def least_height(cell: np.ndarray) -> float:
-    """Return the least distance in Å between opposite faces of a cell of row vectors [3, 3]."""
+    """Return the least distance in Å between opposite faces of a cell of row vectors [3, 3].
+
+    Args:
+        cell: Å.
+    """
     return float(1 / np.linalg.norm(np.linalg.inv(cell), axis=0).max())
 
 
@@ -125,7 +134,11 @@ class _Stopped(Exception):  # noqa: N818 - an outcome, not an error
 
 
 def relax(job: RelaxJob) -> RelaxOutcome:
-    """Relax one structure; see `relax_together`."""
+    """Relax one structure; see `relax_together`.
+
+    Args:
+        job: The structure and how to relax it.
+    """
     return relax_together([job])[0]
 
 

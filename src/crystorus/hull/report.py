@@ -106,14 +106,23 @@ def draw_hull(hull: Hull, full: Hull, phases: Sequence[RankedPhase]) -> dict[str
 
 
 def place(composition: Composition, elements: Sequence[str]) -> tuple[float, float]:
-    """Return where a composition is in the triangle or tetrahedron."""
+    """Return where a composition is in the triangle or tetrahedron.
+
+    Args:
+        composition: Of a phase.
+        elements: Symbols of the system, three or four.
+    """
     fractions = [composition.get_atomic_fraction(Element(symbol)) for symbol in elements]
     x, y = np.array(fractions) @ _CORNERS[len(elements)]
     return float(x), float(y)
 
 
 def energy_range(heights: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of the axis of formation energies in eV/atom; what is far above is cut."""
+    """Return the ends of the axis of formation energies in eV/atom; what is far above is cut.
+
+    Args:
+        heights: Formation energies, eV/atom.
+    """
     shown = [y for y in heights if y < SHOWN_EV]
     low, high = min(0.0, *shown), max(0.0, *shown)
     high = max(high, low + 0.05)
@@ -217,6 +226,13 @@ def label_stable(
     """Write formulas beside stable phases, off other labels, markers and lines where that goes.
 
     A label for which there is no room beside other labels and markers is left out.
+
+    Args:
+        axes: Of matplotlib.
+        hull: Of the known phases.
+        full: With the candidates.
+        spots: Where each phase is drawn, by formula.
+        lines: What labels keep off.
     """
     from matplotlib.path import Path as Outline
     from matplotlib.transforms import Bbox
@@ -409,6 +425,10 @@ def _with_conventional(crystal: Crystal) -> dict[str, Any]:
 def check_trajectories(folder: Path, animate: Sequence[str]) -> None:
     """Make sure that every candidate named has a trajectory.
 
+    Args:
+        folder: Of the campaign.
+        animate: Names of candidates.
+
     Raises:
         CampaignError: Naming the first that has none.
     """
@@ -440,7 +460,11 @@ def _trajectories(
 
 
 def read_trajectory(path: Path) -> list[Crystal]:
-    """Read a denoising trajectory: at most `FRAMES` of it, the first and the last among them."""
+    """Read a denoising trajectory: at most `FRAMES` of it, the first and the last among them.
+
+    Args:
+        path: An extxyz file.
+    """
     frames = ase.io.read(path, index=":")
     chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
     return [crystal_of(frames[i]) for i in chosen]

@@ -92,7 +92,12 @@ def sample_all(
 
 
 def screen_all(campaign: Campaign, *, drop_duplicates: bool) -> None:
-    """Screen the candidates, with a bar."""
+    """Screen the candidates, with a bar.
+
+    Args:
+        campaign: Holds them.
+        drop_duplicates: Leave out what repeats another.
+    """
     with progress("screen") as update:
         screen_structures(campaign, GENERATED, drop_duplicates=drop_duplicates, on_progress=update)
 
@@ -114,7 +119,13 @@ def open_workers(options: WorkerOptions, settings: RelaxSettings | None) -> Work
 
 
 def load_references(names: Sequence[str], elements: Sequence[str], folder: Path) -> list[Known]:
-    """Read known phases; say what could not be read of them."""
+    """Read known phases; say what could not be read of them.
+
+    Args:
+        names: Files, or materials-project.
+        elements: Symbols of the system.
+        folder: Of the campaign, where answers of an API are kept.
+    """
     found, warnings = read_references(names, elements, folder / "references")
     for warning in warnings:
         log("warning", warning)
@@ -125,6 +136,12 @@ def check_references(
     known: Sequence[Known], elements: Sequence[str], settings: RelaxSettings, *, mix: bool
 ) -> None:
     """Refuse references that make no hull, or of another level, before hours of relaxation.
+
+    Args:
+        known: The references.
+        elements: Symbols of the system.
+        settings: Name the potential.
+        mix: Allow several levels of energies.
 
     Raises:
         ReferencesError: Naming what is missing, or the levels.
@@ -138,6 +155,11 @@ def import_references(campaign: Campaign, known: Sequence[Known], *, mix: bool) 
     """Take the structures of known phases into a campaign, and screen them.
 
     Where energies may be mixed, those that come with an energy keep it and are not relaxed.
+
+    Args:
+        campaign: Takes them.
+        known: The references.
+        mix: Allow several levels of energies.
     """
     structures = [
         InputStructure(p.row, REFERENCE, p.atoms, UNSCREENED, p.source, details={"id": p.name})
@@ -149,7 +171,13 @@ def import_references(campaign: Campaign, known: Sequence[Known], *, mix: bool) 
 
 
 def relax_all(campaign: Campaign, workers: Workers, batch: int) -> None:
-    """Relax what waits, `batch` structures per call of the potential, with a bar."""
+    """Relax what waits, `batch` structures per call of the potential, with a bar.
+
+    Args:
+        campaign: Holds what waits.
+        workers: Where relaxations run.
+        batch: Structures per call of the potential.
+    """
     campaign.set_aside()
     with progress("relax") as update:
         relax_waiting(campaign, workers, update, batch=batch)
@@ -157,6 +185,9 @@ def relax_all(campaign: Campaign, workers: Workers, batch: int) -> None:
 
 def finish_relaxed(campaign: Campaign) -> None:
     """End a campaign that is not ranked; print what became of its structures.
+
+    Args:
+        campaign: Whose structures are relaxed.
 
     Raises:
         CampaignError: If none of them was fit to be relaxed.
@@ -181,6 +212,13 @@ def finish_ranked(
     options: RankOptions,
 ) -> None:
     """Rank, and write the table, CIFs, notes in the database, plots and report.
+
+    Args:
+        campaign: Whose structures are relaxed.
+        known: The references; none for no hull.
+        held_out: Phases to find that are not on the hull.
+        elements: Symbols of the system.
+        options: How it is ranked and reported.
 
     Raises:
         CampaignError: If no candidate could be relaxed.
@@ -238,7 +276,12 @@ def finish_ranked(
 
 
 def write_compositions(folder: Path, choice: Choice) -> None:
-    """Write the compositions of a campaign in the order in which its budget is spent."""
+    """Write the compositions of a campaign in the order in which its budget is spent.
+
+    Args:
+        folder: Of the campaign.
+        choice: The compositions.
+    """
     rows = [
         {
             "formula": c.formula,
@@ -253,7 +296,11 @@ def write_compositions(folder: Path, choice: Choice) -> None:
 
 
 def show_ranking(ranking: Ranking) -> None:
-    """Print the best phases and the figures of the campaign."""
+    """Print the best phases and the figures of the campaign.
+
+    Args:
+        ranking: Of the campaign.
+    """
     ranked = [phase for phase in ranking.phases if phase.energy_per_atom is not None]
     rows = [_shown(phase) for phase in ranked[:MOST_SHOWN]]
     if sys.stdout.isatty() and rows:

@@ -50,7 +50,11 @@ class ElementEmbedding(nn.Module):
         self.known = nn.Linear(table.shape[1], channels)
 
     def forward(self, atomic_numbers: Int[Tensor, "*n"]) -> Float[Tensor, "*n channels"]:
-        """Embed atomic numbers; 0 stands for padding."""
+        """Embed atomic numbers; 0 stands for padding.
+
+        Args:
+            atomic_numbers: Of any shape.
+        """
         return self.free(atomic_numbers) + self.known(self.table[atomic_numbers])
 
 

@@ -380,5 +380,10 @@ class FieldDenoiser(nn.Module):
     def representation(
         self, crystals: Crystals, t: Int[Tensor, " crystals"]
     ) -> Float[Tensor, "crystals features"]:
-        """Return the network's invariant features of every crystal; see `FieldNet`."""
+        """Return the network's invariant features of every crystal; see `FieldNet`.
+
+        Args:
+            crystals: Noised crystals.
+            t: Noise level of each, 0 … T.
+        """
         return self.network.representation(crystals, t)

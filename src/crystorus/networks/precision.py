@@ -11,7 +11,11 @@ CPU_FEATURES = Path("/proc/cpuinfo")
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Tell whether products in bf16 are faster than in fp32 on a device, as far as is known."""
+    """Tell whether products in bf16 are faster than in fp32 on a device, as far as is known.
+
+    Args:
+        device: Such as cpu, cuda:1 or mps.
+    """
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
     if not device.startswith("cpu"):

@@ -90,5 +90,9 @@ def _of_structures(path: Path) -> list[Result]:
 
 
 def crystals_of(results: Sequence[Result]) -> dict[str, Crystal]:
-    """Return the crystals that could be read, by name."""
+    """Return the crystals that could be read, by name.
+
+    Args:
+        results: Of `read_results`.
+    """
     return {one.name: one.entry for one in results if isinstance(one.entry, Crystal)}

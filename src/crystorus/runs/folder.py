@@ -68,6 +68,9 @@ class RunFolder:
     def note(self, **facts: Any) -> None:
         """Keep facts about the run, in JSON's types, in `run.json`.
 
+        Args:
+            facts: By name.
+
         Raises:
             FileError: If the disk refuses.
         """
@@ -85,7 +88,11 @@ class RunFolder:
         self.complete = True
 
     def changed_versions(self, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-        """Return the programs that are not those of the beginning, as (then, now) by name."""
+        """Return the programs that are not those of the beginning, as (then, now) by name.
+
+        Args:
+            now: Version by name of the program.
+        """
         return {
             name: (then, now.get(name, "not installed"))
             for name, then in self.versions.items()
@@ -181,7 +188,12 @@ def claim(
 
 
 def remove(path: Path, names: Iterable[str]) -> None:
-    """Delete the files of a run and its record, and nothing else of its folder."""
+    """Delete the files of a run and its record, and nothing else of its folder.
+
+    Args:
+        path: The folder.
+        names: Of its files and folders.
+    """
     for name in (*names, RUN, _OLD_SCORER):
         target = path / name
         if target.is_dir() and not target.is_symlink():

@@ -57,6 +57,10 @@ class Choice(NamedTuple):
 def check_choice(candidates: int, requests: Sequence[Request]) -> None:
     """Refuse a choice that would change nothing.
 
+    Args:
+        candidates: Per crystal.
+        requests: What is wanted.
+
     Raises:
         RequestError: If every crystal starts at a structure.
     """
@@ -72,6 +76,10 @@ def candidate_seed(seed: int, number: int) -> int:
     """Derive the seed of one candidate, counted from 0.
 
     The first candidate is the crystal that is made without a choice.
+
+    Args:
+        seed: Of the crystal.
+        number: Of the candidate, from 0.
     """
     return seed if number == 0 else _derived(f"candidate {number} of {seed}")
 
@@ -80,6 +88,9 @@ def scoring_seed(seed: int) -> int:
     """Derive the seed of the noise with which a crystal's candidates are scored.
 
     None of the candidates began at it.
+
+    Args:
+        seed: Of the crystal.
     """
     return _derived(f"judge of {seed}")
 
@@ -194,7 +205,11 @@ def choose_crystals(
 
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
-    """Return which crystals are valid (`crystal_fidelity.validity`); one not finite is not."""
+    """Return which crystals are valid (`crystal_fidelity.validity`); one not finite is not.
+
+    Args:
+        crystals: A batch.
+    """
     several = split(crystals)
     usable = [
         n

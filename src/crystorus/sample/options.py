@@ -90,6 +90,13 @@ def parse_space_groups(text: str) -> frozenset[int]:
 def check_option(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Refuse a number outside [low, high], NaN included.
 
+    Args:
+        name: Of the option, without dashes.
+        value: As given.
+        low: Least allowed.
+        high: Largest allowed.
+        remedy: End of the sentence.
+
     Raises:
         RequestError: With the option's name, its value and the remedy.
     """

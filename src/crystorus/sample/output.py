@@ -347,7 +347,13 @@ class OutputFolder:
 
 
 def file_stem(index: int, formula: str, total: int) -> str:
-    """Return the name of a crystal's files: its index, padded, and its reduced formula."""
+    """Return the name of a crystal's files: its index, padded, and its reduced formula.
+
+    Args:
+        index: Of the crystal, from 0.
+        formula: Reduced.
+        total: Crystals of the run, which decides the padding.
+    """
     return f"{index:0{max(5, len(str(total - 1)))}d}-{formula}"
 
 
@@ -424,7 +430,11 @@ def describe(
 
 
 def trajectory_text(made: GeneratedCrystals) -> str:
-    """Return the extxyz text with every step of one crystal."""
+    """Return the extxyz text with every step of one crystal.
+
+    Args:
+        made: One crystal with its trajectory.
+    """
     index = made.requests[0].index
     infos = [{"index": index, "step": n + 1} for n in range(len(made.trajectory))]
     return extxyz_text(Crystals.concat(made.trajectory), infos)

@@ -48,6 +48,10 @@ def refine_requests(structures: Sequence[Crystal], options: RefineOptions) -> tu
 def starting_structure(structure: Crystal, options: RefineOptions) -> StartingStructure:
     """Return a structure as a start, its atoms in the order of its composition.
 
+    Args:
+        structure: As it was read.
+        options: Level, noise, and what is held.
+
     Raises:
         RequestError: If its cell is far from that of any crystal, what is to be held is not in it,
             or nothing is left to move.

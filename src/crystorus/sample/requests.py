@@ -163,6 +163,10 @@ def choose_compositions(formulas: Sequence[str], options: SampleOptions) -> list
 def system_compositions(system: str, max_atoms: int) -> list[Composition]:
     """Return every composition of a chemical system with at most `max_atoms` atoms per cell.
 
+    Args:
+        system: Such as Li-Fe-O.
+        max_atoms: Atoms per cell, 1 or more.
+
     Raises:
         FormulaError: If the system cannot be read.
         RequestError: If it has more compositions than one run can make.
@@ -178,6 +182,9 @@ def system_compositions(system: str, max_atoms: int) -> list[Composition]:
 
 def usable_structures(path: Path) -> "list[Crystal]":
     """Return every structure of a file or folder, in its order.
+
+    Args:
+        path: A file or folder in any format that crystal-fidelity reads.
 
     Raises:
         RequestError: If one of them cannot be read, or there is none.

@@ -109,7 +109,11 @@ class GeneratedCrystals:
         return f"GeneratedCrystals({len(self)} of {', '.join(formulas)})"
 
     def select(self, indices: Sequence[int]) -> "GeneratedCrystals":
-        """Return the crystals at these places, in that order."""
+        """Return the crystals at these places, in that order.
+
+        Args:
+            indices: Places, from 0.
+        """
         return replace(
             self,
             crystals=self.crystals.select(indices),
@@ -123,6 +127,9 @@ class GeneratedCrystals:
         """Join batches and bring their crystals into the order of their indices.
 
         Sampling from templates takes fewer steps than from noise: the last one is repeated.
+
+        Args:
+            parts: Batches of one run.
         """
         longest = max(len(part.trajectory) for part in parts)
         trajectories = [
@@ -214,7 +221,7 @@ def plan_sampling(
     sampler: SamplerConfig | None = None,
     on_template: Callable[[int], None] = lambda done: None,
 ) -> tuple[tuple[Request, ...], SamplingPlan]:
-    """Give the requests the templates that the options ask for, and settle how they are sampled.
+    """Return the requests with the templates asked for, and how they are sampled.
 
     Args:
         model: A loaded checkpoint.
@@ -268,14 +275,24 @@ def plan_sampling(
 
 
 def plan_refining(model: CrystalModel, options: RefineOptions) -> SamplingPlan:
-    """Settle how structures are refined: by the checkpoint's sampler if they are noised."""
+    """Settle how structures are refined: by the checkpoint's sampler if they are noised.
+
+    Args:
+        model: The checkpoint.
+        options: Say whether noise is added.
+    """
     sampler = model.config.sampling if options.noised else TEMPLATE_SAMPLER
     batch_atoms = options.batch_atoms or default_batch_atoms(sampler.steps, options.device)
     return SamplingPlan(sampler, sampler, batch_atoms=batch_atoms)
 
 
 def default_batch_atoms(evaluations: int, device: str) -> int:
-    """Return how many atoms make a batch: fewer where each takes many network evaluations."""
+    """Return how many atoms make a batch: fewer where each takes many network evaluations.
+
+    Args:
+        evaluations: Of the network per crystal.
+        device: Such as cpu or cuda:1.
+    """
     if device != "cpu":
         return MAX_BATCH_ATOMS
     return min(max(BATCH_WORK // evaluations, MIN_BATCH_ATOMS), MAX_BATCH_ATOMS)
@@ -317,6 +334,9 @@ def _precision(options: SampleOptions, model: CrystalModel, own: SamplerConfig) 
 
 def check_device(device: str) -> None:
     """Make sure that torch can compute there.
+
+    Args:
+        device: Such as cpu, cuda, cuda:1 or mps.
 
     Raises:
         RequestError: If it cannot.
@@ -491,6 +511,10 @@ def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple
 
     Requests are sorted by size within windows of consecutive indices only, so that files can grow
     in the order of the requests.
+
+    Args:
+        requests: What is wanted.
+        batch_atoms: Crystals times atoms of the largest, at most.
     """
     total, batches = 0, []
     windows: list[list[Request]] = [[]]
@@ -529,6 +553,9 @@ def free_memory(device: str) -> int | None:
 
     On a CPU this is the least of what the machine, the control group (container, batch job) and
     `ulimit -v` leave.
+
+    Args:
+        device: Such as cpu or cuda:1.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
@@ -557,7 +584,11 @@ def free_memory(device: str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory ran out, on whatever device."""
+    """Tell whether an exception means that memory ran out, on whatever device.
+
+    Args:
+        error: What was raised.
+    """
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     signs = (

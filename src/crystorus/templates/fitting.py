@@ -39,7 +39,11 @@ class Fits:
 
     @staticmethod
     def concat(fits: "Sequence[Fits]") -> "Fits":
-        """Return the templates of all of them, in their order."""
+        """Return the templates of all of them, in their order.
+
+        Args:
+            fits: At least one.
+        """
         return Fits(
             np.concatenate([fit.templates for fit in fits]),
             [numbers for fit in fits for numbers in fit.numbers],
@@ -51,7 +55,11 @@ class Fits:
 
 
 def slots_of(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
-    """Return the elements of a composition and their counts, rarest first, [m] each."""
+    """Return the elements of a composition and their counts, rarest first, [m] each.
+
+    Args:
+        composition: Of a cell.
+    """
     slots = sorted((count, z) for z, count in composition.counts)
     return np.array([z for _, z in slots]), np.array([count for count, _ in slots])
 
@@ -114,7 +122,13 @@ def fit_pattern(
 
 
 def renamed(numbers: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return atomic numbers with each of `old` replaced by the one of `new` beside it."""
+    """Return atomic numbers with each of `old` replaced by the one of `new` beside it.
+
+    Args:
+        numbers: Atomic numbers, of any shape.
+        old: Those replaced, [m], each once.
+        new: What replaces them, [m].
+    """
     table = np.zeros(max(int(numbers.max()), int(old.max())) + 1, dtype=np.int64)
     table[old] = new
     return table[numbers]

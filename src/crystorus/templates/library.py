@@ -91,13 +91,21 @@ class TemplateLibrary:
         return self._ids
 
     def group(self, pattern: tuple[int, ...]) -> PatternGroup | None:
-        """Return the templates whose sorted element counts are `pattern`, if there are any."""
+        """Return the templates whose sorted element counts are `pattern`, if there are any.
+
+        Args:
+            pattern: Counts of the elements in a cell, sorted, such as (1, 1, 3).
+        """
         if not self._groups:
             self._groups.update(_by_pattern(self.slots))
         return self._groups.get(pattern)
 
     def phases(self, composition: Composition) -> list[int]:
-        """Return the numbers of the templates of this reduced formula, in cells of any size."""
+        """Return the numbers of the templates of this reduced formula, in cells of any size.
+
+        Args:
+            composition: Any cell of the formula.
+        """
         if not self._formulas:
             for index, one in enumerate(self.slots):
                 key = _reduced(dict(zip(one.elements.tolist(), one.counts.tolist(), strict=True)))
@@ -105,11 +113,19 @@ class TemplateLibrary:
         return self._formulas.get(_reduced(dict(composition.counts)), [])
 
     def template(self, index: int) -> Crystals:
-        """Return one template, float64."""
+        """Return one template, float64.
+
+        Args:
+            index: Of the template, from 0.
+        """
         return self.crystals.select([index], dtype=torch.float64)
 
     def atomic_numbers(self, index: int) -> np.ndarray:
-        """Return the elements of one template, atom by atom, [n]."""
+        """Return the elements of one template, atom by atom, [n].
+
+        Args:
+            index: Of the template, from 0.
+        """
         arrays = self.crystals.arrays
         first = int(arrays["first_atom"][index])
         atoms = slice(first, first + int(self.crystals.n_atoms[index]))
@@ -174,7 +190,11 @@ def build_library(
 
 
 def library_of(store: CrystalStore) -> TemplateLibrary:
-    """Make a library of a store's crystals in memory."""
+    """Make a library of a store's crystals in memory.
+
+    Args:
+        store: Known crystals.
+    """
     arrays, slots = store.arrays, []
     for index, (first, n) in enumerate(zip(arrays["first_atom"], store.n_atoms, strict=True)):
         atoms = slice(int(first), int(first) + int(n))

@@ -111,6 +111,9 @@ class TemplateRanking(nn.Module):
 
         A template of a prototype that many others have counts more: its own weight is multiplied
         with the sum over those like it.
+
+        Args:
+            several: Templates of B compositions, at most M each.
         """
         mask, features = several.mask, several.features
         own = self._own_weights(several)

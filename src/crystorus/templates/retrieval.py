@@ -137,7 +137,13 @@ def find_templates(
 def candidates(
     library: TemplateLibrary, composition: Composition, *, exclude: int = -1
 ) -> Fits | None:
-    """Return all templates that are considered for a composition, as `find_templates` does."""
+    """Return all templates that are considered for a composition, as `find_templates` does.
+
+    Args:
+        library: Where to look.
+        composition: What is wanted.
+        exclude: Number of a template that is passed over; -1 for none.
+    """
     plain = None
     for copies in _divisors(math.gcd(*(count for _, count in composition.counts))):
         smaller = Composition(tuple((z, count // copies) for z, count in composition.counts))
@@ -202,7 +208,11 @@ def substitute(
 
 
 def cost_weights(cost: np.ndarray) -> np.ndarray:
-    """Return the weight of each template by its cost alone, the nearest about 1."""
+    """Return the weight of each template by its cost alone, the nearest about 1.
+
+    Args:
+        cost: Of substitution, 0 for the composition itself, [N].
+    """
     beyond = cost - cost.min()
     return np.asarray(sum(factor * np.exp(-beyond / t) for factor, t in DECAYS))
 

@@ -247,7 +247,11 @@ def in_turn(several: Sequence[WeightedSkeleton], count: int) -> list[WeightedSke
 
 @lru_cache(maxsize=2)
 def table_of(skeletons: Skeletons) -> SkeletonTable:
-    """Return the table of skeletons, which is made once."""
+    """Return the table of skeletons, which is made once.
+
+    Args:
+        skeletons: Of a checkpoint.
+    """
     return SkeletonTable(skeletons)
 
 

@@ -74,7 +74,11 @@ def prior_survival() -> np.ndarray:
 
 
 def count_substitutions(crystals: Iterable[Surroundings]) -> SubstitutionCounts:
-    """Count, over all pairs that differ in the element of one slot, which share a prototype."""
+    """Count, over all pairs that differ in the element of one slot, which share a prototype.
+
+    Args:
+        crystals: Fingerprints of a library's crystals.
+    """
     buckets: dict[tuple[tuple[int, int], ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
     for crystal in crystals:
         slots = list(zip(crystal.counts.tolist(), crystal.elements.tolist(), strict=True))

@@ -111,12 +111,21 @@ def nearest_distances(
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the root mean square difference of distances, broadcasting over leading axes."""
+    """Return the root mean square difference of distances, broadcasting over leading axes.
+
+    Args:
+        one: Distances in units of (V/n)^⅓, [..., 3 axes that are averaged over].
+        other: The same, [..., 3 axes].
+    """
     return np.asarray(np.sqrt(((one - other) ** 2).mean((-3, -2, -1))))
 
 
 def differences(distances: np.ndarray) -> np.ndarray:
-    """Return the `difference` of every pair of N surroundings, [N, N]."""
+    """Return the `difference` of every pair of N surroundings, [N, N].
+
+    Args:
+        distances: [N, ...], in units of (V/n)^⅓.
+    """
     rows = distances.reshape(len(distances), -1).astype(np.float64)
     squares = (rows**2).sum(1)
     apart = squares[:, None] + squares - 2 * rows @ rows.T
@@ -125,7 +134,11 @@ def differences(distances: np.ndarray) -> np.ndarray:
 
 
 def match_probability(difference: np.ndarray) -> np.ndarray:
-    """Return the probability that two crystals match whose surroundings differ so much."""
+    """Return the probability that two crystals match whose surroundings differ so much.
+
+    Args:
+        difference: Of `difference`, 0 for equal surroundings, of any shape.
+    """
     return np.interp(difference, _DIFFERENCES, _MATCHING)
 
 

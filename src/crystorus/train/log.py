@@ -58,7 +58,12 @@ class MetricsLog:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append a line; what it lacks stays empty."""
+        """Append a line; what it lacks stays empty.
+
+        Args:
+            step: Of the training.
+            figures: By column.
+        """
         row = {"step": step} | {k: f"{v:.{_DIGITS.get(k, 8)}g}" for k, v in figures.items()}
         with self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)

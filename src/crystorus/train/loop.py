@@ -201,6 +201,9 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
     Nothing in the file is executed: it may hold tensors and plain values only.
 
+    Args:
+        folder: Of the run.
+
     Raises:
         TrainingError: If the file is damaged or hostile.
     """
@@ -298,7 +301,11 @@ class StopSignal:
         self.number = number
 
     def leave(self, number: int) -> NoReturn:
-        """End as a signal asks to, in the way of whoever handled it before."""
+        """End as a signal asks to, in the way of whoever handled it before.
+
+        Args:
+            number: Of the signal.
+        """
         handler = self._before.get(number)
         if callable(handler):  # raises KeyboardInterrupt, or what the command line makes of it
             handler(number, None)
@@ -455,7 +462,12 @@ class Training:
     def backward(
         self, batch: Crystals, groups: SpaceGroups | None
     ) -> tuple[Int[Tensor, " crystals"], Losses]:
-        """Evaluate the gradients of a batch; returns the noise levels drawn and the losses."""
+        """Evaluate the gradients of a batch; returns the noise levels drawn and the losses.
+
+        Args:
+            batch: Clean crystals.
+            groups: Space groups that they are noised in; None for none.
+        """
         s = self.settings
         generator = step_generator(s.seed, self.progress.step, self.processes.rank)
         t = draw_steps(
@@ -617,7 +629,11 @@ class Training:
         return figures
 
     def export(self, folder: Path) -> None:
-        """Write the averaged weights as a checkpoint with its card, as the first process."""
+        """Write the averaged weights as a checkpoint with its card, as the first process.
+
+        Args:
+            folder: Of the checkpoint.
+        """
         if self.processes.rank != 0:
             return
         p, programs = self.progress, versions(["crystorus", "torch"])
@@ -668,6 +684,9 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
+
+        Args:
+            state: As `read_state` gives it.
 
         Raises:
             TrainingError: If it is of another network.
@@ -778,7 +797,13 @@ def batch_pieces(batch: Crystals, piece_atoms: int) -> list[tuple[slice, slice]]
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Return the source of the noise of one step of one process, the same whenever it is run."""
+    """Return the source of the noise of one step of one process, the same whenever it is run.
+
+    Args:
+        seed: Of the run.
+        step: From 0.
+        rank: Of the process, from 0.
+    """
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

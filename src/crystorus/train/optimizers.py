@@ -45,9 +45,12 @@ def build_optimizers(denoiser: nn.Module, config: TrainingConfig) -> list[Optimi
 
 
 def hidden_matrices(denoiser: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Divide parameters into the matrices inside the blocks and all others.
+    """Return the matrices inside the blocks, and all other parameters.
 
     Matrices with a side below 16 count as others: orthogonalising them means little.
+
+    Args:
+        denoiser: The network.
     """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -52,6 +52,9 @@ class ScorerOptions:
 def check_settings(config: "Config") -> None:
     """Check what a run is to be, before its folder is made.
 
+    Args:
+        config: Of the run.
+
     Raises:
         TrainingError: With the setting, its value, the limit and the remedy.
     """

@@ -36,6 +36,9 @@ class Processes:
     def device(self, accelerator: str) -> torch.device:
         """Return the device of this process.
 
+        Args:
+            accelerator: cpu, cuda, mps or auto.
+
         Raises:
             TrainingError: If it is not there.
         """
@@ -52,13 +55,21 @@ class Processes:
         return torch.device(f"cuda:{self.local_rank}" if accelerator == "cuda" else accelerator)
 
     def sum(self, figures: Tensor) -> Tensor:
-        """Add figures up over all processes."""
+        """Add figures up over all processes.
+
+        Args:
+            figures: Of this process, of any shape.
+        """
         if self.world > 1:
             dist.all_reduce(figures)
         return figures
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Give every process the mean of the gradients of all."""
+        """Give every process the mean of the gradients of all.
+
+        Args:
+            parameters: With gradients.
+        """
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.world > 1:
             # One message for all of them: there are many, and most are small.

@@ -39,6 +39,10 @@ def rms_distance(made: Crystals, known: Crystals) -> float | None:
 def compare(made: Sequence[Crystals | None], references: Sequence[Crystals]) -> dict[str, float]:
     """Compare crystals with references, pair by pair; None stands for one that came to nothing.
 
+    Args:
+        made: One per reference, a batch of one each.
+        references: A batch of one each.
+
     Returns:
         "valid", the fraction that is valid; "match_rate", the fraction of all that matches its
         reference; "match_rmse", the mean distance of those, NaN if there are none.

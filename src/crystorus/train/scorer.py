@@ -87,14 +87,22 @@ class Candidates:
         return len(self.right)
 
     def select(self, places: Sequence[int]) -> "Candidates":
-        """Return the candidates of the compositions at these places."""
+        """Return the candidates of the compositions at these places.
+
+        Args:
+            places: Of compositions, from 0.
+        """
         several, chosen = self.right.shape[1], torch.tensor(places, dtype=torch.long)
         crystals = [several * place + n for place in places for n in range(several)]
         return Candidates(self.crystals.select(crystals), self.weights[chosen], self.right[chosen])
 
     @staticmethod
     def concat(parts: "Sequence[Candidates]") -> "Candidates":
-        """Join the candidates of all compositions."""
+        """Join the candidates of all compositions.
+
+        Args:
+            parts: Of one width.
+        """
         return Candidates(
             Crystals.concat([part.crystals for part in parts]),
             torch.cat([part.weights for part in parts]),
@@ -415,7 +423,12 @@ def scorer_loss(
 
 @torch.no_grad()
 def report(scorer: Scorer, candidates: Candidates) -> Report:
-    """Let the scorer choose among the candidates of every composition."""
+    """Let the scorer choose among the candidates of every composition.
+
+    Args:
+        scorer: The scorer.
+        candidates: Scored by what is right.
+    """
     scorer.eval()
     several = range(len(candidates))
     parts = [several[first : first + BATCH] for first in several[::BATCH]]

@@ -25,6 +25,9 @@ def niggli_reduce(crystal: Crystal) -> Crystal:
     Only the basis changes: every atom keeps its cartesian position modulo the lattice, so a
     chiral crystal keeps its hand also when the cell it came in was left-handed.
 
+    Args:
+        crystal: With any cell of a volume.
+
     Raises:
         ReadingError: The cell cannot be reduced.
     """
@@ -62,6 +65,9 @@ def least_distance(crystal: Crystal) -> float:
     Exact for every cell: the images are those of the Niggli-reduced cell, in which the shortest
     vector between two atoms is at most one cell away from the componentwise nearest one.
 
+    Args:
+        crystal: With any cell of a volume.
+
     Raises:
         ReadingError: The cell cannot be reduced.
     """
@@ -73,6 +79,9 @@ def min_distance_ratio(crystal: Crystal) -> float:
     """Return the least distance of two atoms over the sum of their covalent radii.
 
     Own images count. All pairs are held at a time.
+
+    Args:
+        crystal: At least one atom; its own images are neighbours.
 
     Raises:
         ReadingError: If the cell cannot be reduced.

@@ -45,7 +45,13 @@ class HelpPages:
         DefaultFormatter()(console, options, panel)
 
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
-        """Draw the line that says how the command is called."""
+        """Draw the line that says how the command is called.
+
+        Args:
+            console: Of rich.
+            options: Of the console.
+            usage: cyclopts' own line, which is replaced.
+        """
         from cyclopts.help.formatters import DefaultFormatter
 
         DefaultFormatter().render_usage(console, options, usage)
@@ -126,7 +132,12 @@ def run(
 
 
 def describe(error: Exception, program: str) -> str:
-    """Put an error into one sentence: our own as they are, others with what they are."""
+    """Put an error into one sentence: our own as they are, others with what they are.
+
+    Args:
+        error: What was raised.
+        program: Named in the remedy.
+    """
     if type(error).__module__.startswith(_PACKAGES):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:

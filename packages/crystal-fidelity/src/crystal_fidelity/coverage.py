@@ -53,7 +53,11 @@ class CompositionScale:
 
 
 def scale_of(magpie: Array) -> CompositionScale:
-    """Return the scale of a set of (n, 132) Magpie rows; NaN entries are left out."""
+    """Return the scale of a set of (n, 132) Magpie rows; NaN entries are left out.
+
+    Args:
+        magpie: Features of the reference set.
+    """
     mean, spread = np.nanmean(magpie, axis=0), np.nanstd(magpie, axis=0)
     spread[spread < 1e-12] = 1.0
     return CompositionScale(mean, spread, "standardised on the reference set")
@@ -271,7 +275,11 @@ def fingerprints(
 
 
 def fingerprint(crystal: Crystal) -> Array:
-    """Return the 61 + 132 numbers of one crystal, NaN if matminer cannot make them."""
+    """Return the 61 + 132 numbers of one crystal, NaN if matminer cannot make them.
+
+    Args:
+        crystal: One crystal.
+    """
     from pymatgen.core import Composition
 
     sites, elements = _featurizers()

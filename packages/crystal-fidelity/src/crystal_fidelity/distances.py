@@ -124,7 +124,11 @@ def earth_movers_distance(
 
 
 def densities(structures: Sequence[object]) -> NDArray[np.float64]:
-    """Return (structures,) mass densities in g/cm³, NaN if unread, infinity without volume."""
+    """Return (structures,) mass densities in g/cm³, NaN if unread, infinity without volume.
+
+    Args:
+        structures: Crystals, failures, pymatgen structures or ASE atoms.
+    """
     entries = as_entries(structures)
     return np.array([density(e) if isinstance(e, Crystal) else np.nan for e in entries])
 
@@ -169,7 +173,12 @@ def density_emd(
 
 
 def cdvae_sample(valid: NDArray[np.bool_], seed: int) -> NDArray[np.intp]:
-    """Return indices of at most 1 000 random valid samples."""
+    """Return indices of at most 1 000 random valid samples.
+
+    Args:
+        valid: One per structure.
+        seed: Of the choice.
+    """
     members = np.nonzero(valid)[0]
     generator = np.random.default_rng(seed)
     return np.sort(generator.permutation(members)[:CDVAE_SAMPLES])

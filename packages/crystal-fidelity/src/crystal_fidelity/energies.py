@@ -39,7 +39,11 @@ class EnergyModel(Protocol):
     """What makes the energies."""
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
-        """Return eV/atom, NaN where the model cannot tell."""
+        """Return eV/atom, NaN where the model cannot tell.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         ...
 
 
@@ -57,12 +61,19 @@ class References:
     n_held_out: int
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
+        """Write as JSON.
+
+        Args:
+            path: The file.
+        """
         write_atomic(path, json.dumps(self.__dict__, indent=1) + "\n")
 
 
 def load_references(path: str | Path | None = None) -> References:
     """Read references, the shipped ones for CHGNet without a path.
+
+    Args:
+        path: As `References.save` wrote it.
 
     Raises:
         ValueError: the file is not references as `References.save` writes them.
@@ -86,7 +97,11 @@ def load_references(path: str | Path | None = None) -> References:
 
 
 def composition_matrix(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
-    """Return (crystals, 119) atomic fractions, column Z."""
+    """Return (crystals, 119) atomic fractions, column Z.
+
+    Args:
+        crystals: A row each.
+    """
     rows = np.zeros((len(crystals), MAX_ATOMIC_NUMBER + 1))
     for row, crystal in zip(rows, crystals, strict=True):
         np.add.at(row, crystal.atomic_numbers, 1 / len(crystal))
@@ -165,7 +180,11 @@ class AseEnergies:
         self.failures: dict[str, str] = {}
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
-        """Return eV/atom, NaN for failures, whose reasons are in `failures` by name."""
+        """Return eV/atom, NaN for failures, whose reasons are in `failures` by name.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         return np.array([self._energy(entry) for entry in as_entries(structures)])
 
     def _energy(self, entry: object) -> float:

@@ -60,13 +60,21 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def remove_asides(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder; call it when no other one writes."""
+    """Delete what writers that were killed left in a folder; call it when no other one writes.
+
+    Args:
+        folder: Of the files.
+    """
     for aside in folder.glob(f".*{_ASIDE}"):
         aside.unlink(missing_ok=True)
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: The file.
+    """
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

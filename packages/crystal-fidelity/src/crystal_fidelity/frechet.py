@@ -73,7 +73,12 @@ def frechet_distance(left: Array, right: Array) -> float:
 
 
 def gaussian_distance(left: Gaussian, right: Gaussian) -> float:
-    """Return the squared Fréchet distance of two Gaussians."""
+    """Return the squared Fréchet distance of two Gaussians.
+
+    Args:
+        left: Mean and covariance.
+        right: Of the same length.
+    """
     cross = np.linalg.svd(left.root @ right.root, compute_uv=False).sum()
     shift = left.mean - right.mean
     return float(shift @ shift + np.trace(left.covariance) + np.trace(right.covariance) - 2 * cross)
@@ -310,6 +315,12 @@ def _floor(
 
 
 def frechet_error(left: Array, right: Array, seed: int = 0) -> float | None:
-    """Return the standard error of the distance of two (n, d) sets, see `scores.part_error`."""
+    """Return the standard error of the distance of two (n, d) sets, see `scores.part_error`.
+
+    Args:
+        left: Features of the generated set.
+        right: Those of the reference.
+        seed: Of the parting.
+    """
     target = gaussian(right)
     return part_error(len(left), lambda k: _rough_distance(gaussian(left[k]), target), seed=seed)

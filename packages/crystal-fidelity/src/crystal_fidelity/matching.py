@@ -122,7 +122,11 @@ class MatchResult:
         return replace(self, runs=runs, protocol="valid", baseline=None)
 
     def first(self, candidates: int) -> "MatchResult":
-        """Return the result that the first candidates alone give."""
+        """Return the result that the first candidates alone give.
+
+        Args:
+            candidates: How many, from 1 up.
+        """
         return replace(self, runs=self.runs[:candidates], baseline=None)
 
     @cached_property
@@ -371,7 +375,12 @@ def valid_pairs(
 
 
 def randomise_coordinates(entry: Entry, generator: np.random.Generator) -> Entry:
-    """Return the same cell and elements with uniformly random coordinates."""
+    """Return the same cell and elements with uniformly random coordinates.
+
+    Args:
+        entry: A failure stays one.
+        generator: Source of the numbers.
+    """
     if isinstance(entry, ReadFailure):
         return entry
     frac = generator.random(entry.frac_coords.shape)
@@ -410,6 +419,9 @@ def unsearchable(crystal: Crystal) -> PairOutcome | None:
 
     CDVAE's code constructs no structure below 0.1 Å³ and counts it as not matching; whether a
     cell too elongated to search would match is not known.
+
+    Args:
+        crystal: Of a pair.
     """
     if crystal.volume < MIN_VOLUME:
         return PairOutcome("failed", reason=f"volume {crystal.volume:.3g} Å³ < {MIN_VOLUME} Å³")
@@ -430,7 +442,11 @@ def _points_searched(lattice: NDArray[np.float64]) -> float:
 
 
 def match_one(job: Job) -> PairOutcome:
-    """Run StructureMatcher on one pair, if its compositions are equal: a match keeps them."""
+    """Run StructureMatcher on one pair, if its compositions are equal: a match keeps them.
+
+    Args:
+        job: The pair and the settings.
+    """
     left, right, settings, timeout_s = job
     if isinstance(left, ReadFailure):
         return PairOutcome("failed", reason=f"unreadable: {left.reason}")
@@ -652,7 +668,13 @@ def _first_of_kind(job: KindsJob) -> list[int]:
 def unique(
     structures: Sequence[object], *, settings: MatcherSettings = SAME_PHASE, workers: int = 1
 ) -> NDArray[np.bool_]:
-    """Return which structures are the first of their kind, see `kinds`; unreadable ones are not."""
+    """Return which structures are the first of their kind, see `kinds`; unreadable ones are not.
+
+    Args:
+        structures: Crystals, failures, pymatgen structures or ASE atoms.
+        settings: Tolerances.
+        workers: Processes.
+    """
     found = kinds(structures, settings=settings, workers=workers)
     return found == np.arange(len(found))
 
@@ -758,7 +780,11 @@ class PrototypeResult:
         return float(np.exp(-(fractions * np.log(fractions)).sum())) if len(counts) else 0.0
 
     def scores(self, settings: MatcherSettings = SAME_PHASE) -> list[Score]:
-        """Return the rows of the table: classes of novelty, and how many prototypes there are."""
+        """Return the rows of the table: classes of novelty, and how many prototypes there are.
+
+        Args:
+            settings: Tolerances, for the protocol.
+        """
         n, label = len(self.kinds), f"StructureMatcher {settings}, elements permuted"
         against = f"of {self.n_known} known structures; {label}"
         derived, new = (
@@ -829,7 +855,11 @@ class SunResult:
     """Where the energies are from."""
 
     def scores(self, limits: tuple[float, ...] = (0.0, METASTABLE)) -> list[Score]:
-        """Return stability and S.U.N. rates at each limit, over all structures."""
+        """Return stability and S.U.N. rates at each limit, over all structures.
+
+        Args:
+            limits: eV/atom above the hull.
+        """
         n = len(self.above_hull)
         unknown = int(np.isnan(self.above_hull).sum())
         rows = []
@@ -846,7 +876,12 @@ class SunResult:
 
 
 def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME_PHASE) -> Score:
-    """Return the rate of unique structures, of the mask that `unique` gave."""
+    """Return the rate of unique structures, of the mask that `unique` gave.
+
+    Args:
+        mask: One per structure.
+        settings: Tolerances, for the protocol.
+    """
     text = f"first of its kind; StructureMatcher {settings}"
     return rate_score("uniqueness", float(mask.mean()), len(mask), text)
 
@@ -854,6 +889,12 @@ def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME_P
 def novelty_score(
     mask: NDArray[np.bool_], n_known: int, settings: MatcherSettings = SAME_PHASE
 ) -> Score:
-    """Return the rate of novel structures, of the mask that `novel` gave for `n_known` others."""
+    """Return the rate of novel structures, of the mask that `novel` gave for `n_known` others.
+
+    Args:
+        mask: One per structure.
+        n_known: Structures compared with.
+        settings: Tolerances, for the protocol.
+    """
     text = f"matches none of {n_known} known structures; StructureMatcher {settings}"
     return rate_score("novelty", float(mask.mean()), len(mask), text, n_reference=n_known)

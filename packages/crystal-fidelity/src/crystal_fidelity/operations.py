@@ -82,6 +82,9 @@ def parse_operations(triplets: tuple[str, ...]) -> Operations:
     A fourth component (time reversal of magnetic structures) is left out, the identity added,
     repeated operations are taken once.
 
+    Args:
+        triplets: In the notation of CIF.
+
     Raises:
         ReadingError: One is no operation, or together they are no group.
     """
@@ -151,6 +154,9 @@ _HASH = np.random.default_rng(0).integers(1, 2**63, 12, dtype=np.uint64)
 def hall_operations(symbol: str) -> Operations:
     """Return the operations of a Hall symbol.
 
+    Args:
+        symbol: Such as "-P 4 2 3".
+
     Raises:
         ReadingError: It is none.
     """
@@ -164,7 +170,11 @@ def hall_operations(symbol: str) -> Operations:
 
 @cache
 def hall_number(symbol: str) -> int:
-    """Return the number of the space-group type of a Hall symbol, 0 if the table lacks it."""
+    """Return the number of the space-group type of a Hall symbol, 0 if the table lacks it.
+
+    Args:
+        symbol: Such as "-P 4 2 3".
+    """
     group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(symbol.replace("_", " ")))
     return group.number if group else 0
 

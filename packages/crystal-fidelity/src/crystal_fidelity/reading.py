@@ -217,6 +217,9 @@ def open_text(path: Path) -> IO[str]:
     """Open UTF-8, UTF-16 with its mark or, byte by byte, Latin-1 text; line ends are kept.
 
     Reading a gzip file (.gz) raises a `ReadingError` where it expands beyond `MAX_RATIO`.
+
+    Args:
+        path: Plain or gzipped.
     """
     raw = io.BufferedReader(_Bounded(path)) if path.suffix.lower() == ".gz" else path.open("rb")
     mark = raw.peek(2)[:2]

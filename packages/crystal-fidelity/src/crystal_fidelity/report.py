@@ -55,7 +55,12 @@ FIELDS = {
 
 
 def score_table(scores: Sequence[Score], title: str = "") -> Table:
-    """Return the scores as a rich table that fits 80 columns; numbers point to the protocols."""
+    """Return the scores as a rich table that fits 80 columns; numbers point to the protocols.
+
+    Args:
+        scores: In their order.
+        title: Printed above.
+    """
     # A Text is printed as it is: brackets in a path are no markup.
     heading = Text(title, style="table.title") if title else None
     table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -80,7 +85,12 @@ def score_table(scores: Sequence[Score], title: str = "") -> Table:
 
 
 def digits(value: float | None, significant: int = 4) -> str:
-    """Return a number for a table: nothing for None, "none" for NaN."""
+    """Return a number for a table: nothing for None, "none" for NaN.
+
+    Args:
+        value: Any number.
+        significant: Digits.
+    """
     if value is None:
         return ""
     return "none" if math.isnan(value) else f"{value:.{significant}g}"
@@ -91,6 +101,9 @@ def shown(score: Score) -> tuple[str, str, str, str]:
 
     Rates are in per cent; the error has two digits, and the others as many decimals as it. A rate
     of 0 or 1 is an end of Wilson's interval, which goes one way from there: -20, not ±10, is shown.
+
+    Args:
+        score: Of the table.
     """
     scale, unit = (100.0, "%") if score.rate else (1.0, score.unit)
     value, error, real = (
@@ -114,7 +127,13 @@ def _fixed(value: float | None, places: int) -> str:
 
 
 def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
-    """Print the table and, under it, the protocol of each row."""
+    """Print the table and, under it, the protocol of each row.
+
+    Args:
+        scores: In their order.
+        title: Printed above.
+        console: Standard output for None.
+    """
     screen = console or Console()
     screen.print(score_table(scores, title))
     for index, score in enumerate(scores, start=1):
@@ -159,7 +178,11 @@ def published_table(scores: Sequence[Score], title: str) -> Table:
 
 
 def protocol_text(score: Score) -> str:
-    """Return the protocol with the n of the noise floor, where the row has one."""
+    """Return the protocol with the n of the noise floor, where the row has one.
+
+    Args:
+        score: Of the table.
+    """
     floor_n = score.details.get("n of real against real")
     if floor_n is None:
         return score.protocol
@@ -168,7 +191,12 @@ def protocol_text(score: Score) -> str:
 
 
 def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:
-    """Return lines that name the unreadable structures, the first ten and how many more."""
+    """Return lines that name the unreadable structures, the first ten and how many more.
+
+    Args:
+        entries: As they were read.
+        what: Which set it is, as in "generated".
+    """
     failures = [entry for entry in entries if isinstance(entry, ReadFailure)]
     if not failures:
         return []
@@ -257,7 +285,11 @@ def _rounded(value: float) -> float | None:
 
 
 def formula_text(entry: Entry) -> str:
-    """Return the reduced formula, electropositive elements first."""
+    """Return the reduced formula, electropositive elements first.
+
+    Args:
+        entry: A failure has no formula.
+    """
     return _formula_text(entry.formula) if isinstance(entry, Crystal) else ""
 
 
@@ -310,7 +342,13 @@ def write_report(
 
 
 def write_plots(path: str | Path, title: str, plots: Sequence[Markup]) -> None:
-    """Write a page of plots, made by the functions of `plots`."""
+    """Write a page of plots, made by the functions of `plots`.
+
+    Args:
+        path: The file.
+        title: Headline.
+        plots: SVG.
+    """
     write_atomic(path, render_page(title=title, figures=plots))
 
 
@@ -344,7 +382,11 @@ def _cells(generated: Sequence[Entry]) -> list[dict[str, object] | None]:
 
 
 def result_plots(result: Comparison) -> list[Markup]:
-    """Return the plots that the results allow."""
+    """Return the plots that the results allow.
+
+    Args:
+        result: Of `compare`.
+    """
     plots = []
     for emd in (result.density, result.energy):
         if emd is not None:

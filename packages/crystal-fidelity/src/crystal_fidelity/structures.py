@@ -120,7 +120,7 @@ def checked(
         info: See `Crystal.info`.
         properties: See `Crystal.properties`.
         warning: See `Crystal.warning`.
-        sites: See `Crystal.sites`.
+        sites: See `Crystal.sites`, (n,).
     """
     cell = np.asarray(lattice, dtype=np.float64)
     frac = np.asarray(frac_coords, dtype=np.float64)
@@ -171,13 +171,21 @@ def _fault(cell: NDArray[np.float64], frac: NDArray[np.float64], numbers: NDArra
 
 
 def longest_vector(lattice: NDArray[np.float64]) -> float:
-    """Return the length of the longest row in Å, infinity where it overflows."""
+    """Return the length of the longest row in Å, infinity where it overflows.
+
+    Args:
+        lattice: [3, 3], rows in Å.
+    """
     with np.errstate(over="ignore"):
         return float(np.sqrt((lattice * lattice).sum(axis=1).max()))
 
 
 def wrap_coords(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return fractional coordinates brought into [0, 1), also after rounding to float32."""
+    """Return fractional coordinates brought into [0, 1), also after rounding to float32.
+
+    Args:
+        frac_coords: Any real numbers, of any shape.
+    """
     wrapped = frac_coords - np.floor(frac_coords)
     wrapped[wrapped.astype(np.float32) >= 1] = 0.0
     return wrapped
@@ -185,6 +193,9 @@ def wrap_coords(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def snap_thirds(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return coordinates where values within 1e-4 (relative) of ±1/3 or ±2/3 are exactly that.
+
+    Args:
+        frac_coords: Fractional, of any shape.
 
     Source: pymatgen's CifParser, `frac_tolerance`.
     """
@@ -249,7 +260,14 @@ def from_atoms(
     info: Mapping[str, str] | None = None,
     properties: Mapping[str, float] | None = None,
 ) -> Entry:
-    """Convert ASE atoms; without a cell of three periodic directions they are a failure."""
+    """Convert ASE atoms; without a cell of three periodic directions they are a failure.
+
+    Args:
+        atoms: ASE's.
+        name: Of the crystal.
+        info: What else the file says of it.
+        properties: Numbers that the file gives, by name.
+    """
     return from_cartesian(
         np.asarray(atoms.cell),
         atoms.positions,
@@ -307,7 +325,14 @@ def from_pymatgen(
     info: Mapping[str, str] | None = None,
     properties: Mapping[str, float] | None = None,
 ) -> Entry:
-    """Convert a pymatgen structure; oxidation states are dropped, partial sites are a failure."""
+    """Convert a pymatgen structure; oxidation states are dropped, partial sites are a failure.
+
+    Args:
+        structure: pymatgen's.
+        name: Of the crystal.
+        info: What else the file says of it.
+        properties: Numbers that the file gives, by name.
+    """
     from pymatgen.core import DummySpecies
 
     for site in structure:
@@ -329,7 +354,11 @@ def from_pymatgen(
 
 
 def to_pymatgen(crystal: Crystal) -> "Structure":
-    """Convert to pymatgen, sites in the same order, overlapping sites kept."""
+    """Convert to pymatgen, sites in the same order, overlapping sites kept.
+
+    Args:
+        crystal: One crystal.
+    """
     from pymatgen.core import Lattice, Structure
 
     symbols = [element_symbol(z) for z in crystal.atomic_numbers.tolist()]
@@ -337,7 +366,11 @@ def to_pymatgen(crystal: Crystal) -> "Structure":
 
 
 def to_atoms(crystal: Crystal) -> "Atoms":
-    """Convert to periodic ASE atoms; those that are fixed have ASE's `FixAtoms`."""
+    """Convert to periodic ASE atoms; those that are fixed have ASE's `FixAtoms`.
+
+    Args:
+        crystal: One crystal.
+    """
     from ase import Atoms
     from ase.constraints import FixAtoms
 
@@ -352,6 +385,9 @@ def to_atoms(crystal: Crystal) -> "Atoms":
 
 def as_entries(structures: Iterable[object]) -> list[Entry]:
     """Accept crystals, read failures, pymatgen structures and ASE atoms, mixed as they come.
+
+    Args:
+        structures: Of any of these kinds.
 
     Raises:
         TypeError: An element is none of these.
@@ -378,12 +414,20 @@ def _as_entry(item: object, index: int) -> Entry:
 
 
 def readable(entries: Sequence[Entry]) -> list[Crystal]:
-    """Return the crystals among the entries, failures left out."""
+    """Return the crystals among the entries, failures left out.
+
+    Args:
+        entries: As they were read.
+    """
     return [entry for entry in entries if isinstance(entry, Crystal)]
 
 
 def digest(crystal: Crystal) -> str:
-    """Return the SHA-256 of the content (lattice, coordinates, elements), not of the name."""
+    """Return the SHA-256 of the content (lattice, coordinates, elements), not of the name.
+
+    Args:
+        crystal: One crystal.
+    """
     hasher = hashlib.sha256()
     for array, dtype in (
         (crystal.lattice, "<f8"),
@@ -396,13 +440,21 @@ def digest(crystal: Crystal) -> str:
 
 @cache
 def element_symbol(atomic_number: int) -> str:
-    """Return the chemical symbol of Z = 1 to 118."""
+    """Return the chemical symbol of Z = 1 to 118.
+
+    Args:
+        atomic_number: 1 to 118.
+    """
     return gemmi.Element(atomic_number).name
 
 
 @cache
 def element_number(symbol: str) -> int:
-    """Return Z of an exact chemical symbol, D and T as hydrogen, or 0 if it is none."""
+    """Return Z of an exact chemical symbol, D and T as hydrogen, or 0 if it is none.
+
+    Args:
+        symbol: Such as "Fe".
+    """
     if symbol in ("D", "T"):
         return 1
     number = gemmi.Element(symbol).atomic_number
@@ -411,14 +463,22 @@ def element_number(symbol: str) -> int:
 
 @cache
 def atomic_mass(atomic_number: int) -> float:
-    """Return pymatgen's atomic mass in u, the table CDVAE's densities use."""
+    """Return pymatgen's atomic mass in u, the table CDVAE's densities use.
+
+    Args:
+        atomic_number: 1 to 118.
+    """
     from pymatgen.core import Element
 
     return float(Element.from_Z(atomic_number).atomic_mass)
 
 
 def density(crystal: Crystal) -> float:
-    """Return the mass density in g/cm³; infinity for a cell without volume."""
+    """Return the mass density in g/cm³; infinity for a cell without volume.
+
+    Args:
+        crystal: One crystal.
+    """
     mass = sum(atomic_mass(z) for z in crystal.atomic_numbers.tolist())
     volume = crystal.volume
     return mass * GRAM_PER_CM3 / volume if volume > 0 else float("inf")

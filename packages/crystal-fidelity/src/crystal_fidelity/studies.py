@@ -134,7 +134,13 @@ def noise_curve(
 
 
 def noise_plot(points: Sequence[NoisePoint], name: str, x_label: str) -> list[Markup]:
-    """Return the curve and how many structures it stands on."""
+    """Return the curve and how many structures it stands on.
+
+    Args:
+        points: One per noise level.
+        name: Of the distance.
+        x_label: Of the axis.
+    """
     levels = [point.level for point in points]
     known = {p.level: p.frechet for p in points if p.frechet is not None}
     errors = [p.error for p in points if p.level in known]
@@ -207,14 +213,24 @@ def size_study(
 
 
 def extrapolated(points: Sequence[SizePoint], largest: int = 4) -> float:
-    """Return the distance at n → ∞ from a straight line in 1/n through the largest sizes."""
+    """Return the distance at n → ∞ from a straight line in 1/n through the largest sizes.
+
+    Args:
+        points: One per sample size.
+        largest: How many of the largest sizes are used.
+    """
     used = sorted(points, key=lambda point: point.n)[-largest:]
     slope_and_limit = np.polyfit([1 / point.n for point in used], [p.mean for p in used], 1)
     return float(slope_and_limit[1])
 
 
 def size_plot(points: Mapping[str, Sequence[SizePoint]], name: str) -> Markup:
-    """Return the curves of several sets on logarithmic axes."""
+    """Return the curves of several sets on logarithmic axes.
+
+    Args:
+        points: By name of the set.
+        name: Of the distance.
+    """
     series = [
         Curve(label, [p.n for p in curve], [p.mean for p in curve], [p.spread for p in curve])
         for label, curve in points.items()
@@ -271,7 +287,11 @@ def distributions(
 
 
 def distribution_plots(found: Sequence[Distribution]) -> list[Markup]:
-    """Return a plot of each property, its sets side by side."""
+    """Return a plot of each property, its sets side by side.
+
+    Args:
+        found: One per property.
+    """
     return [
         histogram(list(d.values.items()), title=d.name, x_label=f"{d.name} / {d.unit}")
         for d in found

@@ -63,7 +63,11 @@ def space_group(crystal: Crystal, symprec: float = SYMPREC) -> SpaceGroup:
 
 
 def group_of(data: "moyopy.MoyoDataset | None") -> tuple[str, int]:
-    """Return symbol and number of what `dataset` found, those of P1 for None."""
+    """Return symbol and number of what `dataset` found, those of P1 for None.
+
+    Args:
+        data: Of `dataset`.
+    """
     if data is None:
         return "P1", 1
     import moyopy
@@ -91,7 +95,12 @@ def sites_of(data: "moyopy.MoyoDataset | None") -> list[str]:
 
 
 def cell_of(cell: "moyopy.Cell", name: str = "") -> Crystal:
-    """Return a cell of moyo as a crystal, coordinates in [0, 1)."""
+    """Return a cell of moyo as a crystal, coordinates in [0, 1).
+
+    Args:
+        cell: Lattice rows in Å.
+        name: Of the crystal.
+    """
     frac = np.array(cell.positions)
     frac -= np.floor(frac)
     frac[frac >= 1] = 0.0
@@ -329,6 +338,10 @@ def total_variation(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
 
 
 def counts(groups: NDArray[np.int64]) -> dict[str, int]:
-    """Return how often each group occurs, most frequent first; "none" for 0."""
+    """Return how often each group occurs, most frequent first; "none" for 0.
+
+    Args:
+        groups: Space-group numbers, (structures,), 0 where none was found.
+    """
     frequent = Counter(groups.tolist()).most_common()
     return {str(group) if group else "none": count for group, count in frequent}

@@ -21,6 +21,9 @@ DECIMALS = 5
 def structure_data(crystal: Crystal) -> dict[str, Any]:
     """Return what `CrystalViewer.draw` takes of a crystal.
 
+    Args:
+        crystal: One crystal.
+
     Returns:
         `cell`, three rows in Å; `symbols`, one per atom; `frac`, coordinates in [0, 1) as they were
         to five decimals.
@@ -33,7 +36,11 @@ def structure_data(crystal: Crystal) -> dict[str, Any]:
 
 
 def element_data(atomic_numbers: Iterable[int]) -> dict[str, list[Any]]:
-    """Return covalent radius in Å and Jmol's colour of each element, by its symbol."""
+    """Return covalent radius in Å and Jmol's colour of each element, by its symbol.
+
+    Args:
+        atomic_numbers: Of the elements shown.
+    """
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
 

@@ -77,6 +77,9 @@ def cores() -> int:
 def check(workers: Workers) -> None:
     """Make sure that the workers can be had, before there is work for them.
 
+    Args:
+        workers: Here or on a Dask cluster.
+
     Raises:
         WorkersError: If their number makes no sense, or the Dask scheduler does not answer.
     """
@@ -136,6 +139,11 @@ def map_in_order(
     function: Callable[[Job], Result], items: Iterable[Job], workers: int = 1
 ) -> Iterator[Result]:
     """Map in `workers` processes, in order, in chunks; nothing is spawned for one chunk.
+
+    Args:
+        function: Of a module, so that it can be sent.
+        items: What it is called with.
+        workers: Processes.
 
     Raises:
         WorkersError: If a worker dies on the same chunk again.

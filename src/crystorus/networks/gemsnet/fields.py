@@ -62,7 +62,11 @@ def angle_field(
 
 
 def symmetric_matrix(components: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 3 3"]:
-    """Unfold six components into a symmetric matrix: [… 6] → [… 3 3]."""
+    """Unfold six components into a symmetric matrix: [… 6] → [… 3 3].
+
+    Args:
+        components: xx, yy, zz, xy, xz, yz.
+    """
     order = torch.tensor([0, 3, 4, 3, 1, 5, 4, 5, 2], device=components.device)
     return components.index_select(-1, order).unflatten(-1, (3, 3))
 

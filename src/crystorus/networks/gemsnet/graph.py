@@ -71,7 +71,11 @@ class GaussianBasis(torch.nn.Module):
         self.register_buffer("centres", torch.linspace(0, 1, size), persistent=False)
 
     def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges size"]:
-        """Return the basis at every distance in Å."""
+        """Return the basis at every distance in Å.
+
+        Args:
+            distance: Å.
+        """
         scaled = distance / self.cutoff
         centres = self.get_buffer("centres").to(distance.dtype)
         steps = (scaled[:, None] - centres) * (self.size - 1)
@@ -134,20 +138,36 @@ class Chunk:
         return len(self.harmonics)
 
     def to_table(self, values: Float[Tensor, "edges n"]) -> Float[Tensor, "atoms width n"]:
-        """Lay edge values out by atom, zeros where an atom has fewer edges."""
+        """Lay edge values out by atom, zeros where an atom has fewer edges.
+
+        Args:
+            values: Of the chunk's edges.
+        """
         table = values.new_zeros((self.n_atoms * self.width, values.shape[1]))
         return table.index_copy(0, self.slot, values).view(self.n_atoms, self.width, -1)
 
     def sum_per_atom(self, values: Float[Tensor, "edges n"]) -> Float[Tensor, "atoms n"]:
-        """Sum edge values over the edges of every target atom."""
+        """Sum edge values over the edges of every target atom.
+
+        Args:
+            values: Of the chunk's edges.
+        """
         return values.new_zeros((self.n_atoms, values.shape[1])).index_add(0, self.target, values)
 
     def of_sources(self, values: Float[Tensor, "batch n"]) -> Float[Tensor, "edges n"]:
-        """Give every edge the value of its source, from those of all atoms of the batch."""
+        """Give every edge the value of its source, from those of all atoms of the batch.
+
+        Args:
+            values: Of all atoms of the batch.
+        """
         return values.index_select(0, self.source)
 
     def of_targets(self, values: Float[Tensor, "batch n"]) -> Float[Tensor, "edges n"]:
-        """Give every edge the value of its target, from those of all atoms of the batch."""
+        """Give every edge the value of its target, from those of all atoms of the batch.
+
+        Args:
+            values: Of all atoms of the batch.
+        """
         return values[self.atoms].index_select(0, self.target)
 
 
@@ -161,7 +181,12 @@ class EdgeGraph:
     def map(
         self, function: Callable[..., tuple[Tensor, ...]], *edge_values: EdgeValues
     ) -> tuple[list[Tensor], ...]:
-        """Apply `function(*values, chunk)` to every chunk; one list for each of its results."""
+        """Apply `function(*values, chunk)` to every chunk; one list for each of its results.
+
+        Args:
+            function: Takes values of a chunk's edges, and the chunk; gives tensors.
+            edge_values: One tensor per chunk.
+        """
         results = [
             function(*values, chunk)
             for *values, chunk in zip(*edge_values, self.chunks, strict=True)
@@ -169,7 +194,11 @@ class EdgeGraph:
         return tuple(list(parts) for parts in zip(*results, strict=True))
 
     def of_reverse(self, values: EdgeValues) -> list[Tensor]:
-        """Give every edge the value of its reverse."""
+        """Give every edge the value of its reverse.
+
+        Args:
+            values: One tensor per chunk.
+        """
         joined = torch.cat(list(values))
         return [joined.index_select(0, chunk.reverse) for chunk in self.chunks]
 

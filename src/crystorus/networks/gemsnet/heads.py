@@ -29,7 +29,12 @@ class PositionHead(torch.nn.Module):
         self.weight = Dense(edge, 1, activation=False)
 
     def forward(self, edges: EdgeValues, graph: EdgeGraph) -> Float[Tensor, "atoms 3"]:
-        """Return y^x, fractional."""
+        """Return y^x, fractional.
+
+        Args:
+            edges: Features of the last block, one tensor per chunk.
+            graph: The edges.
+        """
         (displacement,) = graph.map(self._sum, edges)
         return torch.cat(displacement)
 
@@ -64,7 +69,12 @@ class LatticeHead(torch.nn.Module):
     def forward(
         self, edges: Float[Tensor, "edges edge"], chunk: Chunk
     ) -> Float[Tensor, "edges factors"]:
-        """Return a¹, b¹, a², b², a³, b³ of every edge."""
+        """Return a¹, b¹, a², b², a³, b³ of every edge.
+
+        Args:
+            edges: Features of a chunk's edges.
+            chunk: Whose edges these are.
+        """
         radial = self.radial(chunk.gaussians)
         factors = filtered(self.factors(self.hidden(edges)), radial, self.filter)
         return factors.mul_(self.rank**-0.25)
@@ -76,6 +86,11 @@ def sum_of_fields(
     """Return Σ_l Σ_γγ' w^l_γγ' λ_γγ' of every atom, six components of a symmetric matrix.
 
     λ is the same for all layers l: their factors are laid side by side as one of higher rank.
+
+    Args:
+        heads: One per layer l.
+        layers: Edge features of each layer, one tensor per chunk.
+        graph: The edges.
 
     Source: [Klipfel24] Appendix A
     """

@@ -20,7 +20,11 @@ SQRT_HALF = math.sqrt(0.5)
 
 
 def he_orthogonal_(weight: Tensor) -> Tensor:
-    """Fill a weight [out, in] with decorrelated rows of variance 1/in (GemNet's start)."""
+    """Fill a weight [out, in] with decorrelated rows of variance 1/in (GemNet's start).
+
+    Args:
+        weight: Filled in place.
+    """
     with torch.no_grad():
         torch.nn.init.orthogonal_(weight)
         spread, mean = torch.std_mean(weight, dim=1, keepdim=True, correction=0)
@@ -36,16 +40,28 @@ class Dense(torch.nn.Module):
         self.weight = torch.nn.Parameter(he_orthogonal_(torch.empty(size_out, size_in)))
 
     def forward(self, x: Float[Tensor, "rows size_in"]) -> Float[Tensor, "rows size_out"]:
-        """Apply the layer to every row."""
+        """Apply the layer to every row.
+
+        Args:
+            x: Features.
+        """
         return scaled_silu_(self.linear(x)) if self.activation else self.linear(x)
 
     def linear(self, x: Float[Tensor, "rows size_in"]) -> Float[Tensor, "rows size_out"]:
-        """Return W x."""
+        """Return W x.
+
+        Args:
+            x: Features.
+        """
         return functional.linear(x, self.weight)
 
 
 def scaled_silu_(x: Tensor) -> Tensor:
-    """Return SiLU(x) / 0.6, in place of x where no gradient is wanted."""
+    """Return SiLU(x) / 0.6, in place of x where no gradient is wanted.
+
+    Args:
+        x: Of any shape.
+    """
     return functional.silu(x, inplace=not torch.is_grad_enabled()).mul_(SILU_SCALE)
 
 
@@ -58,7 +74,11 @@ class Residual(torch.nn.Module):
         self.outer = Dense(size, size, activation=True)
 
     def forward(self, x: Float[Tensor, "rows size"]) -> Float[Tensor, "rows size"]:
-        """Apply the layer to every row."""
+        """Apply the layer to every row.
+
+        Args:
+            x: Features.
+        """
         y: Tensor = _Residual.apply(x, self.inner.weight, self.outer.weight)
         return y
 
@@ -86,7 +106,12 @@ class _Residual(torch.autograd.Function):
 
 
 def residuals(size: int, count: int) -> torch.nn.Sequential:
-    """Chain residual layers."""
+    """Chain residual layers.
+
+    Args:
+        size: Width of every layer.
+        count: How many.
+    """
     return torch.nn.Sequential(*(Residual(size) for _ in range(count)))
 
 
@@ -105,7 +130,11 @@ class JoinedDense(torch.nn.Module):
         )
 
     def per_atom(self, atoms: Float[Tensor, "atoms n"]) -> tuple[Tensor, Tensor]:
-        """Return the atoms' shares as sources and as targets."""
+        """Return the atoms' shares as sources and as targets.
+
+        Args:
+            atoms: Features h.
+        """
         source, target, _ = self._parts()
         return functional.linear(atoms, source), functional.linear(atoms, target)
 
@@ -115,7 +144,13 @@ class JoinedDense(torch.nn.Module):
         sources: Float[Tensor, "edges size_out"],
         targets: Float[Tensor, "edges size_out"],
     ) -> Float[Tensor, "edges size_out"]:
-        """Return new edge features from the edges and the shares of their two atoms."""
+        """Return new edge features from the edges and the shares of their two atoms.
+
+        Args:
+            edges: Features m_γ.
+            sources: Share of each edge's source, of `per_atom`.
+            targets: Share of its target.
+        """
         shares = sources + targets
         return scaled_silu_(shares.addmm_(edges, self._parts()[2].mT))
 
@@ -130,14 +165,26 @@ class FilteredDense(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, wide: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
-        """Return the product, [rows, wide]."""
+        """Return the product, [rows, wide].
+
+        Args:
+            wide: m, [rows, wide].
+            narrow: r, [rows, narrow].
+            weight: W, [wide, narrow].
+            ctx: Keeps what `backward` needs.
+        """
         ctx.save_for_backward(wide, narrow, weight)
         return (narrow @ weight.mT).mul_(wide)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients with respect to m, r and W."""
+        """Return the gradients with respect to m, r and W.
+
+        Args:
+            grad: Gradient with respect to the product, [rows, wide].
+            ctx: Has what `forward` kept.
+        """
         wide, narrow, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         at_filter = grad * wide
         of_wide = (narrow @ weight.mT).mul_(grad)
@@ -147,6 +194,12 @@ class FilteredDense(torch.autograd.Function):
 def filtered(
     wide: Float[Tensor, "rows wide"], narrow: Float[Tensor, "rows narrow"], layer: Dense
 ) -> Float[Tensor, "rows wide"]:
-    """Return `wide` times the filter that a layer without activation makes of `narrow`."""
+    """Return `wide` times the filter that a layer without activation makes of `narrow`.
+
+    Args:
+        wide: m.
+        narrow: r.
+        layer: Holds W.
+    """
     product: Tensor = FilteredDense.apply(wide, narrow, layer.weight)
     return product

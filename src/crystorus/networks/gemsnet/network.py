@@ -109,7 +109,13 @@ class BilinearTriplets(torch.nn.Module):
         radial: Float[Tensor, "edges rbf"],
         chunk: Chunk,
     ) -> Float[Tensor, "edges out"]:
-        """Sum over the other edges of each edge's target atom."""
+        """Sum over the other edges of each edge's target atom.
+
+        Args:
+            messages: m.
+            radial: b_n(r_γ).
+            chunk: Whose edges these are, with their angles.
+        """
         edges, size = len(messages), self.num_spherical
         table = torch.bmm(chunk.harmonics, chunk.to_table(messages))
         summed = table.view(-1, size * self.triplet).index_select(0, chunk.slot)
@@ -133,11 +139,21 @@ class AtomUpdate(torch.nn.Module):
     def gather(
         self, edges: Float[Tensor, "edges edge"], radial: Float[Tensor, "edges rbf"], chunk: Chunk
     ) -> Float[Tensor, "atoms edge"]:
-        """Sum the filtered edge features at every atom."""
+        """Sum the filtered edge features at every atom.
+
+        Args:
+            edges: m_γ.
+            radial: b_n(r_γ).
+            chunk: Whose edges these are.
+        """
         return self.scale * chunk.sum_per_atom(filtered(edges, radial, self.radial))
 
     def forward(self, gathered: Float[Tensor, "atoms edge"]) -> Float[Tensor, "atoms atom"]:
-        """Return new atom features."""
+        """Return new atom features.
+
+        Args:
+            gathered: Sums of `gather`.
+        """
         return self.layers(gathered)
 
 
@@ -194,7 +210,14 @@ class InteractionBlock(torch.nn.Module):
         radial: RadialFilters,
         graph: EdgeGraph,
     ) -> tuple[Float[Tensor, "atoms atom"], EdgeValues]:
-        """Return new features of atoms and edges."""
+        """Return new features of atoms and edges.
+
+        Args:
+            atoms: h.
+            edges: m_γ, one tensor per chunk.
+            radial: Filtered bases of the distances.
+            graph: The edges.
+        """
         (heard,) = graph.map(self._hear_edges, edges, radial.triplet, radial.circular)
         edges, gathered = graph.map(
             self._update_edges, edges, heard, graph.of_reverse(heard), radial.atom
@@ -257,7 +280,12 @@ class GemsNet(torch.nn.Module):
     def forward(
         self, atoms: Float[Tensor, "atoms atom"], graph: EdgeGraph
     ) -> tuple[Float[Tensor, "atoms atom"], list[EdgeValues]]:
-        """Return y^z and the edge features after every block."""
+        """Return y^z and the edge features after every block.
+
+        Args:
+            atoms: Embedded elements and noise levels.
+            graph: The edges.
+        """
         sources, targets = self.edge_embedding.per_atom(atoms)
         edges: EdgeValues
         edges, *filters = graph.map(partial(self._embed, sources, targets))

@@ -68,7 +68,11 @@ class Featurizer(Protocol):
     """Length of a feature vector."""
 
     def features(self, structures: Sequence[object]) -> "FeatureSet":
-        """Return one vector per structure it can handle, and reasons for the others."""
+        """Return one vector per structure it can handle, and reasons for the others.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         ...
 
 
@@ -112,6 +116,10 @@ def feature_set(
 def require_same(left: Identity, right: Identity) -> None:
     """Refuse to compare features of two different networks.
 
+    Args:
+        left: Of one set.
+        right: Of the other.
+
     Raises:
         ValueError: the identities differ.
     """
@@ -120,7 +128,12 @@ def require_same(left: Identity, right: Identity) -> None:
 
 
 def save_features(path: str | Path, features: FeatureSet) -> None:
-    """Write features with their identity to .npz."""
+    """Write features with their identity to .npz.
+
+    Args:
+        path: Ends in .npz.
+        features: With their identity.
+    """
     with atomic_path(path) as target, target.open("wb") as file:
         np.savez_compressed(
             file,
@@ -133,6 +146,9 @@ def save_features(path: str | Path, features: FeatureSet) -> None:
 
 def load_features(path: str | Path) -> FeatureSet:
     """Read features written by `save_features`; nothing in the file is executed.
+
+    Args:
+        path: The file.
 
     Raises:
         ValueError: the file is not such an .npz, or holds numbers that are not finite.
@@ -296,7 +312,12 @@ def _cheap_reason(entry: Entry, limits: Limits) -> str:
 
 
 def isolated_atom_index(crystal: Crystal, cutoff: float) -> int | None:
-    """Return the index of an atom without neighbour or image within `cutoff` Å, if any."""
+    """Return the index of an atom without neighbour or image within `cutoff` Å, if any.
+
+    Args:
+        crystal: One crystal.
+        cutoff: Å.
+    """
     if np.linalg.norm(crystal.lattice, axis=1).min() <= cutoff:
         return None
     from ase.neighborlist import primitive_neighbor_list

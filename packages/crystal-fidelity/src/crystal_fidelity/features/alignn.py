@@ -124,7 +124,13 @@ def _conversion(crystal: Crystal, mode: GraphMode) -> NDArray[np.float64]:
 def line_graph(
     sources: NDArray[np.int64], targets: NDArray[np.int64], n_atoms: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return all pairs of bonds (a → b, b → c), backtracking included."""
+    """Return all pairs of bonds (a → b, b → c), backtracking included.
+
+    Args:
+        sources: Atom a of every bond a → b.
+        targets: Atom b.
+        n_atoms: In the crystal.
+    """
     arriving: list[list[int]] = [[] for _ in range(n_atoms)]
     leaving: list[list[int]] = [[] for _ in range(n_atoms)]
     for bond, (u, v) in enumerate(zip(sources.tolist(), targets.tolist(), strict=True)):
@@ -199,7 +205,11 @@ class RadialBasis(nn.Module):
         self.gamma = (bins - 1) / (high - low)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n,) to (n, bins)."""
+        """Map (n,) to (n, bins).
+
+        Args:
+            x: Distances in Å, or cosines.
+        """
         return torch.exp(-self.gamma * (x[:, None] - self.centers) ** 2)
 
 
@@ -211,7 +221,11 @@ class Mlp(nn.Module):
         self.layer = nn.Sequential(nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, n_in) to (n, n_out)."""
+        """Map (n, n_in) to (n, n_out).
+
+        Args:
+            x: Features.
+        """
         return self.layer(x)
 
 
@@ -229,7 +243,14 @@ class EdgeGatedConv(nn.Module):
         self.bn_nodes = nn.BatchNorm1d(width)
 
     def forward(self, u: Tensor, v: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Update nodes x and edges y of the graph u → v."""
+        """Return new nodes x and edges y of the graph u → v.
+
+        Args:
+            u: Source of every edge, (edges,).
+            v: Target of every edge, (edges,).
+            x: Features of the nodes, (nodes, n).
+            y: Features of the edges, (edges, n).
+        """
         m = self.src_gate(x)[u] + self.dst_gate(x)[v] + self.edge_gate(y)
         gate = torch.sigmoid(m)
         zeros = torch.zeros_like(x)
@@ -251,7 +272,14 @@ class LineGraphConv(nn.Module):
     def forward(
         self, batch: "Batch", x: Tensor, y: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update atoms x, bonds y and bond pairs z."""
+        """Return new atoms x, bonds y and bond pairs z.
+
+        Args:
+            batch: Bonds and pairs of bonds.
+            x: Features of the atoms, (atoms, n).
+            y: Of the bonds, (bonds, n).
+            z: Of the pairs, (pairs, n).
+        """
         x, m = self.node_update(batch.sources, batch.targets, x, y)
         y, z = self.edge_update(batch.first_bonds, batch.second_bonds, m, z)
         return x, y, z
@@ -270,7 +298,11 @@ class Alignn(nn.Module):
         self.fc = nn.Linear(HIDDEN, 1)
 
     def forward(self, batch: "Batch") -> Tensor:
-        """Return (crystals, 256) latents."""
+        """Return (crystals, 256) latents.
+
+        Args:
+            batch: Several crystals.
+        """
         r = batch.displacements
         x = self.atom_embedding(batch.atom_features)
         y = self.edge_embedding(torch.linalg.vector_norm(r, dim=1))
@@ -284,7 +316,13 @@ class Alignn(nn.Module):
 
 
 def bond_cosines(r: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return the cosine between b → a and b → c for bond pairs (a → b, b → c)."""
+    """Return the cosine between b → a and b → c for bond pairs (a → b, b → c).
+
+    Args:
+        r: Vector of every bond, (bonds, 3), Å.
+        first: Number of the bond a → b, by pair.
+        second: Number of the bond b → c.
+    """
     back, on = -r[first], r[second]
     norms = torch.linalg.vector_norm(back, dim=1) * torch.linalg.vector_norm(on, dim=1)
     return ((back * on).sum(dim=1) / norms).clamp(-1, 1)
@@ -305,7 +343,11 @@ class Batch:
 
 
 def collate(graphs: Sequence[CrystalGraph]) -> Batch:
-    """Shift indices and join."""
+    """Shift indices and join.
+
+    Args:
+        graphs: One per crystal.
+    """
     sizes = np.array([len(graph.atomic_numbers) for graph in graphs])
     bonds = np.array([len(graph.sources) for graph in graphs])
     atom_start = np.cumsum(sizes) - sizes
@@ -379,7 +421,11 @@ class AlignnFeaturizer:
         )
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
-        """Return latents per structure, those outside ALIGNN's domain named as failures."""
+        """Return latents per structure, those outside ALIGNN's domain named as failures.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         rows, reasons, names = self._rows(structures)
         return feature_set(rows, names, reasons, self.identity)
 
@@ -596,7 +642,11 @@ def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of names and values: the same for every container of the same weights."""
+    """Return the SHA-256 of names and values: the same for every container of the same weights.
+
+    Args:
+        tensors: By name.
+    """
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         hasher.update(name.encode())

@@ -53,12 +53,20 @@ class ChgnetModel:
         self._network: Any = None
 
     def features(self, structures: Sequence[object]) -> FeatureSet:
-        """Return features per structure, those outside CHGNet's domain named as failures."""
+        """Return features per structure, those outside CHGNet's domain named as failures.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         rows, reasons, names = self._rows(structures)
         return feature_set(rows[:, :WIDTH], names, reasons, self.identity)
 
     def energies(self, structures: Sequence[object]) -> NDArray[np.float64]:
-        """Return total energies in eV/atom (no elemental references), NaN for failures."""
+        """Return total energies in eV/atom (no elemental references), NaN for failures.
+
+        Args:
+            structures: Crystals, failures, pymatgen structures or ASE atoms.
+        """
         return self._rows(structures)[0][:, WIDTH]
 
     def _compute(self, crystals: Sequence[Crystal]) -> NDArray[np.float32]:
