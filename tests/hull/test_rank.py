@@ -172,6 +172,10 @@ def test_functionals_meet_only_when_asked(tmp_path):
     refused = crystorus("rank", path, "--out", tmp_path / "out")
     one_sentence(refused, "energies of 2 levels", "R2SCAN", "GGA", "--mix-energy-levels")
     assert ranked(path, tmp_path / "out", "--mix-energy-levels")["nacl"][1] > -1.85
+    one = [(*phase[:3], run_type(name)) for phase, name in zip(
+        (*SALT, ("nacl", {"Na": 1, "Cl": 1}, -6.8)), ("R2SCAN", "r2SCAN", "r2scan"), strict=True
+    )]  # fmt: skip
+    assert ranked(entries(tmp_path / "r.json", *one), tmp_path / "one")["nacl"][1] == -1.85
 
 
 def test_gga_and_gga_u_without_corrections_are_warned_of(tmp_path):

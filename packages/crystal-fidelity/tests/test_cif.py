@@ -9,6 +9,7 @@ from pymatgen.io.cif import CifParser
 
 from crystal_fidelity.cif import parse_cif, parse_cif_blocks
 from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.operations import settings
 from crystal_fidelity.structures import (
     Crystal,
     ReadFailure,
@@ -153,6 +154,15 @@ def test_unknown_and_contradictory_symmetry_is_refused_in_one_line(symmetry, wor
 def test_the_trivial_group_may_have_any_name():
     for name in ("_space_group_magn.number_BNS 1.1", "_space_group_name_Schoenflies C1^1"):
         assert dict(good(salt(name)).formula) == {11: 1, 17: 1}
+
+
+@pytest.mark.parametrize(
+    ("symbol", "number"),
+    [("P2(1)", 4), ("P 2 (3)", 3), ("P2(1)/c", 14), ("P 2(1) 2(1) 2(1)", 19), ("P6(3)/mmc", 194),
+     ("I 4(1)/a m d :2", 141), ("P4(75)", 75), ("P6(3)/m (176)", 176), ("F m -3 m (225)", 225)],
+)  # fmt: skip
+def test_screw_axes_in_brackets_are_no_numbers_of_groups(symbol, number):
+    assert {row.number for row in settings((symbol,))} == {number}
 
 
 @pytest.mark.parametrize("number", ["'225'", "225.0", "Fm-3m", '"225"'])

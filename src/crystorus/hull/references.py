@@ -38,7 +38,7 @@ _FIELDS = ("material_id", "formula_pretty", "energy_per_atom", "structure", "dep
 _KEY_LENGTH, _PER_PAGE, _TIMEOUT_S = 32, 1000, 60
 _FAILURES = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 _ENTRY_CLASSES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
-_GGA = ("GGA", "GGA+U", "GGA_U", "PBE", "PBE+U")
+_GGA = ("GGA", "GGA+U", "PBE", "PBE+U")
 _SPECIES = re.compile(r"([A-Z][a-z]?)[\d.]*[+-]?")
 _HYDROGEN = {"D": "H", "T": "H"}
 
@@ -252,28 +252,29 @@ def read_entries(path: Path) -> tuple[list[Known], list[str]]:
         taken[name] += 1
         name += f"-again{taken[name] - 1}" if taken[name] > 1 else ""
         parameters = one.get("parameters")
-        run_types.append(parameters.get("run_type") if isinstance(parameters, dict) else None)
-        uncorrected += correction == 0 and str(run_types[-1]).endswith("U")
+        run_type = parameters.get("run_type") if isinstance(parameters, dict) else None
+        run_types.append(str(run_type or "").upper().replace("_", "+"))  # r2SCAN, GGA_U
+        uncorrected += correction == 0 and run_types[-1].endswith("U")
         found.append(Known(name, label, composition, energy / composition.num_atoms, "", atoms))
     levels, warnings = _levels(path, run_types, uncorrected)
     return [replace(one, level=level) for one, level in zip(found, levels, strict=True)], warnings
 
 
-def _levels(path: Path, run_types: Sequence[Any], uncorrected: int) -> tuple[list[str], list[str]]:
+def _levels(path: Path, run_types: Sequence[str], uncorrected: int) -> tuple[list[str], list[str]]:
     """Return the level of each entry: the file, and the functional where the file has several.
 
     GGA and GGA+U are one level, which the corrections of the Materials Project join.
 
     Args:
         path: The file.
-        run_types: Of its entries, as in their parameters.
+        run_types: Of its entries, in capitals, empty if unknown.
         uncorrected: How many GGA+U entries have no correction.
     """
-    named = {str(run_type) for run_type in run_types if run_type}
+    named = {run_type for run_type in run_types if run_type}
     families = {"GGA and GGA+U" if name in _GGA else name for name in named}
     base, warnings = f"entries of {path.name}", []
     if uncorrected and named & {"GGA", "PBE"}:
-        counts = Counter(str(run_type) for run_type in run_types)
+        counts = Counter(run_types)
         listed = ", ".join(f"{counts[name]} {name}" for name in sorted(named & set(_GGA)))
         warnings.append(
             f"{path.name} mixes {listed}, and {uncorrected} GGA+U energies have no correction: "

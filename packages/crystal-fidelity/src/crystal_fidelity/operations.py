@@ -32,6 +32,7 @@ MAX_ATOMS = 1_000_000
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?"
 _COMPONENT = re.compile(rf"(?:[+-]?(?:{_NUMBER}\*?[xyz]|{_NUMBER}|[xyz]))+")
 _TERM = re.compile(rf"([+-]?)({_NUMBER})?\*?([xyz])?")
+_SCREW = re.compile(r"(2(?=\(1)|3(?=\([12])|4(?=\([123])|6(?=\([1-5]))\((\d)\)")
 _ORDINAL = re.compile(r"\s*(?:\(\s*\d+\s*\)|\(?\s*(?:no\.?|#)\s*\d+\s*\)?)$")
 _SPOKEN = re.compile(r"[\s,(]*(?:origin\s*(?:choice)?\s*([12])|(h|r)\w+\s+(?:axes|setting))\s*\)?$")
 _SUFFIX = re.compile(r"(.+?)\s*:\s*([-\w]+)|(.+?)\s*([hrsz])")
@@ -236,7 +237,8 @@ def settings(symbols: tuple[str, ...], number: int = 0, code: str = "") -> tuple
 @cache
 def _lookup(symbol: str) -> list[Setting] | None:
     _, index = _table()
-    text, code = _ORDINAL.sub("", symbol.strip().lower()), ""
+    # SHELX: P2(1)/c is P 21/c, and P2(1) no P 2 with its number in brackets.
+    text, code = _ORDINAL.sub("", _SCREW.sub(r"\1\2", symbol.strip().lower())), ""
     if spoken := _SPOKEN.search(text):
         text, code = text[: spoken.start()], spoken[1] or spoken[2]
     suffix = _SUFFIX.fullmatch(text)
