@@ -56,7 +56,13 @@ def gamma_frequencies(atoms: Atoms, potential: str) -> NDArray[np.float64]:
 
 
 def with_phonons(ranking: Ranking, k: int, settings: RelaxSettings) -> Ranking:
-    """Return a ranking whose first `k` phases have their modes at Γ; say which are imaginary."""
+    """Return a ranking whose first `k` phases have their modes at Γ; say which are imaginary.
+
+    Args:
+        ranking: Phases with their structures, the best first.
+        k: How many of them.
+        settings: Name the potential.
+    """
 
     def check(phase: RankedPhase) -> RankedPhase:
         try:
