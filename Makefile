@@ -13,9 +13,13 @@ crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
 
-# crystal-fidelity first: pip has to know it by then, no index has it.
-dev: $(BIN)/python
-	$(PIP) install -c constraints.txt -e 'packages/crystal-fidelity[all,test]' -e '.[dev]'
+# crystal-fidelity first: pip has to know it by then, no index has it. What is never imported is
+# not compiled, which saves a minute.
+dev: $(VENV)/installed
+$(VENV)/installed: pyproject.toml packages/crystal-fidelity/pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --no-compile -c constraints.txt \
+	  -e 'packages/crystal-fidelity[all,test]' -e '.[dev]'
+	touch $@
 
 # Each process has one thread: two that share the cores slow each other down.
 test: dev

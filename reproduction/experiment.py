@@ -25,7 +25,7 @@ from crystal_fidelity.report import write_json
 from crystal_fidelity.structures import Entry, ReadFailure
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
 from crystorus.config import SamplerConfig, config_to_dict
-from crystorus.data.convert import crystals_from_structures
+from crystorus.data.convert import crystals_from
 from crystorus.data.store import CrystalStore, open_or_build
 from crystorus.data.writers import extxyz_text
 from crystorus.errors import TrainingError
@@ -154,7 +154,7 @@ def _prototypes(folder: Path) -> tuple[Path, Path]:
         (validation, small[::4]),
     ):
         if not path.exists():
-            crystals = crystals_from_structures(part, dtype=torch.float64)
+            crystals = crystals_from(part, dtype=torch.float64)
             write_atomic(path, extxyz_text(crystals))
     return train, validation
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import load_references, make_energy_model
 from crystal_fidelity.features import make_featurizer
 from crystal_fidelity.files import file_digest, write_atomic
@@ -17,7 +18,7 @@ from crystal_fidelity.studies import distributions, extrapolated, noise_curve, s
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
 from crystorus.crystal_model import build_diffusion
 from crystorus.data.compositions import Composition
-from crystorus.data.convert import density, split
+from crystorus.data.convert import split
 from crystorus.data.store import CrystalStore
 from crystorus.data.writers import extxyz_text
 from crystorus.diffusion.cell_prior import fit_cell_statistics
@@ -290,7 +291,8 @@ def latent_space(run: Experiment) -> Tree:
     )
     of_train, of_judged = feature_sets(model, train), feature_sets(model, judged)
     energies = bool(np.isfinite(known).all() and np.isfinite(theirs).all())
-    target = (known, theirs) if energies else (density(train).numpy(), density(judged).numpy())
+    dense, denser = densities(split(train)), densities(split(judged))
+    target = (known, theirs) if energies else (dense, denser)
     run.log("linear probes")
     compositions = [Composition.of(c.atomic_numbers.tolist()) for c in judged.split()]
     study = probe(
@@ -302,7 +304,7 @@ def latent_space(run: Experiment) -> Tree:
         seeds=(0, 1, 2),
         shuffled=("latent",),
     )
-    shown = principal_map(of_judged["latent"], judged, theirs.tolist(), density(judged).tolist())
+    shown = principal_map(of_judged["latent"], judged, theirs.tolist(), denser.tolist())
     return {"map": shown, "probe": study, "checkpoint": model.digest}
 
 

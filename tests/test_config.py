@@ -13,7 +13,6 @@ from crystorus.config import (
     config_from_dict,
     config_to_dict,
     load_config,
-    sampler_from_dict,
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -100,7 +99,7 @@ PRESENT = SamplerConfig(
 
 def test_former_names_are_read_from_cards_files_and_overrides(tmp_path):
     assert config_from_dict({"sampling": FORMER}).sampling == PRESENT
-    assert sampler_from_dict(FORMER) == PRESENT
+    assert config_from_dict({"sampling": FORMER}).sampling == PRESENT
     (tmp_path / "old.toml").write_text("[sampling]\nfirst = 0.8\nlast = 0.9\nstretch = 1.5\n")
     words = ["sampling.last=0.2", "sampling.settle=3"]
     assert load_config(tmp_path / "old.toml", words).sampling == PRESENT

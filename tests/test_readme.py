@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT / "tests/sample"))
 def fake_shipped(monkeypatch):
     from fake_model import FakeModel
 
-    monkeypatch.setattr(api, "_shipped", FakeModel)
+    monkeypatch.setattr(api, "loaded_checkpoint", FakeModel)
     monkeypatch.setattr(api, "load", FakeModel)
 
 

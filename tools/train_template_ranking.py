@@ -96,7 +96,7 @@ def lesson(library: TemplateLibrary, index: int, volumes: np.ndarray) -> Lesson 
     weight = prototype_weights(fits.cost, apart, fits.same)
     some = shortlisted(fits, apart, np.argsort(-weight, kind="stable"))
     described = shortlist(
-        library, composition, fits, some, np.log(cost_weights(fits.cost)), volumes
+        library, composition, fits, some, np.log(cost_weights(fits.cost, fits.cost.min())), volumes
     )
     truth = library.slots[index].distances
     right = match_probability(difference(fits.distances[some], truth))

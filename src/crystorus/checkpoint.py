@@ -7,6 +7,7 @@ statistics of the training cells; `card.json` the configuration and the provenan
 """
 
 import errno
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -21,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crystal_fidelity.files import atomic_path, file_digest, write_atomic
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.config import config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_model
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.diffusion.space_groups import Skeletons
 from crystorus.errors import CheckpointError
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 from crystorus.geometry.space_groups import N_GROUPS, sites
 from crystorus.networks.fieldnet import FieldDenoiser, FieldNet
 from crystorus.networks.scorer import Scorer
@@ -277,6 +278,12 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
     if scorer is not None:
         model.scorer = _load_scorer(path, scorer, model).to(device).eval()
     return model
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_checkpoint(path: Path = SHIPPED, device: str = "cpu") -> CrystalModel:
+    """Load a trained model once per process, as `load_checkpoint`: workers ask for every job."""
+    return load_checkpoint(path, device=device)
 
 
 def _load_scorer(path: Path, card: Mapping[str, Any], model: CrystalModel) -> Scorer:

@@ -436,21 +436,6 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def sampler_from_dict(tree: Mapping[str, Any]) -> SamplerConfig:
-    """Build a sampler's settings from a mapping, of any version of this package.
-
-    Args:
-        tree: Fields of `SamplerConfig`, by present or former names.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigError: If a key does not exist or a value does not fit.
-    """
-    return _build(SamplerConfig, with_new_names({"sampling": tree})["sampling"], "sampling.")
-
-
 def with_new_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of nested settings in which former names are replaced by present ones.
 

@@ -6,7 +6,7 @@ from prototypes import batch as all_crystals
 
 from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset, plan_batches
 from crystorus.data.store import build_store
-from crystorus.data.writers import write_extxyz
+from crystorus.data.writers import extxyz_text
 
 SIZES = np.random.default_rng(0).integers(1, 21, 700)
 
@@ -89,7 +89,7 @@ def test_more_processes_than_batches_are_refused():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    write_extxyz(folder / "all.extxyz", all_crystals())
+    (folder / "all.extxyz").write_text(extxyz_text(all_crystals()))
     store = build_store(folder / "all.extxyz", folder / "all.store")
     return CrystalDataset(store, np.flatnonzero(store.n_atoms <= 7))
 

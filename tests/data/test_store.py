@@ -13,8 +13,9 @@ from prototypes import all_prototypes, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.numpy import save_file
 
+from crystal_fidelity.cells import least_distance
 from crystal_fidelity.structures import Crystal, ReadFailure
-from crystorus.data.convert import crystals_to_structures, least_distance
+from crystorus.data.convert import crystals_to_structures, split
 from crystorus.data.store import (
     MOST_ATOMS,
     STORE,
@@ -26,7 +27,7 @@ from crystorus.data.store import (
     usable,
     write_arrays,
 )
-from crystorus.data.writers import cif_text, write_extxyz
+from crystorus.data.writers import cif_text, extxyz_text
 from crystorus.errors import FileError, ReadingError
 from crystorus.geometry import Crystals
 from crystorus.geometry.symmetry import supercell
@@ -138,7 +139,7 @@ def test_bad_structures_are_left_out_and_named(tmp_path):
     collapsed = PARTS["rocksalt"]
     near = collapsed.with_geometry(collapsed.lattice, collapsed.frac_coords * 0.05)
     table[2]["cif"] = cif_text(near, "near")
-    distance = float(least_distance(near)[0])
+    distance = least_distance(split(near)[0])
     assert distance < 0.5
     seen = []
     built = build_store(
@@ -177,10 +178,10 @@ def test_a_table_without_a_usable_structure_leaves_one_message_and_no_file(tmp_p
 
 def test_cells_of_any_size_are_kept(tmp_path):
     large = supercell(rocksalt(), (6, 6, 5))  # 360 atoms in one cell: 1.7e6 distances
-    write_extxyz(tmp_path / "a.extxyz", Crystals.concat([large, PARTS["spinel"]]))
+    (tmp_path / "a.extxyz").write_text(extxyz_text(Crystals.concat([large, PARTS["spinel"]])))
     built = build_store(tmp_path / "a.extxyz", tmp_path / "a.store")
     assert built.n_atoms.tolist() == [360, int(PARTS["spinel"].n_atoms)]
-    assert float(least_distance(built[0])[0]) == pytest.approx(float(least_distance(rocksalt())[0]))
+    assert least_distance(split(built[0])[0]) == pytest.approx(least_distance(split(rocksalt())[0]))
 
 
 def flip(data: bytes, where: int) -> bytes:

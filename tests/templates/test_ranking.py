@@ -16,7 +16,7 @@ def described(library):
     composition = parse_formula("KBr")
     fits = candidates(library, composition)
     volumes = shipped_ranking().log_volumes.numpy()
-    every, weights = np.arange(len(fits)), np.log(cost_weights(fits.cost))
+    every, weights = np.arange(len(fits)), np.log(cost_weights(fits.cost, fits.cost.min()))
     return shortlist(library, composition, fits, every, weights, volumes)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from crystorus.config import Config, config_from_dict
 from crystorus.data.store import build_store
-from crystorus.data.writers import write_extxyz
+from crystorus.data.writers import extxyz_text
 from crystorus.geometry import Crystals
 from crystorus.train.loop import train
 
@@ -37,7 +37,7 @@ def write_stores(folder: Path) -> None:
         strain = strain + 0.05 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
         strained.append(c.with_geometry(strain @ c.lattice, c.frac_coords))
     for name, part in (("train", strained[:48]), ("validation", strained[48:])):
-        write_extxyz(folder / f"{name}.extxyz", Crystals.concat(part))
+        (folder / f"{name}.extxyz").write_text(extxyz_text(Crystals.concat(part)))
         build_store(folder / f"{name}.extxyz", folder / f"{name}.store")
 
 

@@ -22,7 +22,7 @@ from crystorus.crystal_model import build_model
 from crystorus.data.batches import plan_batches
 from crystorus.data.store import open_store
 from crystorus.diffusion.cell_prior import fit_cell_statistics
-from crystorus.diffusion.losses import training_losses
+from crystorus.diffusion.losses import draw_normals, losses_at_noise
 from crystorus.errors import FileError, OutputError, TrainingError
 from crystorus.train import loop
 from crystorus.train.loop import Training, draw_steps, read_state, step_generator, train
@@ -62,7 +62,9 @@ def plain_loop(settings):
         generator = step_generator(s.seed, step, 0)
         t = draw_steps(len(batch), model.diffusion.steps, generator=generator,
                        high_noise_fraction=s.high_noise_fraction)  # fmt: skip
-        losses = training_losses(model.denoiser, model.diffusion, store.select(batch), t, generator)
+        crystals = store.select(batch)
+        noise = draw_normals(crystals, generator)
+        losses = losses_at_noise(model.denoiser, model.diffusion, crystals, t, *noise)
         adam.zero_grad()
         cell, torus = losses.cell.clamp(max=s.loss_limit), losses.torus.clamp(max=s.loss_limit)
         (torus.mean() + s.cell_weight * cell.mean()).backward()

@@ -59,7 +59,7 @@ def jobs(monkeypatch):
 
     monkeypatch.setattr(scorer, "_make_part", make_part)
     monkeypatch.setattr(scorer, "PART", 4)
-    scorer._loaded.cache_clear()
+    scorer.loaded_checkpoint.cache_clear()
     return made
 
 
@@ -145,7 +145,7 @@ def test_marks_are_those_of_the_matcher(store, checkpoint, jobs, tmp_path, monke
             crystals.append(known_one if number == 1 else collapsed)
         return Crystals.concat(crystals)
 
-    monkeypatch.setattr(scorer._loaded(checkpoint), "sample", sample)
+    monkeypatch.setattr(scorer.loaded_checkpoint(checkpoint), "sample", sample)
     made = make(store, checkpoint, tmp_path / "parts")
     assert made.right.tolist() == [[False, True, False]] * 10
 
@@ -283,7 +283,7 @@ def marked(monkeypatch):
         return 0.1 if next(asked) % 3 == 0 else None
 
     monkeypatch.setattr(scorer, "rms_distance", rms_distance)
-    scorer._loaded.cache_clear()
+    scorer.loaded_checkpoint.cache_clear()
 
 
 def test_from_known_crystals_to_a_checkpoint_with_a_scorer(data, checkpoint, marked, tmp_path):

@@ -17,7 +17,7 @@ from crystorus.config import load_config
 from crystorus.data.batches import CrystalDataset
 from crystorus.data.convert import split
 from crystorus.data.store import build_store, open_store
-from crystorus.data.writers import write_extxyz
+from crystorus.data.writers import extxyz_text
 from crystorus.errors import TrainingError
 from crystorus.geometry import Crystals
 from crystorus.geometry.lattice import from_coefficients, symmetric_exp
@@ -38,7 +38,7 @@ def symmetric(tmp_path_factory) -> Path:
     several = [c for c in all_prototypes().values() if int(c.n_atoms) <= 6]
     several += [supercell(c, (2, 1, 1)) for c in several]
     for name in ("train", "validation"):
-        write_extxyz(folder / f"{name}.extxyz", Crystals.concat(several))
+        (folder / f"{name}.extxyz").write_text(extxyz_text(Crystals.concat(several)))
         build_store(folder / f"{name}.extxyz", folder / f"{name}.store")
     return folder
 
@@ -92,7 +92,7 @@ def test_a_cell_that_is_made_ideal_lends_no_operations(tmp_path):
     cscl = all_prototypes()["cscl"]
     lattice = cscl.lattice * torch.tensor([1.0, 1.0, 60.0])
     needle = cscl.with_geometry(lattice, cscl.frac_coords)
-    write_extxyz(tmp_path / "one.extxyz", needle)
+    (tmp_path / "one.extxyz").write_text(extxyz_text(needle))
     store = build_store(tmp_path / "one.extxyz", tmp_path / "one.store")
     (skeleton,), (images,) = find_symmetry(CrystalDataset(store, np.arange(1)))
     print(skeleton, images)

@@ -15,7 +15,6 @@ from itertools import combinations, pairwise
 
 from crystorus.errors import RequestError
 
-MAX_ATOMIC_NUMBER = 118
 MAX_COUNT = 1_000_000
 MAX_UNITS = 10_000
 _BY_NUMBER = (
@@ -82,9 +81,9 @@ class Composition:
         Raises:
             FormulaError: If there are no atoms, or an atomic number is not 1 to 118.
         """
-        wrong = [z for z in counts if not 1 <= z <= MAX_ATOMIC_NUMBER]
+        wrong = [z for z in counts if not 1 <= z <= len(SYMBOLS)]
         if wrong:
-            raise FormulaError(f"atomic number {wrong[0]}: use 1 to {MAX_ATOMIC_NUMBER}")
+            raise FormulaError(f"atomic number {wrong[0]}: use 1 to {len(SYMBOLS)}")
         if not counts or min(counts.values()) < 1:
             raise FormulaError("a composition needs atoms: give every element a count above zero")
         return cls(tuple(sorted(counts.items(), key=lambda pair: _RANKS[pair[0]])))
@@ -431,11 +430,6 @@ def _spellings(word: str) -> list[str]:
             if len(symbol) == size and symbol in _NUMBERS:
                 ways[end] += [[*way, symbol] for way in ways[end - size]]
     return ["".join(way) for way in sorted(ways[-1], key=len)[:3]]
-
-
-def numbers_of_symbols() -> dict[str, int]:
-    """Return atomic numbers by symbol, 1 to 118."""
-    return dict(_NUMBERS)
 
 
 def symbol_of(atomic_number: int) -> str:

@@ -4,17 +4,15 @@ Columns of `Crystals.lattice` are the lattice vectors, rows everywhere else. Cel
 in this file and in no other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from crystal_fidelity import cells, structures
+from crystal_fidelity import structures
 from crystal_fidelity.errors import ReadingError
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure, wrap_coords
+from crystal_fidelity.structures import Crystal, ReadFailure, wrap_coords
 from crystorus.geometry import Crystals
 
 if TYPE_CHECKING:
@@ -59,26 +57,8 @@ def split(crystals: Crystals, names: Sequence[str] | None = None) -> list[Crysta
     return [Crystal(np.ascontiguousarray(cell), x, z, name) for cell, x, z, name in parts]
 
 
-def crystals_from_atoms(
-    atoms: "Atoms | Sequence[Atoms]", *, dtype: torch.dtype = torch.float32
-) -> Crystals:
-    """Convert ASE atoms.
-
-    Args:
-        atoms: One periodic structure or several.
-        dtype: Type of cells and coordinates.
-
-    Raises:
-        ReadingError: If one of them is not a usable crystal; the message says which.
-    """
-    several = [atoms] if hasattr(atoms, "positions") else atoms
-    return join(_converted(structures.from_atoms, several), dtype=dtype)
-
-
-def crystals_from_structures(
-    several: "Structure | Sequence[Structure]", *, dtype: torch.dtype = torch.float32
-) -> Crystals:
-    """Convert pymatgen structures; oxidation states and site properties are dropped.
+def crystals_from(several: Any, *, dtype: torch.dtype = torch.float32) -> Crystals:
+    """Convert `ase.Atoms`, `pymatgen.core.Structure` or `Crystal`; oxidation states are dropped.
 
     Args:
         several: One structure or several.
@@ -87,8 +67,26 @@ def crystals_from_structures(
     Raises:
         ReadingError: If one of them is not a usable crystal; the message says which.
     """
-    one_or_more: Any = [several] if hasattr(several, "lattice") else several
-    return join(_converted(structures.from_pymatgen, one_or_more), dtype=dtype)
+    return join(usable_crystals(several), dtype=dtype)
+
+
+def usable_crystals(several: Any) -> list[Crystal]:
+    """Return structures of any kind as crystals; see `crystals_from`.
+
+    Args:
+        several: One structure or several.
+
+    Raises:
+        ReadingError: If one of them is not a usable crystal; the message says which.
+    """
+    # Atoms and structures are iterable themselves, over their atoms.
+    one = hasattr(several, "positions") or hasattr(several, "lattice")
+    crystals = []
+    for number, entry in enumerate(structures.as_entries([several] if one else several), start=1):
+        if isinstance(entry, ReadFailure):
+            raise ReadingError(f"structure {number}: {entry.reason}")
+        crystals.append(entry)
+    return crystals
 
 
 def crystals_to_atoms(crystals: Crystals) -> "list[Atoms]":
@@ -107,52 +105,3 @@ def crystals_to_structures(crystals: Crystals) -> "list[Structure]":
         crystals: A batch.
     """
     return [structures.to_pymatgen(c) for c in split(crystals)]
-
-
-def niggli_reduce(crystals: Crystals) -> Crystals:
-    """Return the same crystals in right-handed Niggli-reduced cells, in their own dtype.
-
-    Args:
-        crystals: A batch.
-
-    Raises:
-        ReadingError: If a cell cannot be reduced.
-    """
-    reduced = join([cells.niggli_reduce(c) for c in split(crystals)])
-    return reduced.to(device=crystals.lattice.device, dtype=crystals.lattice.dtype)
-
-
-def least_distance(crystals: Crystals) -> Float[Tensor, " crystals"]:
-    """Return the least distance in Å between two atoms of each crystal, own images included.
-
-    Exact for every cell, skewed ones included. NaN for cells that are singular or not finite.
-
-    Args:
-        crystals: A batch.
-    """
-    values = []
-    for crystal in split(crystals):
-        try:
-            values.append(cells.least_distance(crystal))
-        except (ReadingError, np.linalg.LinAlgError):
-            values.append(float("nan"))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def density(crystals: Crystals) -> Float[Tensor, " crystals"]:
-    """Return mass densities in g/cm³, float64; infinite for a cell without volume.
-
-    Args:
-        crystals: A batch.
-    """
-    return torch.tensor([structures.density(c) for c in split(crystals)], dtype=torch.float64)
-
-
-def _converted(convert: Callable[[Any], Entry], several: Any) -> list[Crystal]:
-    converted = []
-    for number, one in enumerate(several, start=1):
-        entry = convert(one)
-        if isinstance(entry, ReadFailure):
-            raise ReadingError(f"structure {number}: {entry.reason}")
-        converted.append(entry)
-    return converted

@@ -3,11 +3,9 @@
 import csv
 import hashlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import gemmi
 import moyopy
@@ -177,31 +175,6 @@ def _extxyz_value(value: str | int | float | bool) -> str:
     if not set(text) & set(" \"'{}[]"):
         return text
     return '"' + text.replace('"', '\\"') + '"'
-
-
-def write_extxyz(
-    path: Path,
-    crystals: Crystals,
-    infos: Sequence[Mapping[str, str | int | float | bool]] | None = None,
-    *,
-    append: bool = False,
-) -> None:
-    """Write crystals as frames of one extended XYZ file; see `extxyz_text`.
-
-    The frames reach the disk in one write and are synchronised, so that a kill cannot cut them
-    short once this returns.
-
-    Args:
-        path: The file.
-        crystals: The frames.
-        infos: Key and value pairs of the comment line of each frame.
-        append: Add to the frames already in the file.
-    """
-    text = extxyz_text(crystals, infos)
-    with path.open("a" if append else "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _cif(

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.geometry import Crystals
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER, mean_per_crystal
+from crystorus.geometry.crystals import mean_per_crystal
 from crystorus.geometry.lattice import lattice_log, to_coefficients
 
 

@@ -26,28 +26,6 @@ class Losses:
     torus: Float[Tensor, " crystals"]
 
 
-def training_losses(
-    denoiser: Denoiser,
-    diffusion: Diffusion,
-    crystals: Crystals,
-    t: Int[Tensor, " crystals"],
-    generator: torch.Generator,
-) -> Losses:
-    """Evaluate both losses on one batch: Algorithm 1, lines 3 to 6.
-
-    Args:
-        denoiser: The network f_θ.
-        diffusion: The forward process.
-        crystals: Clean crystals.
-        t: Level of each crystal, 1 … T.
-        generator: Source of the noise, on the CPU.
-
-    Source: [Klipfel24] Algorithm 1
-    """
-    atoms, cells = draw_normals(crystals, generator)
-    return losses_at_noise(denoiser, diffusion, crystals, t, atoms, cells)
-
-
 def draw_normals(
     crystals: Crystals, generator: torch.Generator
 ) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "crystals 6"]]:
@@ -71,15 +49,17 @@ def losses_at_noise(
     normal_atoms: Float[Tensor, "atoms 3"],
     normal_cells: Float[Tensor, "crystals 6"],
 ) -> Losses:
-    """Evaluate both losses with given noise: Algorithm 1, lines 4 to 6.
+    """Evaluate both losses of one batch with given noise: Algorithm 1, lines 4 to 6.
 
     Args:
         denoiser: The network f_θ.
         diffusion: The forward process.
         crystals: Clean crystals.
         t: Level of each crystal, 1 … T.
-        normal_atoms: Standard normal numbers.
+        normal_atoms: Standard normal numbers, as of `draw_normals`.
         normal_cells: Standard normal numbers.
+
+    Source: [Klipfel24] Algorithm 1
     """
     noisy, target = diffusion.noise(crystals, t, normal_atoms, normal_cells)
     prediction = denoiser(noisy, t)

@@ -10,9 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MAX_ATOMIC_NUMBER = 118
-"""Atomic numbers run from 1 to this."""
-
 
 @dataclass(frozen=True, eq=False)
 class Crystals:

@@ -14,7 +14,7 @@ from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystal_fidelity.structures import Crystal, cell_parameters
-from crystorus.data.convert import crystals_from_atoms
+from crystorus.data.convert import crystals_from
 from crystorus.data.writers import cif_text, csv_text, safe_name, symmetrised_cif_text
 from crystorus.errors import CampaignError
 from crystorus.hull.campaign import WAITING, Campaign, start_of
@@ -430,7 +430,7 @@ def write_ranking(folder: Path, ranking: Ranking, symprec: float) -> None:
     for phase in ranking.phases:
         if phase.energy_per_atom is None:
             continue
-        crystal = crystals_from_atoms(phase.atoms)
+        crystal = crystals_from(phase.atoms)
         texts = {
             PHASES: cif_text(crystal, phase.name),
             SYMMETRISED: symmetrised_cif_text(crystal, phase.name, symprec),

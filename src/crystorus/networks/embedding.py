@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 
 
 @functools.cache

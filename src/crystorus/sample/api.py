@@ -1,7 +1,6 @@
 """Crystals from Python: `crystorus.generate("LiFeO2", n=4)`, as ASE or pymatgen objects."""
 
 import difflib
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,13 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crystal_fidelity.structures import Crystal, as_entries
+from crystal_fidelity.structures import Crystal
 from crystal_fidelity.workers import Workers
-from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.checkpoint import SHIPPED, load_checkpoint, loaded_checkpoint
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
-from crystorus.data.convert import split
-from crystorus.errors import ReadingError, RequestError
+from crystorus.data.convert import split, usable_crystals
+from crystorus.errors import RequestError
 from crystorus.sample.options import RefineOptions, RunOptions, SampleOptions, parse_units
 from crystorus.sample.refine import refine_requests
 from crystorus.sample.requests import (
@@ -58,11 +57,6 @@ def load(path: Path | str | None = None, *, device: str = "cpu") -> CrystalModel
         20
     """
     return load_checkpoint(SHIPPED if path is None else Path(path), device=device)
-
-
-@functools.lru_cache(maxsize=1)
-def _shipped() -> CrystalModel:
-    return load()
 
 
 def generate(
@@ -204,14 +198,7 @@ def _structures(given: Any) -> list[Crystal]:
         return usable_structures(Path(given))
     if isinstance(given, GeneratedCrystals):
         given = split(given.crystals, [f"crystal {request.index}" for request in given.requests])
-    # Atoms and structures are iterable themselves, over their atoms.
-    several = [given] if hasattr(given, "positions") or hasattr(given, "lattice") else given
-    crystals = []
-    for number, entry in enumerate(as_entries(several)):
-        if not isinstance(entry, Crystal):
-            raise ReadingError(f"structure {number + 1}: {entry.reason}")
-        crystals.append(entry)
-    return crystals
+    return usable_crystals(given)
 
 
 def _checked(
@@ -224,7 +211,7 @@ def _checked(
         raise RequestError("workers load a checkpoint themselves: give its folder, not a model")
     if model is None:
         usual = options.checkpoint is None and options.device == "cpu"
-        model = _shipped() if usual else load(options.checkpoint, device=options.device)
+        model = loaded_checkpoint() if usual else load(options.checkpoint, device=options.device)
     unseen = check_requests(
         requests,
         max_atoms=model.max_atoms,

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from crystorus.config import SamplerName
 from crystorus.data import compositions
 from crystorus.errors import RequestError
 
-SamplerName = Literal["bridge", "ode", "paper"]
 Quality = Literal["fast", "default", "best"]
 Precision = Literal["fp32", "bf16", "auto"]
 StartName = Literal["noise", "templates", "both"]

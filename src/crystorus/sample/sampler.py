@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 
-from crystorus.checkpoint import SHIPPED, load_checkpoint
+from crystorus.checkpoint import SHIPPED, loaded_checkpoint
 from crystorus.config import Precision, Preset, SamplerConfig
 from crystorus.crystal_model import CrystalModel, ScoredBy
 from crystorus.errors import GenerationError, RequestError
@@ -391,17 +390,11 @@ def make(
     yield from _make_batches(model, batches, plan, on_step)
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(checkpoint: Path, device: str) -> CrystalModel:
-    """Load the model of a worker, once."""
-    return load_checkpoint(checkpoint, device=device)
-
-
 def _make_in_worker(
     job: tuple[Path, str, int, tuple[Request, ...], SamplingPlan],
 ) -> list[GeneratedCrystals]:
     checkpoint, device, processes, batch, plan = job
-    model = _loaded(checkpoint, device)
+    model = loaded_checkpoint(checkpoint, device)
     return list(_make_batches(model, [batch], plan, lambda done, total: None, beside=processes))
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.data.compositions import Composition
 from crystorus.data.store import (
     STORE,
@@ -30,7 +31,6 @@ from crystorus.data.store import (
     write_arrays,
 )
 from crystorus.geometry import Crystals
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 from crystorus.templates.substitution import (
     ENOUGH_PAIRS,
     SubstitutionCounts,

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.data.compositions import Composition
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
 from crystorus.networks.embedding import element_descriptors
 from crystorus.templates.fitting import Fits, slots_of
 from crystorus.templates.library import TemplateLibrary
@@ -28,9 +28,11 @@ from crystorus.templates.surroundings import NEIGHBOURS
 FEATURES = 9
 _ELEMENT, _SLOT, _JOINED, _HIDDEN = 24, 24, 24, 32
 _SCALE = 3.0  # of what the network adds to the logarithm of a weight
-_SAME_SHAPE = 0.023  # difference of surroundings over which templates add to each other
-_OWN = 0.08  # part of its own weight that a template counts a second time
-_LIKE = 0.06  # the same as _SAME_SHAPE, for a wider look
+KERNEL_WIDTH = 0.023
+"""Difference of surroundings over which two templates cease to add to each other's prototype."""
+OWN_WEIGHT = 0.08
+"""Fraction of its own weight that a template gets a second time."""
+_WIDER = 0.06  # the same as KERNEL_WIDTH, for a wider look
 _PHASE = 0.05  # difference from a known phase of the very composition
 _MASKED = -1e4
 
@@ -118,10 +120,10 @@ class TemplateRanking(nn.Module):
         mask, features = several.mask, several.features
         own = self._own_weights(several)
         apart = _squared_differences(several.distances)
-        alike = torch.exp(-0.5 * apart / _SAME_SHAPE**2) + _OWN * torch.eye(mask.shape[1])
+        alike = torch.exp(-0.5 * apart / KERNEL_WIDTH**2) + OWN_WEIGHT * torch.eye(mask.shape[1])
         alike = alike * mask[:, None]
         shared = torch.log(_times(alike, own) + 1e-7)
-        wider = torch.exp(-0.5 * apart / _LIKE**2) * mask[:, None]
+        wider = torch.exp(-0.5 * apart / _WIDER**2) * mask[:, None]
         same = ((features[..., 3] > 0) & mask)[:, None]
         # The least squared difference from a known phase of the very composition, 1 without one.
         nearest = torch.where(same, apart, torch.ones_like(apart)).amin(-1).add(1e-8).sqrt()

@@ -19,7 +19,7 @@ from crystorus.geometry.symmetry import supercell
 from crystorus.templates.derivatives import MAX_COST_BEYOND, fit_derivatives
 from crystorus.templates.fitting import Fits, fit_pattern
 from crystorus.templates.library import TemplateLibrary
-from crystorus.templates.ranking import shipped_ranking, shortlist
+from crystorus.templates.ranking import KERNEL_WIDTH, OWN_WEIGHT, shipped_ranking, shortlist
 from crystorus.templates.surroundings import differences, match_probability
 
 NEAREST = 200
@@ -29,10 +29,6 @@ FAR_COST = 1.2
 DECAYS = ((1.0, 0.1), (0.03, 0.36))
 """Factors of a template's weight and the costs over which they fall by e: near relatives, the
 rest."""
-KERNEL_WIDTH = 0.023
-"""Difference of surroundings over which two templates cease to add to each other's prototype."""
-OWN_WEIGHT = 0.08
-"""Fraction of its own weight that a template gets a second time."""
 SAME_COMPOSITION_WEIGHT = 0.13
 """Factor for a crystal of the very composition: what is asked for often is another polymorph."""
 KNOWN_PHASE_WEIGHT = 0.2
@@ -107,7 +103,7 @@ def find_templates(
         composition,
         fits,
         some,
-        np.log(cost_weights(fits.cost)),
+        np.log(cost_weights(fits.cost, fits.cost.min())),
         ranking.log_volumes.numpy(),
     )
     with torch.no_grad():
@@ -207,13 +203,14 @@ def substitute(
     )
 
 
-def cost_weights(cost: np.ndarray) -> np.ndarray:
-    """Return the weight of each template by its cost alone, the nearest about 1.
+def cost_weights(cost: np.ndarray, least: float) -> np.ndarray:
+    """Return the weight of each template by its cost alone, about 1 where it is the least.
 
     Args:
         cost: Of substitution, 0 for the composition itself, [N].
+        least: Cost from which the weights fall.
     """
-    beyond = cost - cost.min()
+    beyond = cost - least
     return np.asarray(sum(factor * np.exp(-beyond / t) for factor, t in DECAYS))
 
 
@@ -225,7 +222,7 @@ def prototype_weights(cost: np.ndarray, apart: np.ndarray, same: np.ndarray) -> 
         apart: Differences of their surroundings, [N, N].
         same: Whether no element was substituted, [N].
     """
-    weight = cost_weights(cost) * np.where(same, SAME_COMPOSITION_WEIGHT, 1.0)
+    weight = cost_weights(cost, cost.min()) * np.where(same, SAME_COMPOSITION_WEIGHT, 1.0)
     shared = np.exp(-0.5 * (apart / KERNEL_WIDTH) ** 2) @ weight + OWN_WEIGHT * weight
     known = (apart[:, same] < KNOWN_WITHIN).any(1)
     return np.asarray(shared * np.where(known, KNOWN_PHASE_WEIGHT, 1.0))

@@ -30,7 +30,7 @@ from crystorus.geometry.space_groups import (
 )
 from crystorus.networks.scorer import LEAST_WEIGHT
 from crystorus.templates.fitting import assign, slots_of
-from crystorus.templates.retrieval import DECAYS, NEAREST, SAME_COMPOSITION_WEIGHT
+from crystorus.templates.retrieval import NEAREST, SAME_COMPOSITION_WEIGHT, cost_weights
 from crystorus.templates.substitution import mp20_counts
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ class _Nearest(NamedTuple):
         Args:
             least: Cost of the nearest crystal, from which the weights fall.
         """
-        beyond = self.cost - least
-        weight = sum((w * np.exp(-beyond / t) for w, t in DECAYS), np.zeros_like(beyond))
         old = np.take_along_axis(self.pattern.elements[self.rows], self.slot, 1)
         # What is asked for often is another polymorph of what is known.
-        return np.where((old == self.wanted).all(1), SAME_COMPOSITION_WEIGHT, 1.0) * weight
+        return np.where((old == self.wanted).all(1), SAME_COMPOSITION_WEIGHT, 1.0) * cost_weights(
+            self.cost, least
+        )
 
 
 class SkeletonTable:

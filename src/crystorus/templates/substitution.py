@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.networks.embedding import element_descriptors
 from crystorus.templates.surroundings import Surroundings, difference
 

@@ -9,7 +9,6 @@ The folder of a run:
 """
 
 import copy
-import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,14 @@ from torch import Tensor, nn
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.workers import Lost, Workers, cores, run
-from crystorus.checkpoint import CARD, SHIPPED, SKELETONS, WEIGHTS, load_checkpoint, save_scorer
+from crystorus.checkpoint import (
+    CARD,
+    SHIPPED,
+    SKELETONS,
+    WEIGHTS,
+    loaded_checkpoint,
+    save_scorer,
+)
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.compositions import Composition
@@ -155,7 +161,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
             f"{data} does not exist: fetch MP-20 with `crystorus data get mp-20`, or give a file "
             "of crystals"
         )
-    model = _loaded(source)
+    model = loaded_checkpoint(source)
     _network_of(model)
     decisive = {"candidates": options.candidates, "compositions": options.compositions}
     decisive["skeletons"] = len(model.skeletons)
@@ -266,13 +272,12 @@ def make_candidates(
             save_file(made, aside)
         done += len(made["right"])
         on_done(done, len(by_size))
-    return Candidates.concat([_read_part(path) for path in parts])
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(checkpoint: Path) -> CrystalModel:
-    """Load the model of this process, once."""
-    return load_checkpoint(checkpoint)
+    found = []
+    for path in parts:
+        tensors = load_file(path)
+        weights, right = tensors.pop("weights"), tensors.pop("right")
+        found.append(Candidates(Crystals(**tensors), weights, right))
+    return Candidates.concat(found)
 
 
 def _make_part(job: tuple[Path, Crystals, list[int], SamplerConfig, int]) -> dict[str, Tensor]:
@@ -282,7 +287,7 @@ def _make_part(job: tuple[Path, Crystals, list[int], SamplerConfig, int]) -> dic
     out, and one without symmetry.
     """
     checkpoint, known, seeds, sampler, candidates = job
-    model = _loaded(checkpoint)
+    model = loaded_checkpoint(checkpoint)
     table, number_of = table_of(model.skeletons), {s: n for n, s in enumerate(model.skeletons)}
     skeletons = []
     for crystal in split(known):
@@ -316,12 +321,6 @@ def _make_part(job: tuple[Path, Crystals, list[int], SamplerConfig, int]) -> dic
         "weights": torch.tensor([[one.weight for one in several] for several in skeletons]),
         "right": torch.tensor(right),
     }
-
-
-def _read_part(path: Path) -> Candidates:
-    tensors = load_file(path)
-    weights, right = tensors.pop("weights"), tensors.pop("right")
-    return Candidates(Crystals(**tensors), weights, right)
 
 
 def fit_scorer(

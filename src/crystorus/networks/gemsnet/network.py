@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.config import GemsNetConfig
-from crystorus.geometry.crystals import MAX_ATOMIC_NUMBER, Crystals, Prediction, mean_per_crystal
+from crystorus.geometry.crystals import Crystals, Prediction, mean_per_crystal
 from crystorus.networks.gemsnet.fields import symmetric_matrix
 from crystorus.networks.gemsnet.graph import (
     Chunk,
