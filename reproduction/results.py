@@ -13,6 +13,7 @@ from crystal_fidelity.distances import densities
 from crystal_fidelity.energies import load_references, make_energy_model
 from crystal_fidelity.features import make_featurizer
 from crystal_fidelity.files import file_digest, write_atomic
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import Crystal, Entry, ReadFailure, checked
 from crystal_fidelity.studies import distributions, extrapolated, noise_curve, size_study
 from crystorus.checkpoint import SHIPPED, load_checkpoint, read_card
@@ -42,8 +43,6 @@ from reproduction.settings import (
 from reproduction.symmetry import conventional_cell, study_lattices
 
 CHECKPOINT_SEED = 0
-SYMPREC = 0.1
-"""Å, of the space groups in Fig. 1."""
 ENERGY = "formation_energy_per_atom"
 """Column of MP-20 with what the probe predicts, eV/atom."""
 RATE_MINUTES: Mapping[BudgetName, float] = {"smoke": 0.02, "cpu": 0.5, "full": 2.0}

@@ -26,6 +26,7 @@ from safetensors.numpy import save
 from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.options import MIN_DISTANCE
 from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import (
     MAX_ATOMIC_NUMBER,
@@ -38,8 +39,6 @@ from crystal_fidelity.workers import map_in_order
 from crystorus.data.convert import join
 from crystorus.geometry import Crystals
 
-MIN_DISTANCE = 0.5
-"""Å; structures with nearer atoms are left out of stores."""
 MIN_VOLUME_PER_ATOM = 0.5
 """Å³; solid hydrogen at a megabar still has more than 1."""
 MOST_ATOMS = 20_000

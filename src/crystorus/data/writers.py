@@ -11,6 +11,7 @@ import gemmi
 import moyopy
 import numpy as np
 
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import cell_parameters, element_symbol, wrap_coords
 from crystal_fidelity.symmetry import dataset, operations
 from crystorus.data.convert import split
@@ -88,7 +89,7 @@ def cif_text(crystal: Crystals, name: str) -> str:
     return _cif(name, rows, ("P 1", 1), ["x,y,z"], sites)
 
 
-def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = 0.1) -> str:
+def symmetrised_cif_text(crystal: Crystals, name: str, symprec: float = SYMPREC) -> str:
     """Find the symmetry of one crystal and write it as CIF; see `dataset_cif_text`.
 
     Args:

@@ -11,6 +11,7 @@ from ase import Atoms
 
 from crystal_fidelity.cells import niggli_reduce
 from crystal_fidelity.files import file_digest
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import Entry, ReadFailure, to_atoms
 from crystorus.data.compositions import Composition, FormulaError, parse_formula
@@ -29,7 +30,6 @@ GENERATED, REFERENCE = "generated", "reference"
 REQUESTED, UNSCREENED = "requested", "unscreened"
 VALID, INVALID, DUPLICATE = "valid", "invalid", "duplicate"
 GENERATED_FILES = "generated"
-SYMPREC = 0.1  # Å
 MOST_UNITS, ENOUGH_WEIGHT = 3, 0.9
 """Of `suggest_units`."""
 _PER_COMMIT = 50

@@ -6,10 +6,10 @@ from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
 from crystal_fidelity.matching import SAME_PHASE, MatcherSettings
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.symmetry import cell_of, dataset, group_of
 from crystorus.data.compositions import Composition
-from crystorus.hull.candidates import SYMPREC
 
 REDISCOVERED = "rediscovered"
 NEW_POLYMORPH = "new polymorph"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
+from crystal_fidelity.options import MIN_DISTANCE, SYMPREC
 from crystorus.errors import CalculatorError, ReferencesError, RequestError, WorkersError
 from crystorus.sample.options import Quality, SampleOptions, StartName, parse_units
 
@@ -150,7 +151,7 @@ class ScreenLimits:
     Outside them energies are meaningless or the neighbour list exhausts memory.
     """
 
-    min_distance: float = 0.5
+    min_distance: float = MIN_DISTANCE
     """Å between two atoms, own images included; crystal-fidelity's limit of validity."""
     min_volume: float = 2.0
     """Å³ per atom; the densest element at zero pressure has 5."""
@@ -181,7 +182,7 @@ class RelaxSettings:
     """Move the cell too; --fixed-cell moves atoms only."""
     keep_symmetry: bool = False
     """Impose the initial space group on every step."""
-    symprec: Annotated[float, _FIXED] = 0.1
+    symprec: Annotated[float, _FIXED] = SYMPREC
     """Å; tolerance within which that space group is found."""
     max_force: float = 300.0
     """Force in eV/Å above which a structure is given up."""
@@ -260,7 +261,7 @@ class RankOptions:
     """Known phases to look for that take no part in the hull; can be repeated."""
     mix_energy_levels: bool = False
     """Let energies of different calculators or functionals meet on one hull."""
-    symprec: float = 0.1
+    symprec: float = SYMPREC
     """Tolerance of the space groups in Å."""
     phonons: int = 0
     """Of the first so many phases the phonons at Γ are computed, by phonopy; those that have

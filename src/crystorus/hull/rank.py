@@ -13,6 +13,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import Crystal, cell_parameters
 from crystorus.data.convert import crystals_from
 from crystorus.data.writers import cif_text, csv_text, safe_name, symmetrised_cif_text
@@ -26,7 +27,6 @@ from crystorus.hull.candidates import (
     REQUESTED,
 )
 from crystorus.hull.matching import (
-    SYMPREC,
     Comparable,
     Novelty,
     StructureIndex,

@@ -17,10 +17,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixSymmetry
 from ase.filters import UnitCellFilter
-from ase.neighborlist import primitive_neighbor_list
 from ase.units import GPa
 
 from crystal_fidelity.cells import least_distance
+from crystal_fidelity.features import isolated_atom_index
 from crystal_fidelity.structures import Crystal
 from crystorus.hull.options import RelaxSettings, ScreenLimits
 from crystorus.hull.potentials import Results, energy_level, evaluate, load_potential
@@ -56,14 +56,12 @@ def screen(atoms: Atoms, limits: ScreenLimits) -> str:
     if height < limits.min_height:
         return f"the cell is {height:.2f} Å thin, below {limits.min_height:g} Å"
     frac = np.linalg.solve(cell.T, atoms.positions.T).T
-    distance = least_distance(Crystal(cell, frac, atoms.numbers.astype(np.int64)))
+    crystal = Crystal(cell, frac, atoms.numbers.astype(np.int64))
+    distance = least_distance(crystal)
     if not distance >= limits.min_distance:
         return f"atoms {distance:.3f} Å apart, below {limits.min_distance:g} Å"
-    if atoms.cell.lengths().min() > limits.max_gap:
-        # Of a shorter cell every atom has its own image as a neighbour.
-        first = primitive_neighbor_list("i", (True,) * 3, cell, atoms.positions, limits.max_gap)
-        if len(alone := np.setdiff1d(np.arange(len(atoms)), first)):
-            return f"atom {alone[0] + 1} has no neighbour within {limits.max_gap:g} Å"
+    if (alone := isolated_atom_index(crystal, limits.max_gap)) is not None:
+        return f"atom {alone + 1} has no neighbour within {limits.max_gap:g} Å"
     return ""
 
 

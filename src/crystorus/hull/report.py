@@ -12,12 +12,13 @@ from markupsafe import Markup
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import Crystal
 from crystal_fidelity.symmetry import cell_of, dataset
 from crystal_fidelity.viewer import element_data, render_page, structure_data
 from crystorus.errors import CampaignError
 from crystorus.hull.campaign import trajectory_file
-from crystorus.hull.matching import SYMPREC, crystal_of
+from crystorus.hull.matching import crystal_of
 from crystorus.hull.rank import ON_HULL, Hull, RankedPhase, Ranking
 from crystorus.hull.references import formula_of
 

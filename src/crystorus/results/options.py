@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from crystal_fidelity.options import SYMPREC
 from crystorus.errors import RequestError
 
 Format = Literal["cif", "poscar", "qe", "aims", "vasp-inputs"]
@@ -19,7 +20,7 @@ class ChoiceOptions:
     """Only the first so many of the table, which rankings sort by energy."""
     name: tuple[str, ...] = ()
     """Only the crystal of this name, as in its files; can be repeated."""
-    symprec: float = 0.1
+    symprec: float = SYMPREC
     """Tolerance in Å within which the conventional cell is symmetrised."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crystal_fidelity.validity import MIN_DISTANCE, MIN_VOLUME, closest_contacts
+from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
+from crystal_fidelity.validity import closest_contacts
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split

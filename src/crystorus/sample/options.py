@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from crystal_fidelity.options import SYMPREC
 from crystorus.config import SamplerName
 from crystorus.data import compositions
 from crystorus.errors import RequestError
@@ -128,7 +129,7 @@ class RunOptions:
     out: Annotated[Path | None, Parameter(group=_FILES)] = None
     """Folder of the run, where an interrupted run is resumed; without it named after what is asked
     for, such as out/LiFeO2."""
-    symprec: Annotated[float, Parameter(group=_FILES)] = 0.1
+    symprec: Annotated[float, Parameter(group=_FILES)] = SYMPREC
     """Symmetry tolerance in Å."""
     overwrite: Annotated[bool, Parameter(group=_FILES)] = False
     """Replace another run in the folder."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.options import MIN_VOLUME
 from crystal_fidelity.scores import Score, rate_score
 from crystal_fidelity.structures import (
     Crystal,
@@ -27,7 +28,7 @@ from crystal_fidelity.structures import (
     longest_vector,
     to_pymatgen,
 )
-from crystal_fidelity.validity import MIN_VOLUME, structural_validity
+from crystal_fidelity.validity import structural_validity
 from crystal_fidelity.workers import map_in_order
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Options of a comparison, written once: the command line and the Python interface take them."""
+"""Options of a comparison, and limits that options of both packages have, written once.
+
+The command line and the Python interface take them; nothing heavy is imported.
+"""
 
 import math
 from collections.abc import Sequence
@@ -27,6 +30,12 @@ Metric = Literal[
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 DEFAULT_METRICS: tuple[Metric, ...] = ("validity", "density", "uniqueness", "spacegroups")
+MIN_DISTANCE = 0.5
+"""Å between two atoms, own images included, of a valid structure: CDVAE's threshold."""
+MIN_VOLUME = 0.1
+"""Å³ of the cell of a valid structure: CDVAE's threshold."""
+SYMPREC = 0.1
+"""Å, of space groups; generated atoms miss their special positions by hundredths of Å."""
 FeaturizerName = Literal["chgnet", "alignn", "alignn-invariant"]
 
 

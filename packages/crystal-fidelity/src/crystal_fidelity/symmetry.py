@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME, SYMPREC
 from crystal_fidelity.scores import Score, noise_floor, part_error, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
-from crystal_fidelity.validity import MIN_DISTANCE, MIN_VOLUME, least_contact
+from crystal_fidelity.validity import least_contact
 from crystal_fidelity.workers import map_in_order
 
 if TYPE_CHECKING:
     import moyopy
 
-SYMPREC = 0.1
-"""Å; generated atoms miss their special positions by hundredths of Å."""
 WIDE = 0.2
 """Å. Wider tolerances, and those that blur a long cell's vectors, are spglib's."""
 HALVINGS = 5

@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 
 from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
+from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
 from crystal_fidelity.scores import Score, rate_score
 from crystal_fidelity.structures import Crystal, Entry, as_entries
 
-MIN_DISTANCE = 0.5
-"""Å, CDVAE's threshold."""
-MIN_VOLUME = 0.1
-"""Å³, CDVAE's threshold."""
 Contacts = Literal["with-self-images", "pairs-only"]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystal_fidelity.files import atomic_path
-from crystal_fidelity.options import FeaturizerName
+from crystal_fidelity.options import MIN_DISTANCE, FeaturizerName
 from crystal_fidelity.scores import Progress, silent
 from crystal_fidelity.structures import (
     Crystal,
@@ -268,7 +268,7 @@ class Limits:
     """The domain of a network."""
 
     max_atomic_number: int
-    min_distance: float = 0.5
+    min_distance: float = MIN_DISTANCE
     """Å; closer atoms give finite nonsense, coincident ones NaN."""
     max_atoms_per_volume: float = 1.0
     """Atoms per Å³ (diamond has 0.18); more would exhaust memory through the neighbour list."""
