@@ -19,10 +19,11 @@ from prototypes import (
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
+from crystal_fidelity.distances import densities
 from crystal_fidelity.structures import Crystal, ReadFailure, to_atoms
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import CrystalModel, build_model
-from crystorus.data.convert import density, split
+from crystorus.data.convert import split
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.geometry.symmetry import permute, retile, rotate, supercell, translate
 from reproduction.probes import (
@@ -202,7 +203,7 @@ def test_the_map_is_the_plane_of_largest_variance():
     hidden = random.normal(size=(n, 2)) * [3.0, 1.0]
     features = hidden @ random.normal(size=(2, 9)) + 1e-6 * random.normal(size=(n, 9))
     energies = [float("nan"), *range(1, n)]
-    found = principal_map(features, batch(), energies, density(batch()).tolist())
+    found = principal_map(features, batch(), energies, densities(split(batch())).tolist())
     scaled = (features - features.mean(0)) / features.std(0)
     values = np.linalg.eigvalsh(np.cov(scaled.T, bias=True))[::-1]
     assert (np.var(found["x"]), np.var(found["y"])) == pytest.approx(tuple(values[:2]))
