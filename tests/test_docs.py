@@ -100,6 +100,34 @@ def test_how_many_public_functions_there_are():
     assert len(FUNCTIONS_OF_MODULES) > 600
 
 
+def reference(path, text):
+    """Yield the names with a dot in backticks that look like those of a module that lacks them."""
+    tree = next(tree for tree in TREES if path.startswith(tree.name))
+    modules = {m.path.partition(".")[2]: m for m in modules_of(tree)}
+    for name in re.findall(r"`([a-z_.]+\.\w+)`", text):
+        module, _, member = name.removeprefix(f"{tree.name}.").rpartition(".")
+        if module in modules and member not in (*modules[module].members, "js"):
+            yield f"{path}: {name}"
+
+
+def modules_of(tree):
+    """Return a package and all modules in it."""
+    return [tree, *(m for one in tree.modules.values() for m in modules_of(one))]
+
+
+def test_functions_that_docstrings_name_are_there():
+    """A reader was once sent to `featurizers.model_energies`, which was none."""
+    wrong = [
+        name
+        for tree in TREES
+        for module in modules_of(tree)
+        for name in reference(module.path, "\n".join(module.lines))
+    ]
+    assert wrong == []
+    gone = reference("crystal_fidelity.energies", "see `distances.model_energies`")
+    assert list(gone) == ["crystal_fidelity.energies: distances.model_energies"]
+
+
 @pytest.mark.parametrize(("package", "name"), MEANT)
 def test_every_name_of_the_packages_is_on_the_page_of_the_interface(package, name):
     page = (DOCS / "reference/python.md").read_text()

@@ -15,11 +15,13 @@ from crystorus.diffusion.noise_levels import (
     geometric_levels,
     linear_betas,
 )
+from crystorus.diffusion.process import CellProcess
 from crystorus.geometry import Crystals, Prediction
 from crystorus.geometry.lattice import (
     from_coefficients,
     lattice_log,
     symmetric_exp,
+    symmetric_log,
     to_coefficients,
 )
 
@@ -70,6 +72,20 @@ def levels(t: int) -> torch.Tensor:
 
 def is_normal(values: torch.Tensor, mean: float, sigma: float) -> float:
     return kstest(((values - mean) / sigma).numpy(), "norm").pvalue
+
+
+@pytest.mark.parametrize("process", [strain_process(), log_process(), log_process("euclidean")])
+def test_what_noise_returns_is_what_the_loss_takes(process):
+    """The protocol: a cell in Å and a target of any kind, of which a perfect prediction loses 0."""
+    assert isinstance(process, CellProcess)
+    clean, t = crystals(CELL.repeat(4, 1, 1)), torch.full((4,), 60)
+    lattice, target = process.noise(clean, t, normal(0)[:4])
+    assert lattice.shape == (4, 3, 3)
+    ratio = torch.linalg.inv(clean.lattice) if isinstance(process, StrainProcess) else None
+    strain = None if ratio is None else symmetric_log(lattice @ ratio)
+    assert process.loss(perfect(clean.lattice, strain), target).max() < 1e-9
+    assert process.loss(perfect(1.1 * clean.lattice, None), target).min() > 1e-3
+    assert process.prior(clean, CrystalNoise([0, 1, 2, 3], clean.n_atoms)).shape == (4, 3, 3)
 
 
 @pytest.mark.parametrize(("t", "s"), [(100, 99), (100, 40), (30, 1)])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ase.data
 import ase.io
+import moyopy
 import pytest
 import torch
 from fake_model import FakeModel
@@ -329,6 +330,14 @@ def test_distances_are_compared_with_covalent_radii():
     row = described(salt.to(dtype=torch.float32), Composition.of([11, 17])).row
     assert float(row["min_distance_ratio"]) == pytest.approx(apart / radii, abs=1e-3)
     assert (row["origin"], row["known_as"]) == ("not compared", "")
+
+
+def test_a_cell_is_reduced_once_for_a_line_of_the_table(monkeypatch):
+    cells = []
+    reduce = moyopy.niggli_reduce
+    monkeypatch.setattr(moyopy, "niggli_reduce", lambda cell: cells.append(cell) or reduce(cell))
+    row = described(rocksalt().to(dtype=torch.float32), Composition.of([11, 17])).row
+    assert (row["space_group"], row["valid"], len(cells)) == ("Fm-3m", "True", 1)
 
 
 def test_own_images_count_as_neighbours():

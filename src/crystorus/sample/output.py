@@ -21,13 +21,13 @@ from typing import Any
 import ase.io
 import numpy as np
 
-from crystal_fidelity.cells import least_distance, min_distance_ratio
+from crystal_fidelity.cells import least_distance, min_distance_ratio, niggli_reduce
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystal_fidelity.matching import kinds
+from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
 from crystal_fidelity.provenance import versions
 from crystal_fidelity.structures import density
 from crystal_fidelity.symmetry import dataset, group_of, sites_of
-from crystal_fidelity.validity import is_valid
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
 from crystorus.data.writers import cif_text, csv_text, dataset_cif_text, extxyz_text
@@ -397,7 +397,9 @@ def describe(
     if not (finite and 0 < volume < math.inf):
         return Record(request.index, row, "", {})
     (one,) = split(crystal)
-    data = dataset(one, symprec)
+    reduced = niggli_reduce(one)
+    least = least_distance(reduced, reduced=True)
+    data = dataset(one, symprec, least=least)
     symbol, number = group_of(data)
     origin, known_as = origin_of(request, crystal)
     row |= {
@@ -407,9 +409,9 @@ def describe(
         "space_group_number": str(number),
         "sites": " ".join(sites_of(data) or ["1a"] * len(one)),
         "symprec": f"{symprec:g}",
-        "least_distance": f"{least_distance(one):.4f}",
-        "min_distance_ratio": f"{min_distance_ratio(one):.3f}",
-        "valid": str(is_valid(one)),
+        "least_distance": f"{least:.4f}",
+        "min_distance_ratio": f"{min_distance_ratio(reduced, reduced=True):.3f}",
+        "valid": str(volume >= MIN_VOLUME and least >= MIN_DISTANCE),
         "origin": origin,
         "known_as": known_as,
     }

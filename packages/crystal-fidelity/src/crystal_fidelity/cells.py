@@ -59,43 +59,45 @@ def _niggli_change(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
     raise ReadingError(f"its cell {lattice.tolist()} Å cannot be reduced ({reason})")
 
 
-def least_distance(crystal: Crystal) -> float:
+def least_distance(crystal: Crystal, *, reduced: bool = False) -> float:
     """Return the least distance in Å between two atoms, an atom and its own images included.
 
     Exact for every cell: the images are those of the Niggli-reduced cell, in which the shortest
     vector between two atoms is at most one cell away from the componentwise nearest one.
 
     Args:
-        crystal: With any cell of a volume.
+        crystal: In any cell.
+        reduced: Whether its cell is Niggli-reduced already.
 
     Raises:
         ReadingError: The cell cannot be reduced.
     """
-    reduced = niggli_reduce(crystal)
-    return float(least_distances(reduced.lattice[None], reduced.frac_coords[None])[0])
+    crystal = crystal if reduced else niggli_reduce(crystal)
+    return float(least_distances(crystal.lattice[None], crystal.frac_coords[None])[0])
 
 
-def min_distance_ratio(crystal: Crystal) -> float:
+def min_distance_ratio(crystal: Crystal, *, reduced: bool = False) -> float:
     """Return the least distance of two atoms over the sum of their covalent radii.
 
     Own images count. All pairs are held at a time.
 
     Args:
-        crystal: At least one atom; its own images are neighbours.
+        crystal: In any cell.
+        reduced: Whether its cell is Niggli-reduced already.
 
     Raises:
         ReadingError: If the cell cannot be reduced.
 
     Source: radii of Cordero et al. 2008, doi:10.1039/b801115j, as gemmi has them.
     """
-    reduced = niggli_reduce(crystal)
-    radii = np.array([gemmi.Element(int(z)).covalent_r for z in reduced.atomic_numbers])
-    apart = reduced.frac_coords[:, None] - reduced.frac_coords[None]
+    crystal = crystal if reduced else niggli_reduce(crystal)
+    radii = np.array([gemmi.Element(int(z)).covalent_r for z in crystal.atomic_numbers])
+    apart = crystal.frac_coords[:, None] - crystal.frac_coords[None]
     apart -= np.rint(apart)
     squared = np.full(apart.shape[:2], np.inf)
     # In a reduced cell the nearest image of a pair is at most one cell from the rounded one.
     for shift in _SHELL:
-        found = np.square((apart + shift) @ reduced.lattice).sum(-1)
+        found = np.square((apart + shift) @ crystal.lattice).sum(-1)
         if not shift.any():
             np.fill_diagonal(found, np.inf)
         np.minimum(squared, found, out=squared)

@@ -107,7 +107,11 @@ def cell_of(cell: "moyopy.Cell", name: str = "") -> Crystal:
 
 
 def dataset(
-    crystal: Crystal, symprec: float = SYMPREC, *, halvings: int = HALVINGS
+    crystal: Crystal,
+    symprec: float = SYMPREC,
+    *,
+    halvings: int = HALVINGS,
+    least: float | None = None,
 ) -> "moyopy.MoyoDataset | None":
     """Search for the symmetry of a crystal, in the standard settings of moyo.
 
@@ -120,6 +124,7 @@ def dataset(
             cannot tell atoms apart.
         halvings: Operations found within a tolerance may form no group; it is then halved, at most
             so many times.
+        least: Its least contact in Å, where that is known already.
 
     Returns:
         What was found, None where no tolerance gives a group.
@@ -131,7 +136,7 @@ def dataset(
         raise ValueError(f"symprec = {symprec}: give a tolerance in Å above 0, such as {SYMPREC}")
     if not crystal.volume >= MIN_VOLUME:
         return None
-    least = least_contact(crystal)
+    least = least_contact(crystal) if least is None else least
     if not least >= MIN_DISTANCE:
         return None
     # A vector c that is nearly normal to a has the length of c + a within a²/2c. A tolerance beyond

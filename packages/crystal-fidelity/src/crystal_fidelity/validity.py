@@ -87,17 +87,6 @@ def structural_validity(
     return ValidityResult(np.array([not r for r in reasons]), reasons, distances, contacts)
 
 
-def is_valid(crystal: Crystal) -> bool:
-    """Tell whether a crystal has a volume of 0.1 Å³ or more and no contact below 0.5 Å.
-
-    Contacts between an atom and its own images count. This is what both packages call valid.
-
-    Args:
-        crystal: One crystal.
-    """
-    return crystal.volume >= MIN_VOLUME and least_contact(crystal) >= MIN_DISTANCE
-
-
 def least_contact(crystal: Crystal) -> float:
     """Return the shortest interatomic distance in Å, own images included.
 
