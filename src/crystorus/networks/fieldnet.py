@@ -134,7 +134,9 @@ class _Block(nn.Module):
             seen = (weight[:, None, None].to(hidden.dtype) @ hidden)[:, :, 0]
             sums = fields.joined[:, rows], fields.sizes
             parts.append((*_contract(self.gate(hidden), *sums), seen))
-        about, along, across, seen = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        about, along, across, seen = (
+            part[0] if len(part) == 1 else torch.cat(part, 1) for part in zip(*parts, strict=True)
+        )
         vector = state.vector + self.to_vector(along)
         tensor = state.tensor + self.to_tensor(across)
         va, vb = self.mix_vector(vector).chunk(2, -1)
