@@ -433,12 +433,13 @@ def _stages() -> Iterator[Callable[[str], None]]:
 def _read(side: str, path: Path, workers: int, stage: Callable[[str], None]) -> "list[Entry]":
     """Read one side of a comparison, and name what could not be read."""
     from crystal_fidelity.reading import read_structures
-    from crystal_fidelity.report import failure_lines
+    from crystal_fidelity.structures import ReadFailure
 
     stage(f"reading {side} structures from {path}")
     entries = read_structures(path, workers=workers)
-    if lines := failure_lines(entries, side):
-        log("warning", "\n".join(lines))
+    if failures := [(e.name, e.reason) for e in entries if isinstance(e, ReadFailure)]:
+        log("warning", f"{len(failures)} of {len(entries)} {side} structures could not be read:")
+        _name_some("unreadable", failures)
     return entries
 
 

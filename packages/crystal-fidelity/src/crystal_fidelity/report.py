@@ -22,12 +22,10 @@ from crystal_fidelity.distances import densities
 from crystal_fidelity.files import write_atomic
 from crystal_fidelity.plots import bars, histogram
 from crystal_fidelity.scores import Score
-from crystal_fidelity.structures import Crystal, Entry, ReadFailure, element_symbol
+from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.viewer import element_data, render_page, structure_data
 
 MAX_DECIMALS = 6
-MAX_NAMED = 10
-"""Failures named on screen; JSON and HTML name all."""
 MAX_DRAWN_ATOMS = 200_000
 """Atoms of all structures together whose coordinates the page carries, about 5 MB."""
 TOP_GROUPS = 12
@@ -188,23 +186,6 @@ def protocol_text(score: Score) -> str:
         return score.protocol
     sizes = " and ".join(str(n) for n in floor_n) if isinstance(floor_n, tuple) else str(floor_n)
     return f"{score.protocol}; real against real: n = {sizes}"
-
-
-def failure_lines(entries: Sequence[Entry], what: str) -> list[str]:
-    """Return lines that name the unreadable structures, the first ten and how many more.
-
-    Args:
-        entries: As they were read.
-        what: Which set it is, as in "generated".
-    """
-    failures = [entry for entry in entries if isinstance(entry, ReadFailure)]
-    if not failures:
-        return []
-    lines = [f"{len(failures)} of {len(entries)} {what} structures could not be read:"]
-    lines += [f"  {failure.name}: {failure.reason}" for failure in failures[:MAX_NAMED]]
-    if len(failures) > MAX_NAMED:
-        lines.append(f"  and {len(failures) - MAX_NAMED} more")
-    return lines
 
 
 def write_json(path: str | Path, content: object) -> None:
