@@ -282,7 +282,12 @@ def load_checkpoint(path: Path = SHIPPED, *, device: str = "cpu") -> CrystalMode
 
 @functools.lru_cache(maxsize=1)
 def loaded_checkpoint(path: Path = SHIPPED, device: str = "cpu") -> CrystalModel:
-    """Load a trained model once per process, as `load_checkpoint`: workers ask for every job."""
+    """Load a trained model once per process, as `load_checkpoint`: workers ask for every job.
+
+    Args:
+        path: Folder of the checkpoint.
+        device: Where the weights go.
+    """
     return load_checkpoint(path, device=device)
 
 
