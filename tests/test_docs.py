@@ -218,7 +218,10 @@ def test_the_model_card_is_of_the_weights_that_ship():
     folder = ROOT / "src/crystorus/weights/mp20"
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
-    assert json.loads((folder / "card.json").read_text())["sha256"][:12] in card
+    data = (folder / "card.json").read_text()
+    assert json.loads(data)["sha256"][:12] in card
+    named = re.findall(r"tools/\w+\.py(?! of commit)", data)
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (DOCS / "figures").iterdir()))
