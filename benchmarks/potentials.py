@@ -7,7 +7,7 @@ Structures whose id has a DFT energy among the entries (`mp-19017` or `mp-19017-
 with each potential, structure by structure in turn, so that the ratio of processor times holds on a
 machine that others use. Each potential's hull of these structures is compared with that of the same
 entries by DFT, as they are and with the corrections of MaterialsProject2020Compatibility; the error
-is the mean over the structures, its own error from a bootstrap.
+is the mean over the structures, its own error from a bootstrap. A stopped run goes on.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from crystorus.hull.options import RelaxSettings
 from crystorus.hull.potentials import energy_level
 from crystorus.hull.rank import Hull, Phase
 from crystorus.hull.relax import RelaxJob, relax
+
+COLUMNS = ("id", "cell", "potential", "status", "steps", "cpu_seconds", "energy", "volume_change")
 
 
 def above_hull(energies: dict[str, float], formulas: dict[str, Composition]) -> np.ndarray:
@@ -68,37 +70,51 @@ def main() -> None:
         if one.details["id"] in raw.keys() & corrected.keys()
     }
     formulas = {name: Composition(str(atoms.symbols)) for name, atoms in found.items()}
-    outcomes = {path: {} for path in args.potential}
-    rows = []
+    if missing := elements - {
+        str(a.symbols[0]) for a in found.values() if len(set(a.symbols)) == 1
+    }:
+        raise SystemExit(
+            f"no structure of {', '.join(sorted(missing))} has an entry: name a file with one by "
+            "another --structures"
+        )
+    done = {}
+    if args.out.exists():
+        with args.out.open() as text:
+            done = {(row["id"], row["potential"]): row for row in csv.DictReader(text)}
     for name, atoms in found.items():
-        for path, own in outcomes.items():
-            settings = RelaxSettings(potential=path, steps=args.relax_steps)
-            own[name] = done = relax(RelaxJob(0, atoms, settings))
-            change = done.atoms.get_volume() / atoms.get_volume() - 1
-            rows.append([name, str(atoms.symbols), path, done.status, done.steps,
-                         f"{done.cpu_seconds:.3f}", done.energy, f"{change:.5f}"])  # fmt: skip
-    with args.out.open("w", newline="") as text:
-        print("id,cell,potential,status,steps,cpu_seconds,energy,volume_change", file=text)
-        csv.writer(text).writerows(rows)
-    usable = [n for n in found if all(own[n].energy is not None for own in outcomes.values())]
+        for path in args.potential:
+            if (name, path) not in done:
+                settings = RelaxSettings(potential=path, steps=args.relax_steps)
+                one = relax(RelaxJob(0, atoms, settings))
+                change = one.atoms.get_volume() / atoms.get_volume() - 1
+                values = (name, str(atoms.symbols), path, one.status, one.steps,
+                          f"{one.cpu_seconds:.3f}", one.energy, f"{change:.5f}")  # fmt: skip
+                done[name, path] = dict(zip(COLUMNS, values, strict=True))
+                fresh = not args.out.exists()
+                with args.out.open("a", newline="") as text:
+                    csv.writer(text).writerows([COLUMNS, values] if fresh else [values])
+    usable = [n for n in found if all(done[n, path]["energy"] for path in args.potential)]
     print(f"{len(usable)} of {len(found)} structures relaxed by all")
     truths = {
         "as they are": above_hull({n: raw[n] for n in usable}, formulas),
         "corrected": above_hull({n: corrected[n] for n in usable}, formulas),
     }
-    first = np.array([outcomes[args.potential[0]][n].cpu_seconds for n in usable])
-    for path, own in outcomes.items():
-        above = above_hull({n: own[n].energy / len(found[n]) for n in usable}, formulas)
-        volume = np.array([own[n].atoms.get_volume() / found[n].get_volume() - 1 for n in usable])
-        seconds = np.array([own[n].cpu_seconds for n in usable])
-        steps = np.mean([own[n].steps for n in usable])
+
+    def column(path: str, name: str) -> np.ndarray:
+        return np.array([float(done[n, path][name]) for n in usable])
+
+    first = column(args.potential[0], "cpu_seconds")
+    for path in args.potential:
+        per_atom = column(path, "energy") / [len(found[n]) for n in usable]
+        above = above_hull(dict(zip(usable, per_atom, strict=True)), formulas)
+        volume, seconds = column(path, "volume_change"), column(path, "cpu_seconds")
         print(f"{path}: {energy_level(path)}")
         for what, truth in truths.items():
             print(f"  energy above hull, eV/atom, against DFT {what}: {mean_error(above - truth)}")
         print(f"  volume against DFT: {mean_error(volume)}, mean {volume.mean():+.4f}")
         ratio = seconds.sum() / first.sum()
         print(f"  {seconds.mean():.2f} processor seconds each, {ratio:.2f} of the first's")
-        print(f"  {steps:.1f} steps")
+        print(f"  {column(path, 'steps').mean():.1f} steps")
 
 
 if __name__ == "__main__":
