@@ -86,7 +86,7 @@ def step(rho: np.ndarray, x: np.ndarray, t: int, s: int | None) -> tuple[np.ndar
     """Go from level t to s, to the end where s is None."""
     strain, displacement = denoise(rho, x, t)
     keep = (0, 0) if s is None else ((tau[s] / tau[t]) ** 2, (sigma[s] / sigma[t]) ** 2)
-    size = (0, 0) if s is None else (tau[s] * np.sqrt(1 - keep[0]), sigma[s] * np.sqrt(1 - keep[1]))
+    size = (0, 0) if s is None else np.array([tau[s], sigma[s]]) * np.sqrt(1 - np.array(keep))
     rho = expm(keep[0] * strain + size[0] * symmetric_noise()) @ expm(-strain) @ rho
     return rho, (x + (1 - keep[1]) * displacement + size[1] * rng.normal(size=x.shape)) % 1
 

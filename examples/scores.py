@@ -32,7 +32,10 @@ RUTILES = {"TiO2": (4.594, 2.959, 0.305), "SnO2": (4.737, 3.186, 0.307),
 OCTAHEDRON = [(0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
 references = [
     Atoms(
-        formula, scaled_positions=[(0, 0, 0), (0.5, 0.5, 0.5), *OCTAHEDRON], cell=[a] * 3, pbc=True
+        formula,
+        scaled_positions=[(0, 0, 0), (0.5, 0.5, 0.5), *OCTAHEDRON],
+        cell=[a] * 3,
+        pbc=True,
     )
     for formula, a in PEROVSKITES.items()
 ]

@@ -115,4 +115,6 @@ def on_page_content(html: str, **_: Any) -> str:
     def mathml(match: re.Match[str]) -> str:
         return convert(match[2].strip(), display="inline" if match[1] == "span" else "block")
 
+    html = re.sub(r"(?<=\d) (?=\d{3}\b|%)", "\u00a0", html)  # 1 000, 56.0 %
+    html = html.replace("<code>-", '<code class="option">-')  # is not broken after its hyphens
     return MATH.sub(mathml, html)
