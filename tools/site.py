@@ -79,7 +79,7 @@ def module_list(modules: list[griffe.Module]) -> str:
         for m in modules
         if m.docstring
     ]
-    head = "# All modules\n\nEvery public function and class, with its source.\n\n"
+    head = "# All modules\n\nEvery public function and class, with arguments, units and errors.\n\n"
     return head + "\n".join(["| module | what it does |", "|---|---|", *rows]) + "\n"
 
 
