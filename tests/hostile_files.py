@@ -710,7 +710,9 @@ def attack(target: Target, count: int, seed: int, root: Path) -> None:
         strange = [p.name for p in root.iterdir() if p.name not in kept]
         if list(work.rglob("executed")) or strange:
             faults.append(f"executed or outside {strange}")
-        outcome = "read" if status == 0 else "refused"
+        # Of a folder, one file is left out.
+        noticed = status or re.search(r"[1-9]\d* left out|unreadable", said)
+        outcome = "refused" if noticed else "read"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         if faults:
             if Path(name).is_file():
