@@ -287,7 +287,7 @@ def summarise(args: argparse.Namespace) -> None:
     rows = [row for row in rows if row["system"] not in unfinished]
     if not rows:
         return
-    figure, axes = plt.subplots(1, len(ABOVE), figsize=(11, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, len(ABOVE), figsize=(11, 4.2), sharey=True, layout="constrained")
     lines = []
     for axis, limit in zip(axes, ABOVE, strict=True):
         within = [row for row in rows if float(row["e_above_hull"]) <= limit]
@@ -297,19 +297,21 @@ def summarise(args: argparse.Namespace) -> None:
                 continue
             mean = each.mean(axis=0)
             error = each.std(axis=0, ddof=min(1, len(each) - 1)) / len(each) ** 0.5
-            (line,) = axis.step(times, mean, where="post", label=arm)
-            axis.fill_between(times, mean - error, mean + error, step="post", alpha=0.12,
+            steps = np.flatnonzero(np.any(np.diff(each, prepend=-1), axis=0))
+            curve = np.array([times, mean, error])[:, [*steps, -1]]
+            at, mean, error = curve
+            (line,) = axis.step(at, mean, where="post", label=arm)
+            axis.fill_between(at, mean - error, mean + error, step="post", alpha=0.12,
                               color=line.get_color(), linewidth=0)  # fmt: skip
-            lines += [[arm, limit, *(f"{x:.4g}" for x in point)]
-                      for point in zip(times, mean, error, strict=True)]  # fmt: skip
+            lines += [[arm, limit, *(f"{x:.4g}" for x in point)] for point in curve.T]
         phases = {(row["system"], row["phase"]) for row in within}
         axis.set(xscale="log", xlabel="processor seconds per phase", ylim=(0, 1.02),
                  xlim=(times[0], times[-1]),
                  title=f"{len(phases)} phases of {len({s for s, _ in phases})} systems\n"
                  f"up to {1000 * limit:g} meV/atom above the hull")  # fmt: skip
     axes[0].set_ylabel("recall")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    handles = axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(arms))
     figure.savefig(args.out / "recall.svg", metadata={"Date": None})
     plt.close(figure)
     (args.out / "recall.csv").unlink(missing_ok=True)
@@ -335,16 +337,19 @@ def compare(rows: list[dict[str, str]], arms: list[str], budget: float) -> None:
         print(f"{arm}: recall {last.mean():.2f} ± {last.std(ddof=1) / systems**0.5:.2f}", end="")
         for level in LEVELS:
             took, other = (reached(a, np.arange(systems), level) for a in (arm, RANDOM))
-            if RANDOM not in arms or not np.isfinite(took):
+            if not np.isfinite(took):
                 print(f"; {level:g} not reached", end="")
+                continue
+            print(f"; {level:g} in {took:.1f} s", end="")
+            if arm == RANDOM or RANDOM not in arms:
                 continue
             # Beyond the budget nothing is known: a ratio to it is a lower bound.
             ratios = [min(reached(RANDOM, d, level), budget) / min(reached(arm, d, level), budget)
                       for d in draws]  # fmt: skip
             low, high = np.percentile(ratios, [16, 84])
             sign = "" if np.isfinite(other) else "at least "
-            print(f"; {level:g} in {took:.1f} s, {sign}{min(other, budget) / took:.1f} times "
-                  f"({low:.1f} to {high:.1f}) faster than random", end="")  # fmt: skip
+            print(f", {sign}{min(other, budget) / took:.0f} times ({low:.0f} to {high:.0f}) "
+                  "faster than random", end="")  # fmt: skip
         print()
 
 
