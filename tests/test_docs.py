@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crystorus.config import load_config
+
 griffe = pytest.importorskip("griffe", reason="of the extra docs")
 
 ROOT = Path(__file__).parents[1]
@@ -238,3 +240,11 @@ def test_blocks_of_code_fit_the_page(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     long = [line for block in blocks for line in block.splitlines() if len(line) > 96]
     assert [line for line in long if len(line.split()) > 3] == []  # what can be broken
+
+
+def test_the_configuration_of_the_page_on_training_is_one(tmp_path):
+    page = (DOCS / "how-to/training.md").read_text()
+    (tmp_path / "mine.toml").write_text(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
+    shown, ours = (load_config(p) for p in (tmp_path / "mine.toml", ROOT / "configs/default.toml"))
+    for name in ("learning_rate", "warmup_steps", "decay", "symmetric_fraction"):
+        assert getattr(shown.training, name) == getattr(ours.training, name)

@@ -366,7 +366,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         tree = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"no configuration at {path}: give a .toml, as configs/default.toml"
+            f"no configuration at {path}: take one of the folder configs of the repository, or "
+            'write a file with the line preset = "default"'
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable TOML: {error}") from error
