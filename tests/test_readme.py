@@ -62,7 +62,7 @@ def test_the_two_commands_of_a_newcomer_are_targets():
 def test_ci_runs_the_test_command_of_the_readme():
     script = (ROOT / ".ci/run").read_text().splitlines()
     assert "make test" in script
-    assert "make lint" in script
+    assert any(line.startswith("make ") and "lint" in line.split() for line in script)
 
 
 def test_every_make_command_anywhere_in_the_documents_exists():
