@@ -91,14 +91,14 @@ def generate(
 
 
 def match_figures(
-    match: MatchResult, generated: list[Crystal], reference: list[Crystal], total: int
+    match: MatchResult, candidates: list[list[Crystal]], reference: list[Crystal]
 ) -> dict:
-    """Return match rate, RMSE and volume error by both protocols, of `total` references."""
+    """Return match rate, RMSE and volume error by both protocols."""
     result: dict[str, float | None] = {}
-    for one in (match, match.restricted(valid_pairs([generated], reference))):
+    for one in (match, match.restricted(valid_pairs(candidates, reference))):
         matched, errors, end = int(one.matched.sum()), one.volume_errors, f"_{one.protocol}"
         result |= {
-            "match_percent" + end: 100 * matched / total,
+            "match_percent" + end: 100 * one.rate,
             "rmse" + end: one.mean_rms if matched else None,
             "volume_error_percent" + end: 100 * float(np.median(errors)) if matched else None,
             "wrong_volume_percent" + end: (
@@ -138,7 +138,7 @@ def score(
         "n": len(generated),
         "validity_percent": 100 * structural_validity(generated).rate,
         "density_emd_g_per_cm3": density_emd(generated, reference).value,
-        **match_figures(match, generated, reference, len(generated)),
+        **match_figures(match, [generated], reference),
         "colliding_matches": match.collisions,
     }
     if errors is not None:
