@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from crystorus.data.compositions import parse_formula
+
 
 def divide(formulas: list[str], size: int, seed: int) -> np.ndarray:
     """Return which crystals are on the smaller side: whole compositions until it is full.
@@ -43,17 +45,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("train", type=Path)
     parser.add_argument("val", type=Path)
-    parser.add_argument("--formula", default="pretty_formula", help="column, reduced formulas")
+    parser.add_argument("--formula", default="pretty_formula", help="column of formulas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     tables = [pd.read_csv(path) for path in (a.train, a.val)]
     every = pd.concat(tables).sample(frac=1, random_state=a.seed)
-    held = divide(every[a.formula].tolist(), len(tables[1]), a.seed)
+    # MP-20 names one composition in two ways, as LiO and Li2O2.
+    every["reduced"] = [parse_formula(text).reduced.formula for text in every[a.formula]]
+    held = divide(every["reduced"].tolist(), len(tables[1]), a.seed)
     a.out.mkdir(parents=True, exist_ok=True)
     for name, side in {"train": every[~held], "val": every[held]}.items():
-        side.to_csv(a.out / f"{name}.csv", index=False)
-        print(f"{name}: {len(side)} crystals of {side[a.formula].nunique()} compositions")
+        side.drop(columns="reduced").to_csv(a.out / f"{name}.csv", index=False)
+        print(f"{name}: {len(side)} crystals of {side['reduced'].nunique()} compositions")
 
 
 if __name__ == "__main__":
