@@ -22,7 +22,7 @@ from torch import Tensor
 
 from crystal_fidelity.distances import density_emd
 from crystal_fidelity.matching import WRONG_VOLUME, MatchResult, match_rate, valid_pairs
-from crystal_fidelity.structures import Crystal
+from crystal_fidelity.structures import Crystal, Entry
 from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.validity import structural_validity
 from crystal_fidelity.workers import Workers
@@ -91,7 +91,7 @@ def generate(
 
 
 def match_figures(
-    match: MatchResult, candidates: list[list[Crystal]], reference: list[Crystal]
+    match: MatchResult, candidates: list[list[Entry]], reference: list[Crystal]
 ) -> dict:
     """Return match rate, RMSE and volume error by both protocols."""
     result: dict[str, float | None] = {}

@@ -29,7 +29,7 @@ from crystal_fidelity.matching import (
     match_rate_best_of,
     metre,
 )
-from crystal_fidelity.structures import Crystal
+from crystal_fidelity.structures import Crystal, Entry, ReadFailure
 from crystal_fidelity.validity import structural_validity
 from crystorus.checkpoint import SHIPPED, load_checkpoint
 from crystorus.data.compositions import Composition
@@ -62,7 +62,7 @@ def in_library(request: Request) -> bool:
     return request.composition in phases
 
 
-def figures(match: MatchResult, candidates: list[list[Crystal]], reference: list[Crystal]) -> dict:
+def figures(match: MatchResult, candidates: list[list[Entry]], reference: list[Crystal]) -> dict:
     """Return the figures of one set, or of the best of several."""
     return {
         "n": len(reference),
@@ -94,7 +94,7 @@ def figures_by_part(match: MatchResult, groups: dict[str, np.ndarray]) -> dict:
 
 def figures_of_list(
     match: MatchResult,
-    rounds: list[list[Crystal]],
+    rounds: list[list[Entry]],
     requests: list[Request],
     reference: list[Crystal],
     workers: int,
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--best-of", type=int, default=1)
     parser.add_argument("--level", type=float)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--no-noise", action="store_true", help="no template, no crystal")
     parser.add_argument("--noised", action="store_true")
     parser.add_argument("--new-only", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
@@ -165,9 +166,13 @@ def main() -> None:
     began = time.process_time()
     requests, plan = plan_sampling(model, make_requests(compositions * a.best_of), options)
     looked_up = time.process_time()
-    made = GeneratedCrystals.concat(list(make(model, requests, plan)))
+    wished = [one for one in requests if one.start or not a.no_noise]
+    made = GeneratedCrystals.concat(list(make(model, wished, plan)))
     seconds = time.process_time() - looked_up
-    crystals, n = split(made.crystals), len(reference)
+    crystals: list[Entry] = [ReadFailure("none", "no template")] * len(requests)
+    for request, crystal in zip(wished, split(made.crystals), strict=True):
+        crystals[request.index] = crystal
+    n = len(reference)
     rounds = [crystals[first : first + n] for first in range(0, len(crystals), n)]
     if a.write is not None:
         a.write.mkdir(parents=True, exist_ok=True)
@@ -181,7 +186,7 @@ def main() -> None:
         "checkpoint": model.digest,
         "options": {name: str(value) for name, value in vars(a).items()},
         "lookup_ms": 1e3 * (looked_up - began) / len(set(compositions)),
-        "sampling_cpu_seconds_per_crystal": seconds / len(crystals),
+        "sampling_cpu_seconds_per_crystal": seconds / len(wished),
         "from_noise": [
             sum(r.start is None for r in requests[k * n : k * n + n]) for k in range(a.best_of)
         ],
