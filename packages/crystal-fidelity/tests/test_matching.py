@@ -15,6 +15,7 @@ from prototypes import (
 )
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
+from crystal_fidelity import workers
 from crystal_fidelity.composition import is_charge_balanced
 from crystal_fidelity.matching import (
     MatcherSettings,
@@ -117,8 +118,9 @@ def test_random_coordinates_keep_cell_and_elements_and_score_below_truth():
     assert "match rate, all, random" in names
 
 
-def test_two_processes_give_the_answers_of_one():
-    truth = [random_crystal(i, 3) for i in range(140)]
+def test_two_processes_give_the_answers_of_one(monkeypatch):
+    monkeypatch.setattr(workers, "CHUNK", 8)  # below it nothing is spawned
+    truth = [random_crystal(i, 3) for i in range(20)]
     guesses = [rattled(c, 0.1, i) for i, c in enumerate(truth)]
     one = match_rate(guesses, truth)
     two = match_rate(guesses, truth, workers=2)

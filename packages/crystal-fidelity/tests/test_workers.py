@@ -20,6 +20,7 @@ from jobs_for_workers import (
     started,
 )
 
+from crystal_fidelity import workers as workers_module
 from crystal_fidelity.workers import (
     CHUNK,
     Lost,
@@ -124,7 +125,8 @@ def wait_for(condition, seconds):
     return found
 
 
-def test_places_that_are_none_are_named():
+def test_places_that_are_none_are_named(monkeypatch):
+    monkeypatch.setattr(workers_module, "_CONNECT_S", 0.5)
     for wrong in (check, lambda workers: list(run(square, [1], workers))):
         with pytest.raises(WorkersError, match="-1 workers"):
             wrong(Workers(-1))

@@ -47,17 +47,16 @@ def image_mean_rms(sigma: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
     Args:
         sigma: Noise levels, fractional.
     """
-    grid = (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024 - 0.5
+    # The integrand is smooth and periodic: the midpoint rule converges faster than any power.
+    grid = (torch.arange(256, dtype=torch.float64) + 0.5) / 256 - 0.5
     shifts = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
-    rms = []
-    for level in sigma.double():
-        if level < 0.02:  # no image overlaps: the target is the noise itself
-            rms.append(level)
-            continue
-        density = torch.exp(-0.5 * ((grid[:, None] + shifts) / level) ** 2).sum(-1)
-        target = image_mean(grid, level.expand_as(grid))
-        rms.append(((density * target**2).sum() / density.sum()).sqrt())
-    return torch.stack(rms)
+    rms = sigma.double().clone()  # where no image overlaps the target is the noise itself
+    for places in torch.nonzero(rms >= 0.02)[:, 0].split(64):
+        level = rms[places, None]
+        density = torch.exp(-0.5 * ((grid[:, None] + shifts) / level[..., None]) ** 2).sum(-1)
+        square = image_mean(grid.expand(len(level), -1), level) ** 2
+        rms[places] = ((density * square).sum(-1) / density.sum(-1)).sqrt()
+    return rms
 
 
 class TorusProcess:

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 
 from crystal_fidelity.cells import least_distance, min_distance_ratio, niggli_reduce
@@ -326,6 +325,8 @@ class OutputFolder:
         count = Counter(record.row["formula"] for record in records)
         several = [r for r in records if 1 < count[r.row["formula"]] <= MOST_COMPARED]
         if several:
+            import ase.io  # which takes most of a second
+
             frames = io.StringIO("".join(record.frame for record in several))
             firsts = kinds(ase.io.read(frames, index=":", format="extxyz"))
             for place, (record, found) in enumerate(zip(several, firsts, strict=True)):
