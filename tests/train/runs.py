@@ -44,7 +44,7 @@ def write_stores(folder: Path) -> None:
 def config(stores: Path, *, preset: str = "default", **training: object) -> Config:
     """A run of a second or two: two epochs of twelve or more steps."""
     settings = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "sample_every": 0,
-                "log_every": 3, "ema_decay": 0.9, "save_minutes": 0.0} | training  # fmt: skip
+                "log_every": 3, "ema_decay": 0.9, "save_minutes": 5.0} | training  # fmt: skip
     return config_from_dict({
         "preset": preset,
         "data": {"train": str(stores / "train.store"),

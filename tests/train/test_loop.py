@@ -80,8 +80,7 @@ def plain_loop(settings):
 
 def test_a_run_is_algorithm_1(stores, tmp_path):
     settings = config(stores, batch_pairs=60, warmup_steps=5, decay=0.5, loss_limit=3.0,
-                      high_noise_fraction=0.5, cell_weight=0.7, adam_beta2=0.95,
-                      save_minutes=5.0)  # fmt: skip
+                      high_noise_fraction=0.5, cell_weight=0.7, adam_beta2=0.95)  # fmt: skip
     train(settings, tmp_path / "run")
     expected = plain_loop(settings)
     found = tensors(tmp_path / "run" / "last")
@@ -108,7 +107,7 @@ def test_both_presets_train_sample_and_load(stores, tmp_path, preset):
 
 
 def test_training_lowers_the_loss(stores, tmp_path):
-    settings = config(stores, epochs=10, learning_rate=5e-3, save_minutes=5.0)
+    settings = config(stores, epochs=10, learning_rate=5e-3)
     same_crystals = dataclasses.replace(settings.data, validation=settings.data.train)
     train(dataclasses.replace(settings, data=same_crystals), tmp_path / "run")
     losses = [float(r["val/loss"]) for r in rows(tmp_path / "run") if r["val/loss"]]
@@ -120,7 +119,7 @@ def test_best_and_last_are_what_their_names_say(stores, tmp_path, monkeypatch):
     # A rate that grows spoils the second half of the run.
     rates = iter(range(10**6))
     monkeypatch.setattr(loop, "rate_factor", lambda *_, **__: 3 if next(rates) < 24 else 100)
-    train(config(stores, epochs=4, ema_decay=0.5, save_minutes=5.0), tmp_path / "run")
+    train(config(stores, epochs=4, ema_decay=0.5), tmp_path / "run")
     losses = [float(r["val/loss"]) for r in rows(tmp_path / "run") if r["val/loss"]]
     best, last = (read_card(tmp_path / "run" / name)["card"] for name in ("best", "last"))
     assert min(losses) < losses[-1]
@@ -130,7 +129,7 @@ def test_best_and_last_are_what_their_names_say(stores, tmp_path, monkeypatch):
 
 
 def test_the_card_says_what_the_weights_were_made_of(stores, tmp_path):
-    settings = config(stores, epochs=2, save_minutes=5.0)
+    settings = config(stores, epochs=2)
     train(settings, tmp_path / "run")
     card = read_card(tmp_path / "run" / "last")["card"]
     store = open_store(Path(settings.data.train))
@@ -160,8 +159,7 @@ def test_validation_uses_the_same_noise_every_time_and_its_fifths_add_up(stores,
 
 def test_a_time_limit_runs_the_rate_down_and_validates_at_the_end(stores, tmp_path):
     limit = 0.05
-    train(config(stores, epochs=10_000, minutes=limit, decay=0.5, log_every=1,
-                 save_minutes=5.0), tmp_path / "run")  # fmt: skip
+    train(config(stores, epochs=10_000, minutes=limit, decay=0.5, log_every=1), tmp_path / "run")  # fmt: skip
     table = rows(tmp_path / "run")
     steps = [r for r in table if r["learning_rate"]]
     before = 0.0
@@ -367,7 +365,7 @@ def signalled(monkeypatch, step, number):
 )
 @pytest.mark.parametrize("step", [17, 11])  # in the middle of an epoch and at its end
 def test_a_signal_saves_stops_and_goes_on(stores, tmp_path, monkeypatch, number, leaves, step):
-    settings = config(stores, epochs=2, save_minutes=5.0)
+    settings = config(stores, epochs=2)
     assert threading.current_thread() is threading.main_thread()
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -389,7 +387,7 @@ def test_a_second_signal_stops_at_once(stores, tmp_path, monkeypatch):
         signalled(patch, 5, signal.SIGINT)
         signalled(patch, 5, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            train(config(stores, save_minutes=5.0), tmp_path / "run")
+            train(config(stores), tmp_path / "run")
     assert read_state(tmp_path / "run") is None
 
 
@@ -420,7 +418,7 @@ def test_a_damaged_or_hostile_state_is_refused_and_never_executed(
 
 
 def test_a_full_disk_keeps_the_state_before_it(stores, tmp_path, monkeypatch):
-    settings = config(stores)
+    settings = config(stores, save_minutes=0.0)
     real = torch.save
 
     def full(state, path):
@@ -614,7 +612,7 @@ def test_two_processes_train_as_one(stores, tmp_path, launcher):
         "    config = config_from_dict(json.loads(Path(sys.argv[1]).read_text()))\n"
         "    train(config, Path(sys.argv[2]))\n"
     )
-    settings = config(stores, devices=2, save_minutes=5.0)
+    settings = config(stores, devices=2)
     (tmp_path / "config.json").write_text(json.dumps(config_to_dict(settings)))
     start = [sys.executable]
     if launcher == "torchrun":

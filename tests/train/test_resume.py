@@ -11,7 +11,7 @@ from crystorus.train.loop import Training, train
 
 torch.set_num_threads(1)
 KINDS = {"adam": {}, "muon": {"optimizer": "muon"}, "symmetric": {"symmetric_fraction": 0.7}}
-HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5}
+HURRIED = {"batch_pairs": 60, "warmup_steps": 5, "decay": 0.5, "save_minutes": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_finished_run_has_nothing_left_to_do(stores, tmp_path):
 
 def test_without_saves_inside_an_epoch_it_is_repeated(left_alone, stores, tmp_path, monkeypatch):
     _, expected = left_alone("adam")
-    settings = config(stores, save_minutes=5.0, **HURRIED)
+    settings = config(stores, **HURRIED | {"save_minutes": 5.0})
     with monkeypatch.context() as patch:
         kill_in_step(patch, 17)
         assert run_in_a_child(settings, tmp_path / "run") == -9

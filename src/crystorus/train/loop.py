@@ -347,6 +347,13 @@ class Training:
             self._find_symmetry()
         self.batches = self._loader("train", self.settings.seed, workers=self.settings.workers)
         self.validation = self._loader("validation", 0, fixed=True)
+        programs = versions(["crystorus", "torch"])
+        self.made_with = {
+            "crystorus": programs.get("crystorus", "unknown"),
+            "commit": git_commit(__file__),  # that this process runs, whatever comes meanwhile
+            "torch": programs.get("torch", torch.__version__),
+            "hardware": hardware(str(device)),
+        }
         self.progress = Progress()
         self.log: MetricsLog | None = None
         self._clock = (time.monotonic(), time.process_time())
@@ -636,7 +643,7 @@ class Training:
         """
         if self.processes.rank != 0:
             return
-        p, programs = self.progress, versions(["crystorus", "torch"])
+        p = self.progress
         data = {
             name: {"crystals": len(dataset), "sha256": dataset.store.header["sha256"]}
             | {"sources": dataset.store.header.get("sources", [])}
@@ -647,11 +654,8 @@ class Training:
             "parameters": sum(parameter.numel() for parameter in self.denoiser.parameters()),
             "data": data,
             "start_from": self.settings.start_from,
-            "crystorus": programs.get("crystorus", "unknown"),
-            "commit": git_commit(__file__),
-            "torch": programs.get("torch", torch.__version__),
+            **self.made_with,
             "date": today(),
-            "hardware": hardware(str(self.device)),
             "processes": self.processes.world,
             "steps": p.step,
             "epochs": round(p.step / len(self.batches), 3),
