@@ -159,7 +159,7 @@ def test_validation_uses_the_same_noise_every_time_and_its_fifths_add_up(stores,
 
 def test_a_time_limit_runs_the_rate_down_and_validates_at_the_end(stores, tmp_path):
     limit = 0.05
-    train(config(stores, epochs=10_000, minutes=limit, decay=0.5, log_every=1), tmp_path / "run")  # fmt: skip
+    train(config(stores, epochs=10_000, minutes=limit, decay=0.5, log_every=1), tmp_path / "run")
     table = rows(tmp_path / "run")
     steps = [r for r in table if r["learning_rate"]]
     before = 0.0

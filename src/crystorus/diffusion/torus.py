@@ -54,7 +54,7 @@ def image_mean_rms(sigma: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
     for places in torch.nonzero(rms >= 0.02)[:, 0].split(64):
         level = rms[places, None]
         density = torch.exp(-0.5 * ((grid[:, None] + shifts) / level[..., None]) ** 2).sum(-1)
-        square = image_mean(grid.expand(len(level), -1), level) ** 2
+        square = image_mean(grid.expand(len(level), -1), level.expand(-1, len(grid))) ** 2
         rms[places] = ((density * square).sum(-1) / density.sum(-1)).sqrt()
     return rms
 
