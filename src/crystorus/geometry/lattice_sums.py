@@ -120,20 +120,17 @@ def gaussians(values: Float[Tensor, "*n"], start: float, end: float, count: int)
     return torch.exp(-0.5 * ((values[..., None] - centres) / width) ** 2)
 
 
-def envelope(fraction: Float[Tensor, "*n"], *, exponent: int = 3) -> Float[Tensor, "*n"]:
-    """Return a C² switch from 1 at 0 to 0 at 1 and beyond.
+def envelope(fraction: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Return a C² switch from 1 at 0 to 0 at 1: 1 - 10 u³ + 15 u⁴ - 6 u⁵.
 
-    1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2). Its first and second derivatives
-    vanish at 1, so that what is multiplied by it has no jump of forces where a neighbour enters.
+    Its first and second derivatives vanish at both ends, so that what is multiplied by it has no
+    jump of forces where a neighbour enters.
 
     Args:
-        fraction: u = r / cutoff.
-        exponent: p, at least 1; from 3 on both derivatives vanish at 0 too.
-
-    Source: [Gasteiger20], equation 8 there
+        fraction: u = distance / cutoff, 0 to 1.
     """
-    u, p = fraction.clamp(0, 1), exponent
-    return 1 - u**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2)
+    u = fraction.clamp(0, 1)
+    return 1 - u**3 * (10 - 15 * u + 6 * u**2)
 
 
 def integer_boxes(

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from scipy.special import eval_legendre
 
-from crystorus.geometry.lattice_sums import envelope
-from crystorus.networks.gemsnet.graph import GaussianBasis, zonal_harmonics
+from crystorus.networks.gemsnet.graph import GaussianBasis, polynomial_envelope, zonal_harmonics
 
 
 def test_zonal_harmonics_are_scipys():
@@ -21,7 +20,7 @@ def test_zonal_harmonics_are_scipys():
 
 def test_envelope_ends_with_two_vanishing_derivatives():
     d = torch.tensor([1.0 - 1e-12], dtype=torch.float64, requires_grad=True)
-    value = envelope(d, exponent=5)
+    value = polynomial_envelope(d, exponent=5)
     (slope,) = torch.autograd.grad(value.sum(), d, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), d)
     assert abs(value.item()) < 1e-12
@@ -30,7 +29,7 @@ def test_envelope_ends_with_two_vanishing_derivatives():
 
 
 def test_envelope_is_one_at_zero_and_nothing_beyond():
-    values = envelope(torch.tensor([0.0, 0.5, 1.0, 3.0]), exponent=5)
+    values = polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 3.0]), exponent=5)
     assert values[0] == 1
     assert 0 < values[1] < 1
     assert values[2] == 0
@@ -41,7 +40,7 @@ def test_envelope_is_the_published_polynomial():
     """1 - 21 d^5 + 35 d^6 - 15 d^7 for p = 5."""
     d = torch.linspace(0, 0.999, 50, dtype=torch.float64)
     expected = 1 - 21 * d**5 + 35 * d**6 - 15 * d**7
-    torch.testing.assert_close(envelope(d, exponent=5), expected)
+    torch.testing.assert_close(polynomial_envelope(d, exponent=5), expected)
 
 
 def test_gaussians_peak_at_their_centres_with_the_documented_mean_square():
@@ -50,5 +49,5 @@ def test_gaussians_peak_at_their_centres_with_the_documented_mean_square():
     values = basis(r)
     nearest = (r / 6.0 * 127).round().long()
     assert torch.equal(values.argmax(1), nearest)
-    switch = envelope(r / 6.0, exponent=5)
-    torch.testing.assert_close(values.square().mean(1), switch.square(), rtol=2e-3, atol=0)
+    envelope = polynomial_envelope(r / 6.0, exponent=5)
+    torch.testing.assert_close(values.square().mean(1), envelope.square(), rtol=2e-3, atol=0)

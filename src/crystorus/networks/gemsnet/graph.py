@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crystorus.geometry.lattice_sums import envelope
 from crystorus.networks.gemsnet.fields import angle_field, distance_field
 from crystorus.networks.gemsnet.neighbours import Neighbours
 
@@ -26,6 +25,32 @@ CHUNK_EDGES_ELSEWHERE = 65_536
 
 EdgeValues = Sequence[Tensor]
 """Values of all edges of a batch, [edges of the chunk, …] for each of its chunks."""
+
+
+def polynomial_envelope(
+    scaled: Float[Tensor, " edges"], *, exponent: int
+) -> Float[Tensor, " edges"]:
+    """Fall from 1 at 0 to 0 at 1 with two vanishing derivatives there, as it is published.
+
+    For p = 3 this is `geometry.lattice_sums.envelope`, whose other order of operations rounds
+    otherwise: one of them for both networks would change what seeds give.
+
+    u(d) = 1 - (p+1)(p+2)/2 d^p + p(p+2) d^(p+1) - p(p+1)/2 d^(p+2), and 0 beyond d = 1.
+
+    Args:
+        scaled: d = r / cutoff.
+        exponent: p ≥ 1.
+
+    Source: [Gasteiger20], equation 8 there
+    """
+    p = exponent
+    value = (
+        1
+        - (p + 1) * (p + 2) / 2 * scaled**p
+        + p * (p + 2) * scaled ** (p + 1)
+        - p * (p + 1) / 2 * scaled ** (p + 2)
+    )
+    return torch.where(scaled < 1, value, torch.zeros_like(value))
 
 
 class GaussianBasis(torch.nn.Module):
@@ -57,9 +82,9 @@ class GaussianBasis(torch.nn.Module):
         scaled = distance / self.cutoff
         centres = self.get_buffer("centres").to(distance.dtype)
         steps = (scaled[:, None] - centres) * (self.size - 1)
-        switch = envelope(scaled, exponent=self.exponent)
+        envelope = polynomial_envelope(scaled, exponent=self.exponent)
         scale = (self.size / math.sqrt(math.pi)) ** 0.5
-        return scale * switch[:, None] * torch.exp(-0.5 * steps.square())
+        return scale * envelope[:, None] * torch.exp(-0.5 * steps.square())
 
 
 def zonal_harmonics(cosine: Tensor, *, size: int, dim: int = -1) -> Tensor:
