@@ -330,7 +330,7 @@ def nan_gradient(losses):
 
 @pytest.mark.parametrize("spoil", [infinite_loss, nan_loss, nan_gradient])
 def test_nothing_infinite_reaches_the_weights(stores, tmp_path, monkeypatch, spoil):
-    settings = config(stores, loss_limit=20.0)
+    settings = config(stores, loss_limit=20.0, save_minutes=0.0)
     spoiled(monkeypatch, 15, spoil)
     with pytest.raises(TrainingError, match=r"step 15 has .*failed-batch\.safetensors"):
         train(settings, tmp_path / "run")
