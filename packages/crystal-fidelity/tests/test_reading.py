@@ -583,6 +583,8 @@ def test_doubtful_readings_are_warned_of_once(tmp_path):
         (tmp_path / f"{name}.cif").write_text(text)
     with pytest.warns(ReadingWarning, match=r"a: its atoms are .*and 1 more") as caught:
         found = read_structures(tmp_path)
+    # From 3.13 on Python also warns of connections that a test before left open.
+    caught = [one for one in caught if issubclass(one.category, ReadingWarning)]
     assert len(caught) == 1
     assert all("Na0.95 Cl" in e.warning for e in found)
 
