@@ -527,7 +527,12 @@ TARGETS = {
     "ase database": reading("a.db", database_damaged),
     "folder": Target(write_folder, [[w if w != "FILE" else "many" for w in line] for line in READ],
                      ["many/one.cif", "many/two.poscar", "many/three.cif"]),
-    "settings": Target(write_training, [["crystorus", "train", "t.toml", "run"]], ["t.toml"]),
+    # Damage may ask for a thousand epochs.
+    "settings": Target(
+        write_training,
+        [["crystorus", "train", "t.toml", "run", "training.cpu_minutes=0.1"]],
+        ["t.toml"],
+    ),
     "overrides": Target(write_training, [["crystorus", "train", "t.toml", "run", "OVERRIDE"]], []),
     "training folder": Target(
         write_trained, [["crystorus", "train", "t.toml", "run", "training.epochs=2", "--resume"]],

@@ -6,7 +6,7 @@ import ase.io
 import pytest
 from prototypes import everything, rattled, simple_cubic
 
-from crystal_fidelity.cli import app
+from crystal_fidelity.cli import RENAMED, app
 from crystal_fidelity.commandline import run as run_command
 from crystal_fidelity.structures import to_atoms
 
@@ -26,7 +26,7 @@ def run(capsys):
     """The command line: exit status, standard output, standard error in one line."""
 
     def call(*arguments):
-        status = run_command(app, [str(a) for a in arguments])
+        status = run_command(app, [str(a) for a in arguments], renamed=RENAMED)
         streams = capsys.readouterr()
         return status, streams.out, " ".join(streams.err.split())
 
@@ -87,6 +87,15 @@ def test_match_writes_every_pair(files, run):
     pairs = json.loads(report.read_text())["pairs"]
     assert [p["status"] for p in pairs].count("matched") == 5
     assert pairs[2]["status"] == "composition"
+
+
+@pytest.mark.parametrize("words", [("--protocol", "cdvae"), ("--protocol=cdvae",)])
+def test_an_option_that_is_gone_is_named_and_ignored(files, run, words):
+    arguments = ("match", files / "made.extxyz", files / "real.extxyz", "--workers", 1)
+    status, out, error = run(*arguments[:2], *words, *arguments[2:])
+    assert (status, out) == run(*arguments)[:2]
+    assert "match rate, valid" in out
+    assert "--protocol is gone: match rates by all protocols" in error
 
 
 def test_errors_are_one_sentence_with_a_remedy(files, run):

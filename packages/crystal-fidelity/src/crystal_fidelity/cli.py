@@ -501,6 +501,13 @@ def _echo(content: Any) -> None:
     Console().print(content, markup=False, highlight=False)
 
 
+RENAMED = {
+    (command, "--protocol"): "!match rates by all protocols stand side by side"
+    for command in ("match", "compare")
+}
+"""See `commandline.run`."""
+
+
 def main() -> None:
     """Run the command line; expected errors are one sentence, not a traceback."""
-    sys.exit(run(app, sys.argv[1:]))
+    sys.exit(run(app, sys.argv[1:], renamed=RENAMED))

@@ -98,7 +98,8 @@ def run(
     Args:
         app: The commands. One that returns a whole number gives the exit status.
         words: What was typed after the program's name; `--debug` lets tracebacks through.
-        renamed: New names of options by (command, old option), of commands by ("", old command).
+        renamed: New names of options by (command, old option), of commands by ("", old command);
+            "!" and the reason for an option with a value that is gone.
         after_interrupt: By command, what an interrupt leaves behind and how to go on.
     """
     from cyclopts import CycloptsError
@@ -191,15 +192,21 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _with_new_names(words: Sequence[str], renamed: Mapping[tuple[str, str], str]) -> list[str]:
-    new = list(words)
-    for place, word in enumerate(words):
+    new: list[str] = []
+    rest = iter(words)
+    for place, word in enumerate(rest):
         if word == "--":
-            break
+            return [*new, word, *rest]
         old, equals, value = word.partition("=") if word.startswith("-") else (word, "", "")
         now = renamed.get(("" if place == 0 else _command(new), old))
-        if now is not None:
+        if now is None:
+            new.append(word)
+        elif now.startswith("!"):
+            log("warning", f"{old} is gone: {now[1:]}")
+            next(rest if not equals else iter(()), None)
+        else:
             log("warning", f"{old} is now {now}: the old name is understood in this version only")
-            new[place] = now + equals + value
+            new.append(now + equals + value)
     return new
 
 
