@@ -7,14 +7,18 @@ import spglib
 import torch
 from scipy.stats import kstest
 
+from prototypes import quartz, rocksalt, rutile, wurtzite
+
+from crystal_fidelity.symmetry import dataset
 from crystorus.checkpoint import load_checkpoint
 from crystorus.config import SamplerConfig
+from crystorus.data.convert import split
 from crystorus.diffusion.noise_levels import CrystalNoise
 from crystorus.diffusion.sampling import trajectory
 from crystorus.diffusion.space_groups import Skeleton, SpaceGroups, SymmetricNoise
 from crystorus.geometry import Crystals, Prediction
-from crystorus.geometry.lattice import from_coefficients
-from crystorus.geometry.space_groups import operations, orbit, point_group, sites
+from crystorus.geometry.lattice import from_coefficients, symmetric_exp, symmetric_log
+from crystorus.geometry.space_groups import images_in, operations, orbit, point_group, sites
 from crystorus.geometry.torus import wrap_displacement
 
 PUBLISHED = {1: 1, 2: 9, 47: 27, 62: 4, 139: 15, 166: 9, 194: 12, 221: 14, 225: 12, 227: 9, 230: 8}
@@ -135,6 +139,118 @@ def test_cells_are_projected_to_the_nearest_compatible_ones():
     q = found[:, None] @ laid_out.rotations.double() @ torch.linalg.inv(found)[:, None]
     assert torch.allclose(q @ kept[:, None], kept[:, None] @ q, atol=1e-8)
     assert torch.allclose(laid_out.project_strain(kept, found), kept, atol=1e-8)
+
+
+def test_the_compatible_cell_is_the_nearest_one_for_needles_and_plates_too():
+    generator = torch.Generator().manual_seed(1)
+    groups = [12, 63, 148, 166, 194, 225, 230] * 10
+    laid_out = SpaceGroups.of([Skeleton(group, ((3, 0),)) for group in groups])
+    cells = torch.linalg.qr(torch.randn(70, 3, 3, generator=generator).double()).Q
+    lengths = torch.exp(1.2 * torch.randn(70, 3, 1, generator=generator)).double()
+    cells = lengths * cells + 0.1 * torch.eye(3)
+
+    def pull(found):
+        """The mean of log(Ḡ^(-1/2) RᵀGR Ḡ^(-1/2)), without its trace: zero at the nearest cell."""
+        metric, images = found.mT @ found, laid_out.rotations.double()
+        images = images.mT @ (cells.mT @ cells)[:, None] @ images
+        root = torch.linalg.inv(symmetric_exp(symmetric_log(metric) / 2))[:, None]
+        mean = torch.einsum(
+            "cg,cgij->cij", laid_out.weights.double(), symmetric_log(root @ images @ root)
+        )
+        trace = mean.diagonal(dim1=1, dim2=2).mean(1)
+        return (mean - trace[:, None, None] * torch.eye(3)).norm(dim=(1, 2))
+
+    assert pull(laid_out.compatible_cells(cells)).quantile(0.9) < 0.01
+    assert pull(laid_out.compatible_cells(cells, iterations=40)).max() < 1e-6
+    arithmetic = laid_out.compatible_cells(cells, iterations=0)
+    assert pull(arithmetic).quantile(0.9) > 0.1
+
+
+FREE = [
+    (136, 1, "x, x, 0: oblique in a tetragonal cell"),
+    (166, 1, "along the axis of a rhombohedral cell"),
+    (194, 1, "along the axis of a hexagonal cell"),
+    (194, 2, "in a mirror plane of a hexagonal cell"),
+    (225, 2, "in a mirror plane of a face-centred cell"),
+    (62, 3, "general, several formula units"),
+]
+
+
+@pytest.mark.parametrize(("group", "freedom", "where"), FREE, ids=[one[2] for one in FREE])
+def test_noise_of_every_free_parameter_is_standard_normal(group, freedom, where):
+    number = next(k for k, s in enumerate(sites(group)) if s.freedom == freedom)
+    projector, (linear, _) = sites(group)[number].projector, orbit(group, number)
+    _, n_atoms, groups = batch([Skeleton(group, ((3, number),))] * 500)
+    drawn = SymmetricNoise(range(500), n_atoms, groups).normal_atoms().view(500, len(linear), 3)
+    axes, spread, _ = np.linalg.svd(projector)
+    first, averaged = drawn[:, 0].numpy(), torch.randn(500, len(linear), 3).numpy()
+    averaged = np.einsum("mij,nmj->ni", np.linalg.pinv(linear), averaged) / len(linear)
+    for axis, size in zip(axes.T[:freedom], spread[:freedom], strict=True):
+        assert kstest(first @ axis / size, "norm").pvalue > 1e-3
+        assert kstest(averaged @ axis / size, "norm").pvalue < 1e-3
+    assert np.abs(first @ axes.T[freedom:].T).max(initial=0) < 1e-5
+    images = np.einsum("mij,nj->nmi", linear, first)
+    assert np.abs(images - drawn.numpy()).max() < 1e-5
+
+
+CRYSTALS = {
+    "primitive": rocksalt(),
+    "rhombohedral": quartz(),
+    "hexagonal": wurtzite(),
+    "several formula units": rutile(),
+    "conventional": Crystals(
+        5.6 * torch.eye(3, dtype=torch.float64)[None],
+        torch.tensor([[a, b, c] for a in (0, 0.5) for b in (0, 0.5) for c in (0, 0.5)]).double(),
+        torch.tensor([11, 17, 17, 11, 17, 11, 11, 17]),
+        torch.tensor([8]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CRYSTALS)
+def test_noise_in_the_cell_of_the_data_keeps_its_space_group(name):
+    known = CRYSTALS[name]
+    (crystal,) = split(known)
+    found = dataset(crystal, 0.05)
+    rotations, shifts = found.operations.rotations, found.operations.translations
+    images = images_in(crystal, np.array(rotations, dtype=float), np.array(shifts))
+    groups, generator = SpaceGroups.join([images]), torch.Generator().manual_seed(2)
+    atoms = 0.02 * torch.randn(known.frac_coords.shape, generator=generator).double()
+    cells = 0.1 * torch.randn(1, 6, generator=generator).double()
+    for project in (True, False):
+        noise, strain = groups.project_noise(atoms, cells, known.lattice)
+        if not project:
+            noise, strain = atoms, cells
+        noisy = known.with_geometry(
+            symmetric_exp(from_coefficients(strain)) @ known.lattice, known.frac_coords + noise
+        )
+        after = dataset(split(noisy)[0], 1e-4)
+        assert (after.number == found.number) == project
+
+
+def test_a_step_commutes_with_the_group(shipped):
+    """What the network says of a symmetric crystal has its symmetry before it is projected."""
+    generator = np.random.default_rng(4)
+    chosen = [2, 14, 62, 129, 148, 166, 194, 205, 216, 225]
+    numbers, n_atoms, groups = batch([random_skeleton(g, generator, limit=8) for g in chosen])
+    lattice = groups.compatible_cells(4.5 * torch.eye(3) + 0.5 * torch.randn(len(chosen), 3, 3))
+    free = torch.rand(len(numbers), 3)
+    level = torch.full_like(n_atoms, shipped.diffusion.steps // 2)
+
+    def deviation(frac_coords):
+        crystals = Crystals(lattice, frac_coords, numbers, n_atoms)
+        with torch.no_grad():
+            said = shipped.denoiser(crystals, level)
+        kept = groups.project_atoms(said.displacement)
+        ratio = lattice @ torch.linalg.inv(said.lattice)
+        strain = symmetric_log(ratio.mT @ ratio) / 2
+        return (
+            float((kept - said.displacement).norm() / said.displacement.norm()),
+            float((groups.project_strain(strain, lattice) - strain).norm() / strain.norm()),
+        )
+
+    assert max(deviation(groups.positions(free))) < 1e-3
+    assert min(deviation(free)) > 0.1
 
 
 @pytest.fixture(scope="module")

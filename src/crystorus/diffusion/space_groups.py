@@ -132,8 +132,9 @@ class SpaceGroups:
         representative: Of every atom the one of its orbit that is free, as an index into the batch.
         linear: A_i of every atom, fractional.
         offset: b_i of every atom, fractional.
-        rotations: R_g of every crystal's point group, padded with the identity.
-        weights: 1/|G| for every rotation, 0 for padding.
+        rotations: ±R_g of every crystal's point group (`geometry.space_groups.proper_rotations`),
+            padded with the identity.
+        weights: One over their number for every rotation, 0 for padding.
     """
 
     representative: Int[Tensor, " atoms"]
@@ -256,13 +257,19 @@ class SpaceGroups:
         """Return the cells with the symmetry that are nearest to given ones, of the same volume.
 
         The metric G = ρᵀρ of a cell with the symmetry satisfies R_gᵀ G R_g = G. Of all such
-        metrics the geometric mean of R_gᵀ G R_g over the group has the least sum of squared
-        geodesic distances to them; fixed-point steps in the logarithm find it, from the arithmetic
-        mean. S ρ with S = √(ρ⁻ᵀ Ḡ ρ⁻¹) has that metric and is not turned against ρ.
+        metrics the geometric mean Ḡ of R_gᵀ G R_g over the group has the least sum of squared
+        geodesic distances to them. Descent finds it from the arithmetic mean: along the mean of
+        L_g = log(Ḡ^(-1/2) R_gᵀ G R_g Ḡ^(-1/2)), which is zero at the geometric mean, by a step
+        2/(1 + mean_g h_g coth h_g), where h_g is half the spread of the eigenvalues of L_g; whole
+        steps overshoot for needles and plates. Every iterate has the symmetry. S ρ with
+        S = √(ρ⁻ᵀ Ḡ ρ⁻¹) has that metric and is not turned against ρ.
 
         Args:
             lattice: ρ in Å, any cells.
-            iterations: Fixed-point steps; they converge quadratically near the mean.
+            iterations: Steps. After 8, cells that the prior draws are as a rule within 1e-10 of
+                the nearest one, and within 1e-3 at the worst.
+
+        Source: step length of Bini and Iannazzo 2013, doi:10.1016/j.laa.2011.08.052
         """
         rotations, weights = self.rotations.to(lattice).double(), self.weights.to(lattice).double()
         rho = lattice.double()
@@ -271,8 +278,12 @@ class SpaceGroups:
         for _ in range(iterations):
             root = symmetric_exp(symmetric_log(mean) / 2)
             inverse = torch.linalg.inv(root)[:, None]
-            logs = symmetric_log(inverse @ images @ inverse)
-            mean = root @ symmetric_exp(torch.einsum("cg,cgij->cij", weights, logs)) @ root
+            values, vectors = torch.linalg.eigh(inverse @ images @ inverse)
+            logs = values.log()
+            half = ((logs[..., -1] - logs[..., 0]) / 2).clamp_min(1e-6)
+            step = 2 / (1 + (weights * half / half.tanh()).sum(1))
+            move = torch.einsum("c,cg,cgik,cgk,cgjk->cij", step, weights, vectors, logs, vectors)
+            mean = root @ symmetric_exp(move) @ root
         inverse = torch.linalg.inv(rho)
         found = symmetric_exp(symmetric_log(inverse.mT @ mean @ inverse) / 2) @ rho
         ratio = (torch.linalg.det(rho) / torch.linalg.det(found)).abs() ** (1 / 3)

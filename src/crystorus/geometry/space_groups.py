@@ -183,7 +183,7 @@ class AtomImages(NamedTuple):
         representative: r of every atom, the free atom of its orbit, [atoms].
         linear: A_i, fractional, [atoms, 3, 3].
         offset: b_i, fractional, [atoms, 3].
-        rotations: The distinct R_g, [n, 3, 3].
+        rotations: Of `proper_rotations`, [n, 3, 3].
     """
 
     representative: NDArray[np.int64]
@@ -207,7 +207,7 @@ def images_in(crystal: Crystal, rotations: Array, translations: Array) -> AtomIm
         representative[atoms] = one.first
         linear[atoms] = rotations[g] @ one.projector
         offset[atoms] = rotations[g] @ one.centre + one.shifts[g]
-    return AtomImages(representative, linear, offset, np.unique(rotations, axis=0))
+    return AtomImages(representative, linear, offset, proper_rotations(rotations))
 
 
 def images_alone(n_atoms: int) -> AtomImages:
@@ -224,9 +224,21 @@ def images_alone(n_atoms: int) -> AtomImages:
 
 @cache
 def point_group(number: int) -> Array:
-    """Return the distinct rotations R_g of a space group in its primitive basis, [n, 3, 3].
+    """Return the `proper_rotations` of a space group in its primitive basis, [n, 3, 3].
 
     Args:
         number: Of the space group, 1 to 230.
     """
-    return np.unique(operations(number)[0], axis=0)
+    return proper_rotations(operations(number)[0])
+
+
+def proper_rotations(rotations: Array) -> Array:
+    """Return the distinct matrices of determinant 1 among ±R_g.
+
+    All that they act on here are metrics and strains, Rᵀ G R, which cannot tell R from -R.
+
+    Args:
+        rotations: R_g in the basis of some cell, [operations, 3, 3].
+    """
+    signs = np.linalg.det(rotations).round()
+    return np.unique(rotations * signs[:, None, None] + 0.0, axis=0)  # no -0
