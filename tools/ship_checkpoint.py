@@ -31,7 +31,8 @@ LIMIT = 15_000_000
 
 def match_percent(card: dict) -> float:
     """Return the match rate a card names, -1 where it names none."""
-    return float(card.get("validation", {}).get("model", {}).get("match_percent", -1))
+    figures = card.get("validation", {}).get("model", {})
+    return float(figures.get("match_percent_all", figures.get("match_percent", -1)))
 
 
 def ship_scorer(folder: Path, figures: dict) -> None:
