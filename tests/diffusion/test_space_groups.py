@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import spglib
 import torch
-from scipy.stats import kstest
-
 from prototypes import quartz, rocksalt, rutile, wurtzite
+from scipy.stats import kstest
 
 from crystal_fidelity.symmetry import dataset
 from crystorus.checkpoint import load_checkpoint
