@@ -179,10 +179,10 @@ FREE = [
 def test_noise_of_every_free_parameter_is_standard_normal(group, freedom, where):
     number = next(k for k, s in enumerate(sites(group)) if s.freedom == freedom)
     projector, (linear, _) = sites(group)[number].projector, orbit(group, number)
-    _, n_atoms, groups = batch([Skeleton(group, ((3, number),))] * 500)
-    drawn = SymmetricNoise(range(500), n_atoms, groups).normal_atoms().view(500, len(linear), 3)
+    _, n_atoms, groups = batch([Skeleton(group, ((3, number),))] * 2000)
+    drawn = SymmetricNoise(range(2000), n_atoms, groups).normal_atoms().view(2000, len(linear), 3)
     axes, spread, _ = np.linalg.svd(projector)
-    first, averaged = drawn[:, 0].numpy(), torch.randn(500, len(linear), 3).numpy()
+    first, averaged = drawn[:, 0].numpy(), torch.randn(2000, len(linear), 3).numpy()
     averaged = np.einsum("mij,nmj->ni", np.linalg.pinv(linear), averaged) / len(linear)
     for axis, size in zip(axes.T[:freedom], spread[:freedom], strict=True):
         assert kstest(first @ axis / size, "norm").pvalue > 1e-3

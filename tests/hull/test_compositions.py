@@ -82,7 +82,10 @@ def test_the_budget_is_kept_and_the_same_crystals_come_whatever_it_is(fake_model
 
 def test_cells_beyond_the_checkpoint_are_refused_with_options_that_exist(fake_model):
     chosen = chosen_of("Li-O", 24, units=(8,))
-    with pytest.raises(RequestError, match=r"24 atoms.*at most 20: lower --max-atoms to 20$"):
+    words = (
+        r"24 atoms.*at most 20: lower --max-atoms to 20 \(and --z\).*crystorus predict --large`$"
+    )
+    with pytest.raises(RequestError, match=words):
         plan_samples(SamplingOptions(), chosen)
 
 
