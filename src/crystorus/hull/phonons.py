@@ -7,7 +7,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from crystorus.hull.options import RelaxSettings
-from crystorus.hull.potentials import evaluate, load_potential
+from crystorus.hull.potentials import evaluate, load_potential, short
 from crystorus.hull.rank import RankedPhase, Ranking
 from crystorus.terminal import log
 
@@ -68,7 +68,7 @@ def with_phonons(ranking: Ranking, k: int, settings: RelaxSettings) -> Ranking:
         try:
             found = gamma_frequencies(phase.atoms, settings.potential)
         except Exception as error:  # noqa: BLE001 - foreign programs may raise anything
-            log("warning", f"{phase.name}: no phonons ({type(error).__name__}: {str(error)[:120]})")
+            log("warning", f"{phase.name}: no phonons ({short(error)})")
             return phase
         optical = np.delete(found, np.argsort(np.abs(found))[:3])  # without the translations
         lowest = float(optical.min()) if len(optical) else None

@@ -187,8 +187,7 @@ Line = tuple[Spot, Spot]
 def _draw_lines(axes: Any, hull: Hull, full: Hull, spots: Mapping[str, Spot]) -> list[Line]:
     """Draw the edges of the hull, dashed those that candidates add; return all of them."""
     old = [(spots[a], spots[b]) for a, b in hull.tie_lines]
-    new = [(spots[a], spots[b]) for a, b in set(full.tie_lines) - set(hull.tie_lines)]
-    new = sorted(line for line in new if line not in old)
+    new = sorted({(spots[a], spots[b]) for a, b in full.tie_lines} - set(old))
     for number, ends in enumerate(new):
         axes.plot(*zip(*ends, strict=True), color=_NEW, lw=0.9, ls="--", zorder=0.9,
                   label=None if number else "hull with candidates")  # fmt: skip

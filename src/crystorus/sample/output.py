@@ -329,9 +329,9 @@ class OutputFolder:
 
             frames = io.StringIO("".join(record.frame for record in several))
             firsts = kinds(ase.io.read(frames, index=":", format="extxyz"))
-            for place, (record, found) in enumerate(zip(several, firsts, strict=True)):
-                first = place if found < 0 else found  # a cell that no comparison takes
-                record.row["same_as"] = "" if first == place else str(several[first].index)
+            for place, (record, first) in enumerate(zip(several, firsts, strict=True)):
+                repeated = 0 <= first < place  # -1 is a cell that no comparison takes
+                record.row["same_as"] = str(several[first].index) if repeated else ""
 
     def _refuse_incomplete(self) -> None:
         """Refuse a finished run of which a file was taken away since."""

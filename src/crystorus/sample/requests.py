@@ -142,7 +142,8 @@ def choose_compositions(formulas: Sequence[str], options: SampleOptions) -> list
     if options.max_atoms is not None and options.system is None:
         raise RequestError(f"--max-atoms {options.max_atoms} goes with --system only: leave it out")
     if options.like is not None:
-        from crystal_fidelity.validity import MIN_DISTANCE, closest_contacts
+        from crystal_fidelity.options import MIN_DISTANCE
+        from crystal_fidelity.validity import closest_contacts
 
         like = usable_structures(options.like)
         for crystal, distance in zip(like, closest_contacts(like), strict=True):

@@ -79,10 +79,7 @@ def give_templates(
     from crystorus.templates.retrieval import find_templates, substitute
 
     every = 2 if options.start_from == "both" else 1
-    samples: dict[Composition, int] = {}
-    for request in requests:
-        count = max(samples.get(request.composition, 0), request.sample + 1)
-        samples[request.composition] = count
+    samples = _samples(requests)
     phases: dict[Composition, tuple[tuple[str, Crystals], ...]] = {}
     found: dict[Composition, list[StartingStructure]] = {}
     result = []
@@ -153,11 +150,7 @@ def give_skeletons(
     groups = parse_space_groups(options.space_group)
     if not groups:
         return tuple(requests)
-    samples: dict[Composition, int] = {}
-    for request in requests:
-        if request.start is None:
-            count = max(samples.get(request.composition, 0), request.sample + 1)
-            samples[request.composition] = count
+    samples = _samples([request for request in requests if request.start is None])
     found: dict[Composition, list[WeightedSkeleton]] = {}
     for composition, n in samples.items():
         count = n * options.candidates
@@ -189,6 +182,15 @@ def give_skeletons(
         return tuple(in_turn(mine, options.candidates))
 
     return tuple(replace(request, skeletons=chosen(request)) for request in requests)
+
+
+def _samples(requests: Sequence[Request]) -> dict[Composition, int]:
+    """Return how many samples of each composition there are, up to the last of these."""
+    samples: dict[Composition, int] = {}
+    for request in requests:
+        count = max(samples.get(request.composition, 0), request.sample + 1)
+        samples[request.composition] = count
+    return samples
 
 
 def _fitting_units(composition: Composition, groups: Collection[int]) -> list[int]:

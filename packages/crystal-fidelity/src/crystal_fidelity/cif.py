@@ -16,7 +16,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.cells import least_distance, min_distance_ratio
+from crystal_fidelity.cells import least_distance, min_distance_ratio, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.operations import (
     METRIC_TOLERANCE,
@@ -475,10 +475,11 @@ def _choose(
         if len(groups) > 1:
             written = [_as_number(text) for text in sites.multiplicities]
             different = bool(written) and not np.array_equal(written, multiplicities)
-            crystal = Crystal(lattice, frac, numbers)
-            near = least_distance(crystal)
+            crystal = niggli_reduce(Crystal(lattice, frac, numbers))
+            near = least_distance(crystal, reduced=True)
             rank += (different, near < 0.5)
-            spacing = min_distance_ratio(crystal) if len(crystal) <= MOST_PAIRED else near
+            paired = len(crystal) <= MOST_PAIRED
+            spacing = min_distance_ratio(crystal, reduced=True) if paired else near
         choices.append(_Choice(name, frac, numbers, multiplicities, fault, rank, spacing))
     if not choices:
         raise ReadingError("its sites suit none of the groups that its symbols allow")
