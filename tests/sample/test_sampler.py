@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 from fake_model import FakeModel
 
@@ -20,6 +21,7 @@ from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_atoms
 from crystorus.diffusion.cell_prior import CellStatistics
 from crystorus.errors import GenerationError, RequestError
+from crystorus.geometry.crystals import Crystals
 from crystorus.networks import precision
 from crystorus.sample import sampler as sampling
 from crystorus.sample.choosing import FINAL_REFINEMENT_STEPS, candidate_seed, choose_crystals
@@ -37,6 +39,7 @@ from crystorus.sample.sampler import (
     plan_sampling,
     sampler_at,
 )
+from crystorus.templates.skeletons import Skeleton, WeightedSkeleton
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke.toml"
 LIFEO2 = Composition.of((3, 26, 8, 8))
@@ -242,9 +245,13 @@ def choose(model, candidates, **options):
     )
 
 
-def collides(crystals):
+def crowded(crystals):
+    """Tell which have atoms nearer than 0.6 of the sum of their covalent radii, by ASE."""
     frames = crystals_to_atoms(crystals)
-    return torch.tensor([len(neighbor_list("d", atoms, 0.5)) > 0 for atoms in frames])
+    radii = [0.6 * covalent_radii[atoms.numbers] for atoms in frames]
+    return torch.tensor(
+        [len(neighbor_list("d", *pair)) > 0 for pair in zip(frames, radii, strict=True)]
+    )
 
 
 def every_candidate(model, count):
@@ -261,12 +268,13 @@ def every_candidate(model, count):
 
 def test_the_most_probable_candidate_of_each_crystal_is_kept():
     model = FakeModel()
-    every = every_candidate(model, 5)
+    every = every_candidate(model, 12)
     errors = torch.stack(
-        [torch.where(collides(made), torch.inf, model.score(made)) for made in every]
+        [torch.where(crowded(made), torch.inf, model.score(made)) for made in every]
     )
     assert torch.isinf(errors[0]).any()
-    crystals, error, *_ = choose(model, 5)
+    crystals, error, *_ = choose(model, 12)
+    assert error.isfinite().all()
     torch.testing.assert_close(error, errors.min(0).values)
     for n, number in enumerate(errors.argmin(0).tolist()):
         kept, made = crystals.select([n]), every[number].select([n])
@@ -297,7 +305,7 @@ def test_the_first_candidate_is_what_is_made_without_a_choice():
     assert torch.equal(choose(model, 1)[0].lattice, plain.lattice)
 
 
-def test_colliding_and_broken_candidates_are_kept_only_where_there_is_nothing_else():
+def test_crowded_and_broken_candidates_are_kept_only_where_there_is_nothing_else():
     class Colliding(FakeModel):
         def _crystal(self, numbers, seed):
             crystal = super()._crystal(numbers, seed)
@@ -310,12 +318,48 @@ def test_colliding_and_broken_candidates_are_kept_only_where_there_is_nothing_el
             return crystal
 
     first = every_candidate(Colliding(), 1)[0]
-    crystals, error, *_ = choose(Colliding(), 3)
+    crystals, error, *_ = choose(Colliding(), 12)
     assert error.isfinite().all()
     assert crystals.lattice.abs().max() < 100
     alone, error, *_ = choose(Colliding(), 1)
     assert torch.isinf(error).all()
     assert torch.equal(alone.lattice[0], first.lattice[0])
+
+
+def rock_salt_with(contact, crowded_seeds):
+    """A model whose crystals are LiF with the atoms `contact` Å apart for these seeds, else 2.0."""
+
+    class RockSalt(FakeModel):
+        def _crystal(self, numbers, seed):
+            apart = contact[crowded_seeds.index(seed)] if seed in crowded_seeds else 2.0
+            frac = torch.tensor([[0.0, 0, 0], [apart / 4, 0, 0]])
+            return Crystals(4.0 * torch.eye(3)[None], frac, numbers, torch.tensor([2]))
+
+    return RockSalt()
+
+
+@pytest.mark.parametrize(
+    ("contact", "kept"),
+    [
+        ([1.0], 2.0),  # 0.53 of the sum of covalent radii, 1.28 + 0.57 Å: made again
+        ([1.2], 1.2),  # 0.65: kept
+        ([1.0, 0.9, 1.05, 0.95, 0.4], 1.05),  # no try has room: the one with the most
+    ],
+)
+def test_atoms_that_symmetry_has_brought_too_near_each_other_are_made_again(contact, kept):
+    seeds = [candidate_seed(1, number) for number in range(len(contact))]
+    skeleton = WeightedSkeleton(Skeleton(1, ((3, 0), (9, 0))), 1.0)
+    made = choose_crystals(
+        rock_salt_with(contact, seeds),
+        torch.tensor([3, 9]),
+        torch.tensor([2]),
+        seeds=[1],
+        sampler=SamplerConfig(steps=3),
+        candidates=1,
+        skeletons=[[skeleton]],
+    )
+    assert crystals_to_atoms(made.crystals)[0].get_distance(0, 1, mic=True) == pytest.approx(kept)
+    assert made.skeleton == [skeleton]
 
 
 def test_trajectories_are_those_of_the_crystals_that_were_kept():

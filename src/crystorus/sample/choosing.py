@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crystal_fidelity.cells import HARDLY_PHYSICAL, min_distance_ratio
 from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
 from crystal_fidelity.validity import closest_contacts
 from crystorus.config import SamplerConfig
@@ -32,8 +33,9 @@ FINAL_REFINEMENT_STEPS = 8
 crystals without symmetry (docs/choosing.md)."""
 
 REDRAWS = 4
-"""Further tries for a crystal inside a space group of which no candidate is valid: atoms that
-symmetry brings onto each other cannot part."""
+"""Further tries for a crystal inside a space group of which no candidate has room for its atoms:
+those that symmetry has brought too near each other cannot pass to where they belong. Of a thousand
+crystals one walk leaves 49 so, 3 to 30 eV/atom too high (docs/symmetry.md)."""
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps of the whole batch)."""
@@ -115,9 +117,9 @@ def choose_crystals(
     """Make several candidates of every crystal and keep the most probable valid one of each.
 
     The candidates of a crystal are made one after another, so that memory does not grow with their
-    number. Inside space groups, crystals of which no candidate is valid are tried again; where none
-    is valid the first is kept. What was chosen among several is refined deterministically at the
-    end (`diffusion`, final refinement), which keeps its symmetry.
+    number. Inside space groups, crystals of which no candidate has room for its atoms are tried
+    again; where none has, the one with the most room is kept. What was chosen among several is
+    refined deterministically at the end (`diffusion`, final refinement), which keeps its symmetry.
 
     Args:
         model: A loaded checkpoint.
@@ -169,6 +171,7 @@ def choose_crystals(
     everyone = list(range(len(n_atoms)))
     kept: list[Crystals] = []  # the steps, then the crystals
     error = torch.full((len(n_atoms),), torch.inf)
+    room = torch.full((len(n_atoms),), -torch.inf)
     inside: list[WeightedSkeleton | None] = [None for _ in everyone]
     for number in range(candidates + (REDRAWS if skeletons else 0)):
         places = everyone if number < candidates else error.isinf().nonzero()[:, 0].tolist()
@@ -176,21 +179,24 @@ def choose_crystals(
             break
         several = [skeletons[n][number % len(skeletons[n])] for n in places] if skeletons else []
         made = run(places, number, plain, several)
-        valid = valid_crystals(made[-1]).nonzero()[:, 0]
+        share = room_of_atoms(made[-1])
+        physical = (share >= HARDLY_PHYSICAL).nonzero()[:, 0]
         found = torch.full((len(places),), torch.inf)
-        found[valid] = 0.0
-        if choose and len(valid):
+        found[physical] = 0.0
+        if choose and len(physical):
             weights = [one.weight for one in several] or [math.nan]
             said = model.scorer_error(
-                made[-1].select(valid),
-                seeds=[scoring_seed(seeds[places[n]]) for n in valid.tolist()],
-                weights=torch.tensor(weights).expand(len(places))[valid],
+                made[-1].select(physical),
+                seeds=[scoring_seed(seeds[places[n]]) for n in physical.tolist()],
+                weights=torch.tensor(weights).expand(len(places))[physical],
                 precision=sampler.precision,
             )
-            found[valid] = said.to(found).nan_to_num(nan=torch.inf)
-        better = found < error[places]
+            found[physical] = said.to(found).nan_to_num(nan=torch.inf)
+        roomier = error[places].isinf() & (share > room[places])
+        better = (found < error[places]) | (found.isinf() & roomier)
         kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
         error[places] = torch.where(better, found, error[places])
+        room[places] = torch.where(better, share, room[places])
         for place, one, wanted in zip(places, several, better.tolist(), strict=False):
             if wanted or number == 0:
                 inside[place] = one
@@ -222,6 +228,22 @@ def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
     valid = torch.zeros(len(crystals), dtype=torch.bool)
     valid[usable] = torch.from_numpy(closest_contacts([several[n] for n in usable]) >= MIN_DISTANCE)
     return valid
+
+
+def room_of_atoms(crystals: Crystals) -> Float[Tensor, " crystals"]:
+    """Return the least distance of two atoms over the sum of their covalent radii, of each crystal.
+
+    Args:
+        crystals: A batch.
+
+    Returns:
+        0 where a crystal is not valid.
+    """
+    room = torch.zeros(len(crystals))
+    several = split(crystals)
+    for n in valid_crystals(crystals).nonzero()[:, 0].tolist():
+        room[n] = min_distance_ratio(several[n])
+    return room
 
 
 def _where(

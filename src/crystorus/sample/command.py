@@ -143,10 +143,11 @@ def _run(
     """Make what is missing of a run in its folder, with a bar; returns the rows of its table."""
     import time
 
+    from crystal_fidelity.cells import HARDLY_PHYSICAL
     from crystal_fidelity.provenance import versions
     from crystal_fidelity.workers import Workers
     from crystorus.checkpoint import SHIPPED
-    from crystorus.sample.output import CLOSE, PROGRAMS, OutputFolder, run_settings
+    from crystorus.sample.output import PROGRAMS, OutputFolder, run_settings
     from crystorus.sample.sampler import make
 
     total, compositions = len(requests), {request.composition for request in requests}
@@ -186,11 +187,11 @@ def _run(
         rows = folder.rows()
     show_summary(rows, made=len(folder.done) - kept, seconds=time.monotonic() - began)
     ratios = [float(row["min_distance_ratio"] or "nan") for row in rows]
-    close = sum(ratio < CLOSE for ratio in ratios)
+    close = sum(ratio < HARDLY_PHYSICAL for ratio in ratios)
     if close:
         log(
             "warning",
-            f"{counted(close, 'crystal')} with atoms nearer than {CLOSE:g} of the sum of their "
+            f"{counted(close, 'crystal')} with atoms nearer than {HARDLY_PHYSICAL:g} of the sum of their "
             "covalent radii (min_distance_ratio in the table), hardly physical: sample again with "
             "another seed, or relax",
         )

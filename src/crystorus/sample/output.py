@@ -51,8 +51,6 @@ COLUMNS = (
 """Of the table."""
 LAYOUT = 2
 """Of the table's columns: 1 had `cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
-CLOSE = 0.6
-"""Least distance over the sum of covalent radii below which a crystal is hardly physical."""
 MOST_COMPARED = 300
 """Crystals of one formula up to which repeats are looked for: a second to a minute for 300."""
 

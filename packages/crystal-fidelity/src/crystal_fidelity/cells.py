@@ -15,6 +15,9 @@ DENSE_ATOMS = 200
 """Crystals with more atoms are searched with a k-d tree instead of all pairs."""
 CHUNK_DISTANCES = 2_000_000
 """Distances held at a time, about 16 MB an array."""
+HARDLY_PHYSICAL = 0.6
+"""Least distance over the sum of covalent radii below which a crystal is hardly physical: none of
+the 27 136 crystals of MP-20 train is below 0.62."""
 _SHELL = np.array(list(itertools.product((-1, 0, 1), repeat=3)), dtype=float)
 _NEIGHBOURS = np.delete(_SHELL, 13, axis=0)
 
