@@ -191,8 +191,8 @@ def _run(
     if close:
         log(
             "warning",
-            f"{counted(close, 'crystal')} with atoms nearer than {HARDLY_PHYSICAL:g} of the sum of their "
-            "covalent radii (min_distance_ratio in the table), hardly physical: sample again with "
-            "another seed, or relax",
+            f"{counted(close, 'crystal')} with atoms nearer than {HARDLY_PHYSICAL:g} of the sum of "
+            "their covalent radii (min_distance_ratio in the table), hardly physical: sample again "
+            "with another seed, or relax",
         )
     return rows
