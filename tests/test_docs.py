@@ -139,7 +139,7 @@ def test_every_name_of_the_packages_is_on_the_page_of_the_interface(package, nam
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
-def test_the_interface_documents_arguments_errors_and_an_example(function):
+def test_the_interface_documents_arguments_and_errors(function):
     text = inspect.getdoc(function)
     parts = {
         section.kind.value: section.value for section in griffe.Docstring(text).parse("google")
@@ -149,17 +149,45 @@ def test_the_interface_documents_arguments_errors_and_an_example(function):
     named = set(own.args + own.kwonlyargs) if function.__name__ not in options else set()
     documented = {item.name for item in parts["parameters"]}
     assert named <= documented
-    assert "examples" in parts
     if re.search(r"^    raise ", inspect.getsource(function), re.MULTILINE):
         assert "raises" in parts
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
-def test_the_examples_of_the_interface_hold(function, tmp_path, monkeypatch):
+def shown():
+    """Return what pages offer or import, by module and name, but for errors."""
+    found = set(MEANT)
+    for page in ("python", "settings"):
+        text = (DOCS / f"reference/{page}.md").read_text()
+        for home, names in re.findall(r"::: ([\w.]+)\n.*?members: \[([^]]*)\]", text):
+            found |= {(home, name.strip()) for name in names.split(",")}
+    readme = ROOT / "packages/crystal-fidelity/README.md"
+    pages = [*(ROOT / "examples").glob("*.py"), *DOCS.rglob("*.md"), ROOT / "README.md", readme]
+    for text in map(Path.read_text, pages):
+        for home, names in re.findall(r"from (crystorus[\w.]*|crystal_f[\w.]*) import (.+)", text):
+            found |= {(home, name.strip()) for name in names.split(";")[0].split(",")}
+        found |= {*re.findall(r"`((?:crystorus|crystal_fidelity)\.[\w.]+)\.(\w+)\(", text)}
+    members = {getattr(importlib.import_module(home), name) for home, name in found}
+    errors = {m for m in members if inspect.isclass(m) and issubclass(m, Exception)}
+    named = {m for m in members - errors if inspect.isfunction(m) or inspect.isclass(m)}
+    return sorted(named, key=lambda member: member.__name__)
+
+
+# A base class, and sections of a configuration, which `load_config` reads.
+PARTS = re.compile("RunOptions|(?!Sampler).*Config")
+SHOWN = [member for member in shown() if not PARTS.fullmatch(member.__name__)]
+
+
+def test_how_many_names_the_pages_show():
+    assert len(SHOWN) >= 30
+
+
+@pytest.mark.parametrize("member", SHOWN, ids=lambda member: member.__name__)
+def test_every_name_that_pages_show_has_an_example_that_holds(member, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(function.__module__)
-    found = doctest.DocTestFinder(recurse=False).find(function, globs=vars(module).copy())
+    module = importlib.import_module(member.__module__)
+    found = doctest.DocTestFinder(recurse=False).find(
+        member, member.__name__, globs=vars(module).copy()
+    )
     assert found[0].examples
     assert doctest.DocTestRunner().run(found[0]).failed == 0
 

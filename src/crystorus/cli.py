@@ -84,47 +84,6 @@ def main(words: Sequence[str] | None = None) -> None:
     raise SystemExit(run(app, given, renamed=RENAMED, after_interrupt=AFTER_INTERRUPT))
 
 
-@app.command
-def info(checkpoint: Path | None = None, /) -> None:
-    """Show a checkpoint's card: data, budget, losses, figures.
-
-    Args:
-        checkpoint: A checkpoint folder; without it the shipped one.
-    """
-    from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_scorer_card
-    from crystorus.terminal import show_card
-
-    folder = checkpoint or SHIPPED
-    card = read_card(folder)
-    check_weights(folder, card)
-    show_card(str(checkpoint or "The shipped checkpoint"), card)
-    scorer = read_scorer_card(folder)
-    if scorer is not None:
-        show_card("Its scorer, for --candidates", scorer)
-
-
-@app.command(name="help")
-def show_help(*command: str) -> None:
-    """Show the help of a command, as --help does.
-
-    Args:
-        command: Such as sample, or data get; without it the list of commands.
-    """
-    app([*command, "--help"], exit_on_error=False, print_error=False, result_action="return_value")
-
-
-@app.command
-def paper(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
-    """Say how the paper's tables and figures are measured again."""
-    command = " ".join(("python -m reproduction", *words))
-    log(
-        "note",
-        "the paper is measured again by the folder `reproduction` of the repository, which is not "
-        f"installed with the package: run `{command}` at the root of a clone",
-    )
-    return FAILED
-
-
 app.command("crystorus.sample.command:sample", help="Make crystals of given compositions.")
 app.command("crystorus.sample.command:refine", help="Repair or perturb given structures.")
 app.command("crystorus.train.command:train", help="Train a model.")
@@ -166,6 +125,47 @@ app.command(
 )
 app.command(data)
 app.command(templates)
+
+
+@app.command
+def info(checkpoint: Path | None = None, /) -> None:
+    """Show a checkpoint's card: data, budget, losses, figures.
+
+    Args:
+        checkpoint: A checkpoint folder; without it the shipped one.
+    """
+    from crystorus.checkpoint import SHIPPED, check_weights, read_card, read_scorer_card
+    from crystorus.terminal import show_card
+
+    folder = checkpoint or SHIPPED
+    card = read_card(folder)
+    check_weights(folder, card)
+    show_card(str(checkpoint or "The shipped checkpoint"), card)
+    scorer = read_scorer_card(folder)
+    if scorer is not None:
+        show_card("Its scorer, for --candidates", scorer)
+
+
+@app.command(name="help")
+def show_help(*command: str) -> None:
+    """Show the help of a command, as --help does.
+
+    Args:
+        command: Such as sample, or data get; without it the list of commands.
+    """
+    app([*command, "--help"], exit_on_error=False, print_error=False, result_action="return_value")
+
+
+@app.command
+def paper(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+    """Say how the paper's tables and figures are measured again."""
+    command = " ".join(("python -m reproduction", *words))
+    log(
+        "note",
+        "the paper is measured again by the folder `reproduction` of the repository, which is not "
+        f"installed with the package: run `{command}` at the root of a clone",
+    )
+    return FAILED
 
 
 if __name__ == "__main__":

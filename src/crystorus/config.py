@@ -271,6 +271,12 @@ class SamplerConfig:
 
     Raises:
         ConfigError: If a number is out of its range.
+
+    Examples:
+        >>> import crystorus
+        >>> few = SamplerConfig(steps=10, last_fraction=0.3, temperature=0.5)
+        >>> len(crystorus.generate("NaCl", sampler=few))
+        1
     """
 
     name: SamplerName = "bridge"
@@ -361,6 +367,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: If the file cannot be read, a key does not exist or a value does not fit.
+
+    Examples:
+        >>> written = Path("mine.toml").write_text('preset = "default"')
+        >>> load_config(Path("mine.toml"), ["training.minutes=15"]).training.minutes
+        15.0
     """
     try:
         tree = tomllib.loads(path.read_text())

@@ -142,6 +142,10 @@ def test_reading_a_formula_imports_neither_torch_nor_pymatgen():
         ("Fe³⁺", 3, "did you mean Fe?"),
         ("Na+Cl-", 3, "did you mean NaCl?"),
         ("NH4+", 3, "no charges"),
+        ("SO4^2-", 4, "'^2-' is a charge, a cell as a whole has no charges: did you mean SO4?"),
+        ("[SO4]2-", 6, "did you mean [SO4]?"),
+        ("PO4(3-)", 5, "'3-' is a charge"),
+        ("Li-Fe-O", 3, "no formula: say sample --system Li-Fe-O or hull Li-Fe-O"),
         ("CuSO4·", 6, "nothing follows the dot"),
         ("·H2O", 1, "has no place"),
         ("lifeo2", 1, "no symbol: did you mean LiFeO2?"),
@@ -225,6 +229,9 @@ def test_many_elements_are_counted_without_listing_them():
         ("Li--O", "missing"),
         ("", "empty"),
         ("lithium-O", "did you mean Li"),
+        ("Copper-O", "did you mean Cu-O"),
+        ("LiFeO2", "'LiFeO2' is no chemical system: did you mean Li-Fe-O"),
+        ("Li,Fe,O", "did you mean Li-Fe-O"),
     ],
 )
 def test_bad_systems_are_named_before_anything_is_yielded(system, words):

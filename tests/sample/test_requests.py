@@ -70,7 +70,7 @@ def test_more_crystals_than_memory_holds_are_refused_before_they_are_listed():
 
 def test_too_many_atoms_are_refused_with_value_limit_and_remedy():
     large = Composition.of((3, 26, 8, 8) * 6)
-    with pytest.raises(RequestError, match=r"24 atoms.*at most 20.*--z.*--max-atoms"):
+    with pytest.raises(RequestError, match=r"24 atoms.*at most 20: say --large .*smaller cells"):
         check_requests(make_requests([large]), max_atoms=20, trained_elements=frozenset())
 
 

@@ -79,7 +79,7 @@ def rattled(crystal: Crystal, sigma: float, seed: int) -> Crystal:
 def moved(crystal: Crystal, seed: int) -> Crystal:
     """The same crystal rotated, translated, its atoms permuted and its cell re-tiled."""
     generator = np.random.default_rng(seed)
-    rotation = Rotation.random(rng=generator).as_matrix()
+    rotation = Rotation.random(None, generator).as_matrix()
     tiling = np.array([[1, 1, 0], [0, 1, 0], [0, 2, 1]])
     frac = (crystal.frac_coords + generator.random(3)) @ np.linalg.inv(tiling)
     order = generator.permutation(len(crystal))

@@ -303,6 +303,10 @@ def parse_system(system: str | Sequence[str]) -> tuple[int, ...]:
     if "" in symbols:
         raise FormulaError(f"{text!r} has an element missing beside a '-': write it like Li-Fe-O")
     place, numbers = 0, []
+    within = dict.fromkeys(_SYMBOL.findall(text))  # of LiFeO2, or with other signs between them
+    whole = within.keys() <= _NUMBERS.keys() and not re.search(r"[A-Za-z]", _SYMBOL.sub("", text))
+    if whole and len(within) > 1 and not _NUMBERS.keys() >= set(symbols):
+        raise FormulaError(f"{text!r} is no chemical system: did you mean {'-'.join(within)}?")
     for symbol in symbols:
         place = text.index(symbol, place)
         numbers.append(_element(text, symbol, place))
@@ -362,15 +366,8 @@ def _count(
     text: str, plain: str, place: int, number: re.Pattern[str] = _COUNT
 ) -> tuple[Fraction, int]:
     """Read the number at `place`, 1 if there is none; return it and where it ends."""
-    charge = _CHARGE.match(plain, place)
-    if charge is not None:
-        # Fe3+ is one atom; NH4+ are five. Only where no digits are in doubt is the rest known.
-        meant = ""
-        if len(charge.group()) == 1 or _SYMBOL.fullmatch(plain[:place]):
-            meant = f": did you mean {_CHARGE.sub('', plain)}?"
-        raise _at(
-            text, place, f"{charge.group()!r} is a charge, a cell as a whole has no charges{meant}"
-        )
+    if _CHARGE.match(plain, place):
+        raise _misread(text, plain, place)
     match = number.match(plain, place)
     if match is None:
         return Fraction(1), place
@@ -387,8 +384,17 @@ def _element(text: str, symbol: str, place: int) -> int:
 
 
 def _misread(text: str, plain: str, place: int) -> FormulaError:
-    character = plain[place]
-    if character.isdigit() or character in "+-":
+    character, charge = plain[place], _CHARGE.match(plain, place)
+    if charge is not None:
+        if re.fullmatch(r"[A-Z][a-z]?(-[A-Z][a-z]?)+", plain):
+            meant = f"sample --system {plain} or hull {plain}"
+            return _at(text, place, f"this is a chemical system and no formula: say {meant}")
+        # Fe3+ is one atom; NH4+ are five. Only where no digits are in doubt is the rest known.
+        known = len(charge.group()) == 1 or charge.group()[0] == "^" or plain[place - 1] in "] "
+        meant = _CHARGE.sub("", plain).strip() if known or _SYMBOL.fullmatch(plain[:place]) else ""
+        what = f"{charge.group()!r} is a charge, a cell as a whole has no charges"
+        return _at(text, place, what + (f": did you mean {meant}?" if meant else ""))
+    if character.isdigit():
         return _at(text, place, "a number needs an element or a ')' right before it")
     if character.isalpha():
         word = re.match(r"[^\W\d_]+", plain[place:])

@@ -22,6 +22,18 @@ class Crystals:
         n_atoms: Number of atoms of each crystal.
 
     Source: [Klipfel24] Eq. 2
+
+    Examples:
+        >>> iron = Crystals(
+        ...     lattice=2.87 * torch.eye(3)[None],
+        ...     frac_coords=torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]]),
+        ...     atomic_numbers=torch.tensor([26, 26]),
+        ...     n_atoms=torch.tensor([2]),
+        ... )
+        >>> len(iron), round(iron.volume.item(), 2)  # crystals, Å³
+        (1, 23.64)
+        >>> len(Crystals.concat([iron, iron]))
+        2
     """
 
     lattice: Float[Tensor, "crystals 3 3"]

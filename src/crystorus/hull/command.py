@@ -132,7 +132,7 @@ def predict(
         options.sampling,
         chosen,
         large=options.large,
-        remedy="ask for fewer formula units (--z), or say --large",
+        remedy="say --large to make it all the same, or ask for smaller cells (--z)",
     )
     system = "-".join(elements)
     settings = {"kind": "predict", "space": {"system": system}}

@@ -108,10 +108,6 @@ def _load(requests: Sequence[Request], options: RunOptions) -> "CrystalModel":
         max_atoms=model.max_atoms,
         trained_elements=model.trained_elements,
         large=options.large,
-        remedy="say --large"
-        if isinstance(options, RefineOptions)
-        else "ask for fewer formula units (--z), a lower --max-atoms, a table without them, or "
-        "say --large",
     )
     for warning in warnings:
         log("warning", warning)

@@ -155,7 +155,14 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(RunOptions):
-    """What `crystorus sample` is asked for, and how it is to be made."""
+    """What `crystorus sample` is asked for, and how it is to be made.
+
+    Examples:
+        >>> import crystorus
+        >>> made = crystorus.generate("NaCl", z="1-2", quality="fast", space_group="cubic")
+        >>> [len(atoms) for atoms in made.to_ase()]
+        [2, 4]
+    """
 
     z: Annotated[
         tuple[int, ...],
@@ -279,7 +286,17 @@ class SampleOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RefineOptions(RunOptions):
-    """How `crystorus refine` repairs or perturbs structures."""
+    """How `crystorus refine` repairs or perturbs structures.
+
+    Examples:
+        >>> import crystorus
+        >>> from ase.build import bulk
+        >>> shaken = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+        >>> shaken.rattle(0.1, seed=0)
+        >>> repaired = crystorus.refine(shaken, level=0.1, hold_cell=True).to_ase()[0]
+        >>> repaired.cell.lengths().round(2).tolist()
+        [5.64, 5.64, 5.64]
+    """
 
     level: Annotated[float, Parameter(group=_START)] = TEMPLATE_LEVEL
     """Fraction of the noise levels to go back to, above 0 to 1."""

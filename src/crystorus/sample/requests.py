@@ -226,8 +226,7 @@ def check_requests(
     max_atoms: int,
     trained_elements: frozenset[int],
     large: bool = False,
-    remedy: str = "ask for fewer formula units (--z), a lower --max-atoms, a table without them, "
-    "or say --large",
+    remedy: str = "say --large to make it all the same, or ask for smaller cells",
 ) -> list[str]:
     """Refuse what the model was not made for; return warnings on what it never saw.
 

@@ -81,6 +81,18 @@ class GeneratedCrystals:
         trajectory: Every step from noise to crystal, if it was asked for.
         scorer_error: By what each was chosen among its candidates; NaN where it was not.
         scored_by: What that is: -log of the scorer's confidence, or the denoising error.
+
+    Examples:
+        >>> import crystorus
+        >>> made = crystorus.generate("NaCl", n=3, quality="fast", keep_trajectory=True)
+        >>> made
+        GeneratedCrystals(3 of NaCl)
+        >>> made[0].to_ase()[0].get_chemical_formula()
+        'ClNa'
+        >>> len(made.trajectory_to_ase()[0])  # steps of the first crystal
+        12
+        >>> made.distinct().to_pymatgen()[0].reduced_formula
+        'NaCl'
     """
 
     crystals: Crystals

@@ -112,6 +112,26 @@ def parse_cif(text: str, name: str = "") -> Entry:
     Args:
         text: The CIF.
         name: Name of the crystal or of the failure.
+
+    Examples:
+        >>> crystal = parse_cif('''
+        ... data_iron
+        ... _cell_length_a 2.87
+        ... _cell_length_b 2.87
+        ... _cell_length_c 2.87
+        ... _cell_angle_alpha 90
+        ... _cell_angle_beta 90
+        ... _cell_angle_gamma 90
+        ... _space_group_name_H-M_alt 'I m -3 m'
+        ... loop_
+        ... _atom_site_type_symbol
+        ... _atom_site_fract_x
+        ... _atom_site_fract_y
+        ... _atom_site_fract_z
+        ... Fe 0 0 0
+        ... ''')
+        >>> crystal.frac_coords.tolist()
+        [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
     """
     return replace(parse_cif_blocks(text, name)[0], name=name)
 

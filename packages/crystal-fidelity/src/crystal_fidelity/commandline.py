@@ -116,7 +116,8 @@ def run(
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except CycloptsError as error:
         asked = " ".join((app.name[0], *(error.command_chain or ())))
-        log("error", f"{error} See {asked} --help")
+        stop = "" if str(error).endswith((".", "?")) else "."
+        log("error", f"{error}{stop} See {asked} --help")
         return USAGE
     except KeyboardInterrupt as error:
         left = (after_interrupt or {}).get(_command(words), "interrupted")

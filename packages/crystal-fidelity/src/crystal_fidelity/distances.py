@@ -24,7 +24,16 @@ TOTAL = re.compile(
 
 @dataclass(frozen=True)
 class EmdResult:
-    """An earth mover's distance between two samples of one quantity."""
+    """An earth mover's distance between two samples of one quantity.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> found = density_emd([bulk("Cu")] * 4, [bulk("Cu"), bulk("Al")] * 2)
+        >>> round(found.value, 2), found.unit
+        (3.14, 'g/cm³')
+        >>> found.generated.round(2).tolist()
+        [8.97, 8.97, 8.97, 8.97]
+    """
 
     name: str
     unit: str

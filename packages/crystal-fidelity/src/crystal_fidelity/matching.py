@@ -41,7 +41,15 @@ Status = Literal["matched", "different", "filtered", "composition", "failed", "u
 
 @dataclass(frozen=True)
 class MatcherSettings:
-    """Tolerances of pymatgen's StructureMatcher; the defaults are CDVAE's and DiffCSP's."""
+    """Tolerances of pymatgen's StructureMatcher; the defaults are CDVAE's and DiffCSP's.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> from crystal_fidelity import match_rate
+        >>> strict = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5)
+        >>> match_rate([bulk("Cu")], [bulk("Cu", a=3.7)], settings=strict).rate
+        1.0
+    """
 
     stol: float = 0.5
     """Site tolerance as a fraction of (volume / atom)^(1/3)."""
@@ -98,7 +106,16 @@ class PairOutcome:
 
 @dataclass(frozen=True)
 class MatchResult:
-    """Outcomes of all pairs by one protocol."""
+    """Outcomes of all pairs by one protocol.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> result = match_rate([bulk("Cu"), bulk("Al")], [bulk("Cu"), bulk("Ni")])
+        >>> result.rate
+        0.5
+        >>> [outcome.status for outcome in result.outcomes]
+        ['matched', 'composition']
+    """
 
     runs: tuple[tuple[PairOutcome, ...], ...]
     """One tuple per candidate, in which one outcome per reference."""
@@ -675,6 +692,14 @@ def unique(
         structures: Crystals, failures, pymatgen structures or ASE atoms.
         settings: Tolerances.
         workers: Processes.
+
+    Returns:
+        (structures,).
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> unique([bulk("Cu"), bulk("Cu", cubic=True), bulk("Al")]).tolist()
+        [True, False, True]
     """
     found = kinds(structures, settings=settings, workers=workers)
     return found == np.arange(len(found))

@@ -204,6 +204,13 @@ def draw_crystal(
         atoms: Periodic in three directions.
         tilt: Degrees by which the crystal is turned about the vertical, and then to show its top.
         bonds: Whether they are drawn.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> from matplotlib.figure import Figure
+        >>> figure = Figure(figsize=(2, 2))
+        >>> draw_crystal(figure.subplots(), bulk("NaCl", "rocksalt", a=5.64, cubic=True))
+        >>> figure.savefig("salt.svg")
     """
     from ase.cell import Cell
     from ase.data import covalent_radii

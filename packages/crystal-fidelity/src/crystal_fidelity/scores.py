@@ -24,7 +24,17 @@ def silent(_stage: str) -> None:
 
 @dataclass(frozen=True)
 class Score:
-    """A row of the table."""
+    """A row of the table: one number with all that makes it comparable.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> from crystal_fidelity import structural_validity
+        >>> score = structural_validity([bulk("Cu")]).scores()[0]
+        >>> score.name, score.value, score.n_generated
+        ('validity', 1.0, 1)
+        >>> score.protocol
+        'contacts >= 0.5 Å with-self-images, volume >= 0.1 Å³'
+    """
 
     name: str
     value: float

@@ -43,6 +43,16 @@ class Crystal:
 
     ROWS of `lattice` are the lattice vectors, as in ASE and pymatgen (and unlike
     `crystorus.geometry.Crystals`): cartesian = frac_coords @ lattice.
+
+    Examples:
+        >>> import numpy as np
+        >>> salt = Crystal(
+        ...     lattice=2.82 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]),  # Å
+        ...     frac_coords=np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),
+        ...     atomic_numbers=np.array([11, 17]),
+        ... )
+        >>> len(salt), round(salt.volume, 2)  # atoms, Å³
+        (2, 44.85)
     """
 
     lattice: NDArray[np.float64]
@@ -83,7 +93,14 @@ class Crystal:
 
 @dataclass(frozen=True)
 class ReadFailure:
-    """A structure that could not be read: its name and why, in one line of bounded length."""
+    """A structure that could not be read: its name and why, in one line of bounded length.
+
+    Examples:
+        >>> from ase import Atoms
+        >>> failure = from_atoms(Atoms("H2"), name="molecule")
+        >>> failure.reason
+        'it has no cell: a crystal needs its three lattice vectors'
+    """
 
     name: str
     reason: str
@@ -267,6 +284,11 @@ def from_atoms(
         name: Of the crystal.
         info: What else the file says of it.
         properties: Numbers that the file gives, by name.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> from_atoms(bulk("Cu")).formula  # (atomic number, count)
+        ((29, 1),)
     """
     return from_cartesian(
         np.asarray(atoms.cell),
@@ -358,6 +380,11 @@ def to_pymatgen(crystal: Crystal) -> "Structure":
 
     Args:
         crystal: One crystal.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> to_pymatgen(from_atoms(bulk("MgO", "rocksalt", a=4.21))).reduced_formula
+        'MgO'
     """
     from pymatgen.core import Lattice, Structure
 
@@ -370,6 +397,11 @@ def to_atoms(crystal: Crystal) -> "Atoms":
 
     Args:
         crystal: One crystal.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> str(to_atoms(from_atoms(bulk("MgO", "rocksalt", a=4.21))).symbols)
+        'MgO'
     """
     from ase import Atoms
     from ase.constraints import FixAtoms
@@ -478,6 +510,11 @@ def density(crystal: Crystal) -> float:
 
     Args:
         crystal: One crystal.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> round(density(from_atoms(bulk("Cu"))), 2)
+        8.97
     """
     mass = sum(atomic_mass(z) for z in crystal.atomic_numbers.tolist())
     volume = crystal.volume

@@ -55,6 +55,13 @@ def space_group(crystal: Crystal, symprec: float = SYMPREC) -> SpaceGroup:
 
     Raises:
         ValueError: The tolerance is no positive number.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> from crystal_fidelity.structures import from_atoms
+        >>> found = space_group(from_atoms(bulk("MgO", "rocksalt", a=4.21)))
+        >>> found.symbol, found.number
+        ('Fm-3m', 225)
     """
     data = dataset(crystal, symprec)
     standard = crystal if data is None else cell_of(data.std_cell, crystal.name)

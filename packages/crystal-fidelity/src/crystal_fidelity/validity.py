@@ -20,7 +20,16 @@ Contacts = Literal["with-self-images", "pairs-only"]
 
 @dataclass(frozen=True)
 class ValidityResult:
-    """Which structures are valid and why the others are not."""
+    """Which structures are valid and why the others are not.
+
+    Examples:
+        >>> from ase.build import bulk
+        >>> found = structural_validity([bulk("Cu"), bulk("Cu", a=0.5)])
+        >>> found.valid.tolist(), found.rate
+        ([True, False], 0.5)
+        >>> found.reasons[1]
+        'volume 0.0312 Å³ < 0.1 Å³'
+    """
 
     valid: NDArray[np.bool_]
     """(structures,)."""
