@@ -65,6 +65,7 @@ AFTER_INTERRUPT = {
     "hull": _GO_ON,
     "relax": _GO_ON,
     "rank": _GO_ON,
+    "order": _NOTHING,
     "data get": "interrupted; the same command gets the missing files",
     "data build": _NOTHING,
     "templates build": _NOTHING,
@@ -117,6 +118,10 @@ app.command(
 app.command(
     "crystorus.hull.command:rank",
     help="Rank relaxed structures on a convex hull; plots and report.",
+)
+app.command(
+    "crystorus.data.command:order",
+    help="Write ordered supercells of a crystal whose sites are partly occupied.",
 )
 app.command("crystorus.results.command:view", help="Open results in the browser.")
 app.command(

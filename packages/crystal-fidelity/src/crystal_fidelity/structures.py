@@ -30,7 +30,7 @@ MIN_FLATNESS = 1e-9
 """Cells whose volume is a smaller fraction of |a||b||c| are singular in double precision."""
 SNAP_TOLERANCE = 1e-4
 """Relative, as `frac_tolerance` of pymatgen's CifParser."""
-ORDER_IT = "make ordered supercells of it with pymatgen (docs/reading.md, Partial occupancies)"
+ORDER_IT = "write ordered supercells of it with `crystorus order`"
 MAX_REASON = 400
 """Characters of the reason why a structure cannot be read."""
 GRAM_PER_CM3 = 1.66053906660
