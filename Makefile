@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 crystals: $(BIN)/python
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
-	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --candidates 8 --quality fast --out out/$(FORMULA)
+	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --out out/$(FORMULA)
 
 # crystal-fidelity first: pip has to know it by then, no index has it. What is never imported is
 # not compiled, which saves a minute.

@@ -36,7 +36,7 @@ from crystorus.diffusion.space_groups import Skeleton
 from crystorus.geometry import Crystals
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import Request
-from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make, sampler_at
+from crystorus.sample.sampler import GeneratedCrystals, SamplingPlan, make, sampling_at
 from crystorus.sample.start import give_skeletons
 from crystorus.templates.skeletons import WeightedSkeleton, skeleton_of, table_of
 from crystorus.train.space_groups import SYMPREC
@@ -80,8 +80,8 @@ def generate(
             for one, crystal in zip(requests, split(wanted), strict=True)
         ]
     elif model.skeletons:
-        options = SampleOptions(candidates=candidates, space_group=space_group)
-        requests = give_skeletons(requests, table_of(model.skeletons), options)
+        options = SampleOptions(space_group=space_group)
+        requests = give_skeletons(requests, table_of(model.skeletons), options, candidates)
     plan = SamplingPlan(sampler, candidates=candidates, batch_atoms=batch_atoms)
     began = time.perf_counter()
     made = GeneratedCrystals.concat(
@@ -169,9 +169,9 @@ def main() -> None:
     parser.add_argument("--over-relaxation", type=float, default=None)
     parser.add_argument("--final-refinement-steps", type=int, default=None)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=None)
-    parser.add_argument("--quality", default="default", help="fast, default or best, before these")
+    parser.add_argument("--quality", default=None, help="fast, default or best, before these")
     parser.add_argument(
-        "--candidates", type=int, default=1, help="made of each, the likeliest is kept"
+        "--candidates", type=int, default=None, help="instead of as many as the quality says"
     )
     parser.add_argument(
         "--space-group",
@@ -185,8 +185,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     model = load_checkpoint(a.checkpoint)
-    own, levels = model.config, model.diffusion.steps
-    usual = sampler_at(a.quality, own.sampling, own.preset, levels)
     named = {"name": a.sampler} | {
         key: getattr(a, key)
         for key in (
@@ -200,7 +198,11 @@ def main() -> None:
             "precision",
         )
     }
-    sampler = replace(usual, **{key: value for key, value in named.items() if value is not None})
+    named = {key: value for key, value in named.items() if value is not None}
+    usual, candidates = model.config.sampling, 1
+    if a.quality or not named:
+        usual, candidates = sampling_at(a.quality or "default", model)
+    sampler, candidates = replace(usual, **named), a.candidates or candidates
     store = open_store(a.data)
     chosen = np.random.default_rng(a.choice).permutation(len(store))[: a.n]
     wanted = store.select(chosen)
@@ -213,16 +215,16 @@ def main() -> None:
         a.batch_atoms,
         workers,
         a.checkpoint,
-        a.candidates,
+        candidates,
         a.space_group,
     )
     reference = split(wanted)
     report = {
         "checkpoint": model.digest,
-        "scorer": model.scorer_digest if a.candidates > 1 else "",
+        "scorer": model.scorer_digest if candidates > 1 else "",
         "sampler": vars(sampler),
         "seed": a.seed,
-        "candidates": a.candidates,
+        "candidates": candidates,
         "space_group": a.space_group,
         "seconds_per_crystal": seconds / a.n,
         "processes": a.processes,
@@ -234,7 +236,7 @@ def main() -> None:
             reference,
             a.workers,
             a.baselines,
-            errors if a.candidates > 1 and model.scorer is not None else None,
+            errors if candidates > 1 and model.scorer is not None else None,
         ),
     }
     if a.baselines and a.library is not None:

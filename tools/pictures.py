@@ -56,7 +56,7 @@ def draw_beside() -> None:
     """Draw the likeliest of eight generated crystals below the real one."""
     figure, grid = plt.subplots(2, len(REAL), figsize=(9, 4.2), layout="constrained")
     for column, ((formula, units, name), real) in zip(grid.T, REAL.items(), strict=True):
-        made = crystorus.generate(formula, z=units, candidates=8, quality="fast", seed=0)
+        made = crystorus.generate(formula, z=units, seed=0)
         for axes, (atoms, symbol) in zip(
             column, (conventional(real), conventional(made.to_ase()[0])), strict=True
         ):

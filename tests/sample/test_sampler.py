@@ -16,7 +16,7 @@ import crystorus
 from crystal_fidelity.workers import Workers
 from crystorus.checkpoint import save_checkpoint
 from crystorus.config import SamplerConfig, load_config
-from crystorus.crystal_model import build_model
+from crystorus.crystal_model import build_diffusion, build_model
 from crystorus.data.compositions import Composition
 from crystorus.data.convert import crystals_to_atoms
 from crystorus.diffusion.cell_prior import CellStatistics
@@ -28,7 +28,7 @@ from crystorus.sample.choosing import FINAL_REFINEMENT_STEPS, candidate_seed, ch
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import make_requests
 from crystorus.sample.sampler import (
-    BEST,
+    CANDIDATES,
     FAST,
     SamplingPlan,
     default_batch_atoms,
@@ -37,7 +37,7 @@ from crystorus.sample.sampler import (
     make,
     plan_batches,
     plan_sampling,
-    sampler_at,
+    sampling_at,
 )
 from crystorus.templates.skeletons import Skeleton, WeightedSkeleton
 
@@ -173,21 +173,58 @@ def test_a_real_allocation_that_cannot_succeed_is_recognised():
 # Samplers and plans
 
 
-def test_fast_takes_a_tenth_of_the_evaluations_of_best():
-    assert 10 * FAST.steps <= BEST.steps
+OWN = SamplerConfig(steps=7)
 
 
-def test_default_is_the_checkpoints_own_and_no_quality_outgrows_it():
-    own = SamplerConfig(steps=7)
-    assert sampler_at("default", own, "default", 50) == own
-    assert sampler_at("fast", own, "default", 50) == FAST
-    assert sampler_at("best", own, "default", 50).steps == 50
+def model_with(*, scorer=False, preset="default", own=OWN, levels=1000):
+    model = FakeModel()
+    levels_only = replace(model.config.diffusion, steps=levels)
+    model.config = replace(model.config, preset=preset, sampling=own, diffusion=levels_only)
+    model.diffusion = build_diffusion(replace(model.config, preset="default"), model.statistics)
+    model.scorer = object() if scorer else None
+    return model
+
+
+def test_with_a_scorer_a_quality_is_a_number_of_fast_sampling_runs():
+    model = model_with(scorer=True)
+    assert [sampling_at(quality, model) for quality in CANDIDATES] == [
+        (FAST, 1),
+        (FAST, 8),
+        (FAST, 32),
+    ]
+    assert sampling_at("best", model_with(scorer=True, levels=10))[0].steps == 10
+
+
+def test_without_a_scorer_default_is_the_checkpoints_own_and_no_quality_outgrows_it():
+    model = model_with(levels=50)
+    assert sampling_at("default", model) == (model.config.sampling, 1)
+    assert sampling_at("fast", model) == (FAST, 1)
+    assert sampling_at("best", model)[0].steps == 50
+    assert sampling_at("best", model_with())[0].steps >= 10 * FAST.steps
 
 
 def test_paper_keeps_its_sampler_at_every_quality():
-    own = SamplerConfig("paper", 50)
-    assert sampler_at("fast", own, "paper", 100) == SamplerConfig("paper", 5)
-    assert sampler_at("best", own, "paper", 100) == SamplerConfig("paper", 100)
+    model = model_with(preset="paper", own=SamplerConfig("paper", 50), levels=100, scorer=True)
+    assert sampling_at("fast", model) == (SamplerConfig("paper", 5), 1)
+    assert sampling_at("default", model) == (SamplerConfig("paper", 50), 1)
+    assert sampling_at("best", model) == (SamplerConfig("paper", 100), 1)
+
+
+def test_what_is_asked_for_comes_before_the_quality():
+    model = model_with(scorer=True)
+
+    def chosen(**options):
+        plan = planned(model, **options)
+        return plan.sampler, plan.candidates
+
+    assert chosen() == chosen(quality="default") == (FAST, 8)
+    assert chosen(candidates=3) == (FAST, 3)
+    assert chosen(quality="fast", candidates=3) == (FAST, 3)
+    assert chosen(steps=5) == (SamplerConfig(steps=5), 1)
+    assert chosen(sampler="ode") == (SamplerConfig("ode", 7), 1)
+    own = SamplerConfig(steps=4)
+    mine = plan_sampling(model, REQUESTS, SampleOptions(), sampler=own)[1]
+    assert (mine.sampler, mine.candidates) == (own, 1)
 
 
 def planned(model=None, **options):
@@ -394,6 +431,23 @@ def test_trajectories_are_those_of_the_crystals_that_were_kept():
     ends = [50.0 + n for n in range(1, FINAL_REFINEMENT_STEPS + 1)]
     assert [float(step.lattice[0, 0, 0]) for step in steps] == [121, 122, 123, *ends]
     assert [float(step.lattice[1, 0, 0]) for step in steps] == [101, 102, 103, *ends]
+
+
+@pytest.mark.parametrize("together", [0, 3, 4, 100])
+def test_candidates_made_at_a_time_change_nothing_but_the_time(together):
+    alone, grouped = (
+        choose(FakeModel(), 10, together=n, keep_trajectory=True) for n in (1, together)
+    )
+    assert torch.equal(alone.error, grouped.error)
+    for one, other in zip(
+        (alone.crystals, *alone.steps), (grouped.crystals, *grouped.steps), strict=True
+    ):
+        assert torch.equal(one.lattice, other.lattice)
+        assert torch.equal(one.frac_coords, other.frac_coords)
+    counted = []
+    choose(FakeModel(), 10, together=together, on_step=lambda *step: counted.append(step))
+    assert counted[-1] == (10 * 3 + FINAL_REFINEMENT_STEPS,) * 2
+    assert len(counted) == 3 * -(-10 // max(together, 1)) + FINAL_REFINEMENT_STEPS
 
 
 def test_progress_counts_the_steps_of_all_candidates():

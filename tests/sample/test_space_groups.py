@@ -27,7 +27,7 @@ def shipped():
 def asked(formula: str, table: SkeletonTable, **settings):
     options = options_of(SampleOptions, settings)
     requests = make_requests(choose_compositions([formula], options), n=options.n)
-    return give_skeletons(requests, table, options)
+    return give_skeletons(requests, table, options, options.candidates or 1)
 
 
 def groups_found(crystals) -> list[int]:

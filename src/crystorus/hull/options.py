@@ -94,11 +94,12 @@ class SamplingOptions:
     seed: int = 0
     """Same seed, same crystals."""
     steps: int | None = None
-    """Denoising steps; the checkpoint's own by default."""
+    """Denoising steps of the checkpoint's own sampler, instead of a quality."""
     quality: Quality | None = None
-    """fast: 12 steps from noise, best: 120, default: the checkpoint's; instead of --steps."""
-    candidates: int = 1
-    """Sampling runs from noise per crystal, of which the most probable crystal is kept."""
+    """fast: one run of 12 steps from noise, default: the likeliest of 8 such runs, best: of 32."""
+    candidates: int | None = None
+    """Sampling runs from noise per crystal, of which the likeliest is kept; without it as many as
+    the quality says."""
     checkpoint: Path | None = None
     """Folder of a trained model; the shipped one by default."""
     start: StartName | None = None

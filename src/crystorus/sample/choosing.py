@@ -110,14 +110,15 @@ def choose_crystals(
     seeds: Sequence[int],
     sampler: SamplerConfig,
     candidates: int,
+    together: int = 1,
     skeletons: Sequence[Sequence[WeightedSkeleton]] = (),
     keep_trajectory: bool = False,
     on_step: OnStep = lambda done, total: None,
 ) -> Choice:
     """Make several candidates of every crystal and keep the most probable valid one of each.
 
-    The candidates of a crystal are made one after another, so that memory does not grow with their
-    number. Inside space groups, crystals of which no candidate has room for its atoms are tried
+    Few candidates of a crystal are made at a time, so that memory does not grow with their number.
+    Inside space groups, crystals of which no candidate has room for its atoms are tried
     again; where none has, the one with the most room is kept. What was chosen among several is
     refined deterministically at the end (`diffusion`, final refinement), which keeps its symmetry.
 
@@ -128,6 +129,7 @@ def choose_crystals(
         seeds: One per crystal.
         sampler: How each candidate is made.
         candidates: How many, from 1 up.
+        together: How many of each crystal are made at a time; fewer than 1 count as 1.
         skeletons: Of each crystal the space group and sites of every candidate; none for no
             symmetry.
         keep_trajectory: Whether the steps of the crystals that are kept are returned.
@@ -140,26 +142,26 @@ def choose_crystals(
     done = 0
 
     def run(
-        places: Sequence[int],
-        number: int,
+        jobs: Sequence[tuple[int, int]],
         sampler: SamplerConfig,
         several: Sequence[WeightedSkeleton] = (),
         start: Start | None = None,
     ) -> list[Crystals]:
-        """Sample crystals once; returns the steps if they are wanted, then the crystals."""
+        """Sample (place, candidate) once each; returns the steps if wanted, then the crystals."""
         steps: list[Crystals] = []
+        at_a_time = len({number for _, number in jobs})
 
         def after(_step: int, _steps: int, present: Crystals) -> None:
             nonlocal done
-            done = min(done + 1, total)
+            done = min(done + at_a_time, total)
             on_step(done, total)
             if keep_trajectory:
                 steps.append(present.to(device="cpu"))
 
         made = model.sample(
-            torch.cat([numbers[n] for n in places]),
-            n_atoms[places],
-            seeds=[candidate_seed(seeds[n], number) for n in places],
+            torch.cat([numbers[place] for place, _ in jobs]),
+            n_atoms[[place for place, _ in jobs]],
+            seeds=[candidate_seed(seeds[place], number) for place, number in jobs],
             sampler=sampler,
             start=start,
             groups=SpaceGroups.of([one.skeleton for one in several]) if several else None,
@@ -170,45 +172,56 @@ def choose_crystals(
     numbers = atomic_numbers.split(n_atoms.tolist())
     everyone = list(range(len(n_atoms)))
     kept: list[Crystals] = []  # the steps, then the crystals
-    error = torch.full((len(n_atoms),), torch.inf)
-    room = torch.full((len(n_atoms),), -torch.inf)
+    error, room = [math.inf for _ in everyone], [-math.inf for _ in everyone]
     inside: list[WeightedSkeleton | None] = [None for _ in everyone]
-    for number in range(candidates + (REDRAWS if skeletons else 0)):
-        places = everyone if number < candidates else error.isinf().nonzero()[:, 0].tolist()
+    together = max(together, 1)
+    rounds = [range(candidates)[low : low + together] for low in range(0, candidates, together)]
+    rounds += [
+        range(candidates + n, candidates + n + 1) for n in range(REDRAWS if skeletons else 0)
+    ]
+    for tried in rounds:
+        redraw = tried[0] >= candidates
+        places = [place for place in everyone if not redraw or math.isinf(error[place])]
         if not places:
             break
-        several = [skeletons[n][number % len(skeletons[n])] for n in places] if skeletons else []
-        made = run(places, number, plain, several)
+        jobs = [(place, number) for number in tried for place in places]
+        several = [skeletons[n][number % len(skeletons[n])] for n, number in jobs if skeletons]
+        made = run(jobs, plain, several)
         share = room_of_atoms(made[-1])
+        found = torch.full((len(jobs),), torch.inf)
         physical = (share >= HARDLY_PHYSICAL).nonzero()[:, 0]
-        found = torch.full((len(places),), torch.inf)
         found[physical] = 0.0
         if choose and len(physical):
             weights = [one.weight for one in several] or [math.nan]
             said = model.scorer_error(
                 made[-1].select(physical),
-                seeds=[scoring_seed(seeds[places[n]]) for n in physical.tolist()],
-                weights=torch.tensor(weights).expand(len(places))[physical],
+                seeds=[scoring_seed(seeds[jobs[n][0]]) for n in physical.tolist()],
+                weights=torch.tensor(weights).expand(len(jobs))[physical],
                 precision=sampler.precision,
             )
             found[physical] = said.to(found).nan_to_num(nan=torch.inf)
-        roomier = error[places].isinf() & (share > room[places])
-        better = (found < error[places]) | (found.isinf() & roomier)
-        kept = [_where(places, better, *pair) for pair in zip(made, kept or made, strict=True)]
-        error[places] = torch.where(better, found, error[places])
-        room[places] = torch.where(better, share, room[places])
-        for place, one, wanted in zip(places, several, better.tolist(), strict=False):
-            if wanted or number == 0:
-                inside[place] = one
+        best: dict[int, int] = {}
+        for job, ((place, _), *values) in enumerate(
+            zip(jobs, found.tolist(), share.tolist(), strict=True)
+        ):
+            # The surest; where none has room for its atoms, the one with the most.
+            if (values[0], -values[1]) < (error[place], -room[place]):
+                error[place], room[place] = values
+                best[place] = job
+                inside[place] = several[job] if several else None
+        if kept:
+            order = [len(everyone) + best[n] if n in best else n for n in everyone]
+            kept = [Crystals.concat(pair).select(order) for pair in zip(kept, made, strict=True)]
+        else:
+            kept = [one.select([best[place] for place in everyone]) for one in made]
     if not choose:
-        return Choice(kept[-1], torch.full_like(error, torch.nan), inside, kept[:-1])
+        return Choice(kept[-1], torch.full((len(everyone),), torch.nan), inside, kept[:-1])
     *steps, final = run(
-        everyone,
-        0,
+        [(place, 0) for place in everyone],
         SamplerConfig("ode", refinement, precision=sampler.precision),
         start=refinement_start(kept[-1], model.diffusion.steps),
     )
-    return Choice(final, error, inside, kept[:-1] + steps)
+    return Choice(final, torch.tensor(error), inside, kept[:-1] + steps)
 
 
 def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
@@ -244,16 +257,3 @@ def room_of_atoms(crystals: Crystals) -> Float[Tensor, " crystals"]:
     for n in valid_crystals(crystals).nonzero()[:, 0].tolist():
         room[n] = min_distance_ratio(several[n])
     return room
-
-
-def _where(
-    places: Sequence[int], better: Bool[Tensor, " made"], made: Crystals, kept: Crystals
-) -> Crystals:
-    """Return the kept crystals with those of `made`, which stand at `places`, where better."""
-    if better.all() and len(better) == len(kept):
-        return made
-    parts = kept.split()
-    for place, one, wanted in zip(places, made.split(), better.tolist(), strict=True):
-        if wanted:
-            parts[place] = one
-    return Crystals.concat(parts)

@@ -181,14 +181,15 @@ class SampleOptions(RunOptions):
     max_atoms: Annotated[int | None, Parameter(group=_WHAT)] = None
     """Most atoms per cell of --system."""
     quality: Annotated[Quality | None, Parameter(group=_HOW)] = None
-    """fast takes 12 steps from noise, best 120, default the checkpoint's number; it stands for a
-    sampler with its settings."""
-    candidates: Annotated[int, Parameter(group=_HOW)] = 1
-    """Sampling runs from noise per crystal, of which the most probable crystal is kept."""
+    """fast makes one run of 12 steps from noise, default keeps the likeliest of 8 such runs, best
+    of 32; without a scorer beside the checkpoint: 12, its own number, and 120 steps."""
+    candidates: Annotated[int | None, Parameter(group=_HOW)] = None
+    """Sampling runs from noise per crystal, of which the likeliest is kept; without it as many as
+    the quality says."""
     sampler: Annotated[SamplerName | None, Parameter(group=_HOW)] = None
-    """How noise is removed; without it the checkpoint's way."""
+    """How noise is removed, instead of a quality; see docs/how-to."""
     steps: Annotated[int | None, Parameter(group=_HOW)] = None
-    """Denoising steps; without it the checkpoint's number."""
+    """Denoising steps of the checkpoint's own sampler, instead of a quality."""
     anti_annealing: Annotated[float | None, Parameter(group=_HOW)] = None
     """Extra drift at low noise; without it the checkpoint's."""
     precision: Annotated[Precision | None, Parameter(group=_HOW)] = None
@@ -222,7 +223,7 @@ class SampleOptions(RunOptions):
         super().__post_init__()
         parse_units(self.z)
         parse_space_groups(self.space_group)
-        if not 1 <= self.candidates <= MAX_CANDIDATES:
+        if self.candidates is not None and not 1 <= self.candidates <= MAX_CANDIDATES:
             raise RequestError(
                 f"{self.candidates} candidates per crystal were asked for: give 1 to "
                 f"{MAX_CANDIDATES}"

@@ -122,7 +122,7 @@ def give_templates(
 
 
 def give_skeletons(
-    requests: Sequence[Request], table: "SkeletonTable", options: SampleOptions
+    requests: Sequence[Request], table: "SkeletonTable", options: SampleOptions, candidates: int = 1
 ) -> tuple[Request, ...]:
     """Return the requests from noise with space groups and sites to keep.
 
@@ -137,7 +137,8 @@ def give_skeletons(
     Args:
         requests: What is wanted.
         table: Skeletons of known crystals.
-        options: `space_group` and `candidates`.
+        options: `space_group`.
+        candidates: Of each sample.
 
     Raises:
         RequestError: If no sites of the space groups asked for hold a composition.
@@ -153,7 +154,7 @@ def give_skeletons(
     samples = _samples([request for request in requests if request.start is None])
     found: dict[Composition, list[WeightedSkeleton]] = {}
     for composition, n in samples.items():
-        count = n * options.candidates
+        count = n * candidates
         several = table.find(composition, limit=count, groups=groups)
         if len(several) < count and options.space_group != "known":
             known = {one.skeleton for one in several}
@@ -179,7 +180,7 @@ def give_skeletons(
             return ()
         shares = min(samples[request.composition], len(several))
         mine = several[request.sample % shares :: shares]
-        return tuple(in_turn(mine, options.candidates))
+        return tuple(in_turn(mine, candidates))
 
     return tuple(replace(request, skeletons=chosen(request)) for request in requests)
 

@@ -48,7 +48,7 @@ from crystorus.networks.scorer import Scorer
 from crystorus.runs.folder import claim
 from crystorus.sample.choosing import candidate_seed
 from crystorus.sample.requests import crystal_seed
-from crystorus.sample.sampler import sampler_at
+from crystorus.sample.sampler import sampling_at
 from crystorus.templates.skeletons import WeightedSkeleton, in_turn, skeleton_of, table_of
 from crystorus.terminal import log, progress
 from crystorus.train.options import ScorerOptions
@@ -182,8 +182,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
                 "--out"
             )
         folder.note(data_sha256=digest)
-        config, bf16 = model.config, has_fast_bf16("cpu")
-        sampler = sampler_at("fast", config.sampling, config.preset, model.diffusion.steps)
+        sampler, bf16 = sampling_at("fast", model)[0], has_fast_bf16("cpu")
         chosen = np.random.default_rng(options.seed).permutation(len(store))[: options.compositions]
         with progress("candidates", "compositions") as update:
             made = make_candidates(
