@@ -9,8 +9,9 @@ import torch
 
 import crystorus
 from crystorus.data.convert import split
-from crystorus.diffusion.space_groups import Skeletons
+from crystorus.diffusion.space_groups import Skeletons, SpaceGroups
 from crystorus.errors import RequestError
+from crystorus.geometry.torus import wrap_displacement
 from crystorus.sample.api import options_of
 from crystorus.sample.options import SampleOptions, parse_space_groups
 from crystorus.sample.output import describe
@@ -137,6 +138,25 @@ def test_crystals_have_the_group_that_was_asked_for(shipped, group):
     assert groups_found(made.crystals) == [225, 225]
 
 
+@pytest.mark.parametrize("settings", [{}, {"candidates": 3}, {"candidates": 2, "steps": 30}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_crystals_stay_in_the_standard_cell_to_the_last_step(shipped, settings, precision):
+    # Low symmetry: a network in bf16, or a cell that is reduced anew, would break it.
+    formulas = ["CaTiO3", "TiO2"]
+    words = {"model": shipped, "precision": precision, "z": (4,), "keep_trajectory": True}
+    if "steps" not in settings:
+        words["quality"] = "fast"
+    made = crystorus.generate(formulas, **words, **settings)
+    groups = SpaceGroups.of([request.skeletons[0].skeleton for request in made.requests])
+    assert {request.skeletons[0].skeleton.group for request in made.requests} != {1}
+    for crystals in made.trajectory:
+        metric = crystals.lattice.mT @ crystals.lattice
+        turned = groups.rotations.mT @ metric[:, None] @ groups.rotations
+        torch.testing.assert_close(turned, metric[:, None].expand_as(turned), rtol=1e-4, atol=1e-3)
+        exact = groups.positions(crystals.frac_coords)
+        assert wrap_displacement(exact - crystals.frac_coords).abs().max() < 1e-5
+
+
 def test_known_crystals_lend_their_groups_and_several_may_be_named(shipped):
     words = dict(model=shipped, quality="fast")
     assert groups_found(crystorus.generate("SrTiO3", **words).crystals) == [221]
@@ -174,6 +194,8 @@ def test_the_table_says_which_group_was_asked_for_proposed_and_obtained(shipped)
     (salt,) = rows("NaCl", space_group="Fm-3m")
     assert groups(salt) == (["Fm-3m", "225", "225"], "4a 4b")
     (spinel,) = rows("MgAl2O4", space_group="227", z=2, candidates=2)
-    assert groups(spinel) == (["227", "227", "227"], "8a 16d 32e")
+    assert groups(spinel) in [  # two origins of one structure
+        (["227", "227", "227"], sites) for sites in ("8a 16d 32e", "8b 16c 32e")
+    ]
     (free,) = rows("NaCl", space_group="none")
     assert groups(free) == (["none", "", "1"], "1a 1a")

@@ -112,7 +112,9 @@ def trajectory(
             # Symmetric already, but for rounding, which would grow from step to step.
             displacement = wrap_displacement(moved.frac_coords - crystals.frac_coords)
             frac_coords = wrap(crystals.frac_coords + groups.project_atoms(displacement))
-            moved = moved.with_geometry(moved.lattice, frac_coords)
+            strained = moved.lattice @ torch.linalg.inv(crystals.lattice)
+            lattice = groups.project_strain(strained, crystals.lattice) @ crystals.lattice
+            moved = moved.with_geometry(lattice, frac_coords)
         crystals = moved if start is None else _hold(start, crystals, moved, t)
         yield crystals
     if sampler.final_refinement_steps:

@@ -226,10 +226,12 @@ class SpaceGroups:
     def project_strain(
         self, strain: Float[Tensor, "crystals 3 3"], lattice: Float[Tensor, "crystals 3 3"]
     ) -> Float[Tensor, "crystals 3 3"]:
-        """Return the part of a symmetric strain that leaves the symmetry of a cell.
+        """Return the part of a strain that keeps the symmetry of a cell.
+
+        The projection is linear: it serves a strain E and the change of the cell exp(E) alike.
 
         Args:
-            strain: E, symmetric, cartesian.
+            strain: E or exp(E), symmetric, cartesian.
             lattice: ρ in Å, which has the symmetry.
         """
         q = lattice[:, None] @ self.rotations.to(lattice) @ torch.linalg.inv(lattice)[:, None]
@@ -316,7 +318,7 @@ class SymmetricNoise(CrystalNoise):
         return self.groups.positions(MANY_CELLS * super().uniform_atoms())
 
     def normal_cells(self) -> Float[Tensor, "crystals 6"]:
-        """Draw coefficients of a strain that leaves the symmetry of the cells."""
+        """Draw coefficients of a strain that keeps the symmetry of the cells."""
         coefficients = super().normal_cells()
         if self.lattice is None:
             return coefficients

@@ -219,6 +219,7 @@ def choose_crystals(
     *steps, final = run(
         [(place, 0) for place in everyone],
         SamplerConfig("ode", refinement, precision=sampler.precision),
+        [one for one in inside if one is not None],
         start=refinement_start(kept[-1], model.diffusion.steps),
     )
     return Choice(final, torch.tensor(error), inside, kept[:-1] + steps)
