@@ -171,7 +171,15 @@ def test_a_folder_with_a_report_is_opened_as_it_is(tmp_path):
         _page_of(tmp_path / "none.html")
 
 
-def test_a_campaign_that_is_not_ranked_says_so(tmp_path):
-    (tmp_path / "campaign.db").touch()
-    with pytest.raises(RequestError, match="not ranked: run `crystorus rank"):
-        read_results(tmp_path, ViewOptions())
+def test_a_campaign_that_is_not_ranked_is_shown_as_relaxed(tmp_path):
+    ase.io.write(tmp_path / "cu.extxyz", bulk("Cu", a=3.8), format="extxyz")
+    out = tmp_path / "relaxed"
+    emt = ("--potential", "ase.calculators.emt:EMT", "--workers", 0, "--out", out)
+    assert crystorus("relax", tmp_path / "cu.extxyz", *emt).exit_code == 0
+    (one,) = read_results(out, ViewOptions())
+    assert one.entry.volume == pytest.approx(3.59**3 / 4, rel=0.01)
+    assert crystorus("view", out, "--no-browser").exit_code == 0
+    page = (out / "view.html").read_text()
+    assert float(one.row["energy_per_atom"]) == pytest.approx(-0.007, abs=0.003)
+    assert '"E / eV/atom"' in page
+    assert "EMT" in re.search("Energies: [^<]*", page)[0]

@@ -29,15 +29,16 @@ MAX_STRUCTURES = 400  # of candidates, the best first; a report stays below a fe
 SHOWN_COLUMNS = (
     ("rank", "#", "number"), ("formula", "formula", "formula"),
     ("e_above_hull", "above hull / eV/atom", "ev"),
-    ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "text"),
+    ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "group"),
     ("novelty", "novelty", "text"), ("known_id", "known as", "text"),
     ("held_out_id", "held-out phase", "text"), ("found", "found", "number"),
     ("lowest_phonon", "lowest mode at Γ / THz", "length"),
     ("imaginary_phonons", "imaginary modes", "number"),
-    ("volume_per_atom", "V / Å³/atom", "length"), ("a", "a / Å", "length"),
-    ("b", "b / Å", "length"), ("c", "c / Å", "length"), ("alpha", "α / °", "angle"),
+    ("energy_per_atom", "E / eV/atom", "ev"), ("volume_per_atom", "V / Å³/atom", "length"),
+    ("a", "a / Å", "length"), ("b", "b / Å", "length"), ("c", "c / Å", "length"),
+    ("alpha", "α / °", "angle"),
     ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),
-    ("energy_per_atom", "E / eV/atom", "ev"), ("formation_energy", "formation / eV/atom", "ev"),
+    ("formation_energy", "formation / eV/atom", "ev"),
     ("e_above_full_hull", "above hull with candidates / eV/atom", "ev"),
     ("volume_change", "volume by relaxation", "percent"), ("start", "start", "text"),
     ("prototype_fraction", "prototype weight", "fraction"), ("origin", "origin", "text"),
@@ -314,7 +315,7 @@ def write_report(
                 "name": phase.name,
                 "formula": formula_of(phase.composition),
                 "e_above_hull": _rounded(hull.energy_above(phase)),
-                "stable": hull.energy_above(phase) < ON_HULL,
+                "stable": phase.name in hull.stable,
                 "parts": _fractions(phase.composition),
             }
             for phase in hull.phases
@@ -373,10 +374,9 @@ def results_page(
         title: Headline.
         rows: Of the table, by column; each has a "name" of its own, "formula", and
             "failed" if it is shown in grey.
-        columns: Key, label and form of each: "text", "formula", "number", "ev" (eV/atom, signed),
-            "length" (Å or Å³), "angle" (degrees), "fraction" (per cent) or "percent" (signed).
-            Those without any
-            value are left out.
+        columns: Key, label and form of each: "text", "formula", "group" (of space), "number",
+            "ev" (eV/atom, signed), "length" (Å or Å³), "angle" (degrees), "fraction" (per cent)
+            or "percent" (signed). Those without any value are left out.
         crystals: By the name of their row; at most some hundred.
         svg: Drawing of the hull.
         heading: Of the table.

@@ -14,14 +14,16 @@ from crystorus.results.reading import Result, crystals_of, read_results
 from crystorus.terminal import log
 
 _COLUMNS = (
-    ("index", "#", "number"), *SHOWN_COLUMNS[:-1], ("formula_units", "Z", "number"),
+    ("index", "#", "number"), *SHOWN_COLUMNS[:-1],
+    ("electrostatic_energy", "electrostatic / eV/atom", "ev"), ("ways", "ways", "number"),
+    ("formula_units", "Z", "number"),
     ("density", "density / g cm⁻³", "length"), ("valid", "valid", "text"),
     ("confidence", "confidence", "length"), ("min_distance_ratio", "closest / Σr", "length"),
     ("substitution", "substitution", "text"), ("known_as", "known as", "text"),
     ("same_as", "same as", "number"),
     ("cif_symmetrised_file", "file", "text"), SHOWN_COLUMNS[-1],
 )  # fmt: skip
-_NUMBERS = {key for key, _, form in _COLUMNS if form not in ("text", "formula")}
+_NUMBERS = {key for key, _, form in _COLUMNS if form not in ("text", "formula", "group")}
 
 
 def results_page_of(source: Path, options: ViewOptions, *, most: int) -> str:

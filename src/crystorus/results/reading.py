@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crystal_fidelity.reading import iter_structures
@@ -12,7 +12,7 @@ from crystorus.data.writers import safe_name
 from crystorus.errors import RequestError
 from crystorus.results.options import ChoiceOptions
 
-TABLE = "table.csv"
+TABLE, CAMPAIGN = "table.csv", "campaign.db"
 _FILES = ("cif_file", "file")  # as made or relaxed; of `sample` and of `hull`
 
 
@@ -46,8 +46,12 @@ def read_results(path: Path, options: ChoiceOptions) -> list[Result]:
     if (path / TABLE).is_file():
         with (path / TABLE).open(newline="", encoding="utf-8") as stream:
             found = [_of_row(path, row) for row in csv.DictReader(stream)]
-    elif (path / "campaign.db").is_file():
-        raise RequestError(f"{path} is a campaign that is not ranked: run `crystorus rank {path}`")
+    elif (path / CAMPAIGN).is_file():  # of `relax`, or not ranked yet
+        found = [
+            replace(one, row={**one.row, **one.entry.info})
+            for one in _of_structures(path / CAMPAIGN, stage="relaxed", kind="generated")
+            if isinstance(one.entry, Crystal)
+        ]
     else:
         found = _of_structures(path)
     if options.name:
@@ -73,9 +77,12 @@ def _of_row(folder: Path, row: Mapping[str, str]) -> Result:
     return Result(name, entry, row)
 
 
-def _of_structures(path: Path) -> list[Result]:
+def _of_structures(path: Path, **info: str) -> list[Result]:
+    """Return the structures of a file; of a database, those of some key-value pairs."""
     results, taken = list[Result](), dict[str, int]()
     for entry in iter_structures(path):
+        if info and (not isinstance(entry, Crystal) or not info.items() <= entry.info.items()):
+            continue
         name = safe_name(entry.name)
         taken[name] = taken.get(name, 0) + 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""

@@ -3,6 +3,7 @@ const data = JSON_DATA;
 const state = { chosen: null, playing: null, frame: 0, timer: null };
 const forms = {
   formula: lowered, number: (value) => value, text: (value) => value, ev: (value) => signed(value), percent: (value) => signed(100 * value, 1, " %"),
+  group: (value) => value.replace(/_(\d)/g, (_, digit) => lowered(digit)), // screw axes
   length: (value) => value.toFixed(3), angle: (value) => value.toFixed(1), fraction: (value) => Math.round(100 * value) + " %",
 };
 const textOf = ([key, , form], row) => ((row[key] ?? "") === "" ? "" : String(forms[form](row[key])));
@@ -60,7 +61,7 @@ function drawSolid() {
     hover_callback: (_shape, _viewer, event) => showTip(event, titleOf(phase)), unhover_callback: hideTip,
   });
   for (const phase of data.known) if (phase.stable) ball(phase, "#1d2329", 0.45);
-  for (const { e_above_hull: height, ...phase } of data.rows) if (height !== null && height < 0.5) ball({ ...phase, e_above_hull: height }, height < -1e-5 ? "#c8553d" : colour(height), 0.4);
+  for (const { e_above_hull: height, ...phase } of data.rows) if (height !== null && height < 0.5) ball({ ...phase, e_above_hull: height }, height < -5e-4 ? "#c8553d" : colour(height), 0.4);
   scene.zoomTo();
   scene.render();
   addEventListener("resize", () => scene.resize());
@@ -122,7 +123,7 @@ list.addEventListener("change", () => { if (list.value) { choose(list.value); pl
 const table = new StructureTable({
   table: byId("table"), filter: byId("filter"), count: byId("count"), rows: data.rows,
   columns: data.columns.map(([key, label, form]) => ({
-    key, label, number: form !== "text" && form !== "formula", text: (row) => textOf([key, label, form], row),
+    key, label, number: !["text", "formula", "group"].includes(form), text: (row) => textOf([key, label, form], row),
   })),
   name: keyOf, choose: (row) => choose(keyOf(row)), kind: (row) => (row.failed ? "failed" : ""),
 });

@@ -56,8 +56,9 @@ class CrystalViewer {
     this.axes(structure.cell);
     if (!keepView) {
       this.scene.setView([0, 0, 0, 0, 0, 0, 0, 1]);
-      this.scene.rotate(-75, "x");
-      this.scene.rotate(28, "y");
+      // c upright, a to the front, b to the right: no two axes of a common cell on one line.
+      this.scene.rotate(-70, "x");
+      this.scene.rotate(-60, "z");
       this.scene.zoomTo();
       this.scene.zoom(0.9);
     }
@@ -66,7 +67,7 @@ class CrystalViewer {
   // Directions of the lattice vectors as arrows beside the cell, with their names.
   axes(cell) {
     const unit = cell.map((vector) => vector.map((x) => x / Math.hypot(...vector)));
-    const corner = [0, 1, 2].map((k) => -1.7 * (unit[0][k] + unit[2][k]));
+    const corner = [0, 1, 2].map((k) => -2.8 * unit[1][k] - 0.6 * unit[2][k]);
     unit.forEach((vector, i) => {
       const color = ["#c8102e", "#1b7a2f", "#1f4fbf"][i];
       const at = (r) => { const [x, y, z] = corner.map((from, k) => from + r * vector[k]); return { x, y, z }; };
