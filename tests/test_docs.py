@@ -181,6 +181,17 @@ def test_how_many_names_the_pages_show():
     assert len(SHOWN) >= 30
 
 
+@pytest.mark.parametrize("member", [m for m in SHOWN if inspect.isclass(m)])
+def test_every_field_of_a_class_that_pages_show_is_explained(member):
+    package = member.__module__.split(".")[0]
+    tree = next(tree for tree in TREES if tree.name == package)
+    shown = tree[f"{member.__module__}.{member.__name__}".partition(".")[2]]
+    listed = {item.name for item in parts_of(shown.docstring)[1].get("attributes", [])}
+    fields = [m for m in shown.members.values() if m.is_attribute and m.name[0] != "_"]
+    assert fields
+    assert [f.name for f in fields if not f.docstring and f.name not in listed] == []
+
+
 @pytest.mark.parametrize("member", SHOWN, ids=lambda member: member.__name__)
 def test_every_name_that_pages_show_has_an_example_that_holds(member, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -46,8 +46,9 @@ def on_files(files: Files, config: Any) -> Files:
     for module in modules:
         # Found last, or pages written to be read would stand behind lists of functions.
         pages[f"reference/modules/{module.path}.md"] = (
-            f"---\nsearch:\n  boost: 0.1\n---\n# {module.path}\n\n::: {module.path}\n"
-            "    options: {show_root_heading: false}\n"
+            f"---\nsearch:\n  boost: 0.1\n---\n# {module.path}\n\n[All modules](../modules.md)\n\n"
+            f"::: {module.path}\n"
+            "    options: {show_root_heading: false, show_root_toc_entry: false}\n"
         )
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))

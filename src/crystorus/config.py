@@ -254,7 +254,8 @@ class TrainingConfig:
     save_minutes: float = 5.0
     """Minutes of training between saves of the state inside an epoch."""
     start_from: str = ""
-    """Checkpoint folder whose weights the run starts from; empty for new weights."""
+    """Checkpoint folder whose weights the run starts from, "shipped" for those of the package;
+    empty for new weights."""
     workers: int = 0
     """Processes that prepare batches."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

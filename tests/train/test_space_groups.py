@@ -168,7 +168,7 @@ def test_a_run_of_fewer_columns_keeps_its_lines(tmp_path):
 def test_the_shipped_weights_can_be_trained_further_with_the_configuration(symmetric, tmp_path):
     training = ["training.epochs=1", "training.learning_rate=1e-12", "training.sample_every=0"]
     places = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
-    settings = load_config(CONFIG, [*training, *places, f"training.start_from={SHIPPED}"])
+    settings = load_config(CONFIG, [*training, *places, "training.start_from=shipped"])
     assert settings.training.symmetric_fraction == 0.7
     train(settings, tmp_path / "run")
     before, after = (load_file(p / "weights.safetensors") for p in (SHIPPED, tmp_path / "run/last"))

@@ -282,5 +282,5 @@ def _rank_entries(source: Path, options: RankCommandOptions) -> None:
     write_table(out, ENTRY_COLUMNS, rows)
     echo("formula\tE above hull\tname")
     for row in rows[:MOST_SHOWN]:
-        echo(f"{row['formula']}\t{float(row['e_above_hull']) + 0.0:+.3f} eV\t{row['name']}")
+        echo(f"{row['formula']}\t{float(row['e_above_hull']) + 0.0:+.3f} eV/atom\t{row['name']}")
     echo(f"entries: {len(rows)}, in {out / TABLE}")

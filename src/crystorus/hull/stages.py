@@ -342,7 +342,7 @@ def _shown(phase: RankedPhase) -> dict[str, str]:
         }
     return {
         "formula": phase.formula,
-        "E above hull": f"{_signed(phase.e_above_hull)} eV",
+        "E above hull": f"{_signed(phase.e_above_hull)} eV/atom",
         "space group": phase.space_group[0],
         "volume": f"{phase.volume_change or 0.0:+.1%}",
         "novelty": verdict,

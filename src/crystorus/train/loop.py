@@ -32,7 +32,7 @@ from torch import Tensor
 from crystal_fidelity.files import atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystal_fidelity.workers import cores
-from crystorus.checkpoint import load_checkpoint, save_checkpoint
+from crystorus.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset
@@ -595,7 +595,7 @@ class Training:
         line += ")"
         if "sample/valid" in p.figures:
             line += ", valid {sample/valid:.1%}, match {sample/match_rate:.1%}"
-        speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} minutes left"
+        speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} min left"
         log("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
 
     def validation_losses(self) -> dict[str, float]:
@@ -719,7 +719,8 @@ def _initial_model(config: Config, train_set: CrystalDataset) -> CrystalModel:
         torch.manual_seed(config.training.seed)
         model = build_model(config, fit_cell_statistics(crystals))
     if config.training.start_from:
-        path = Path(config.training.start_from)
+        named = config.training.start_from
+        path = SHIPPED if named == "shipped" else Path(named)
         source = load_checkpoint(path)
         mine, theirs = model.config, source.config
         if (mine.preset, mine.network) != (theirs.preset, theirs.network):

@@ -36,17 +36,23 @@ class EmdResult:
     """
 
     name: str
+    """Of the metric."""
     unit: str
+    """Of the quantity, and so of the distance."""
     value: float
+    """The distance."""
     generated: NDArray[np.float64]
     """The values that entered, for plots."""
     per_structure: NDArray[np.float64]
     """One value per generated structure, NaN or infinity where it has none."""
     reference: NDArray[np.float64]
+    """The reference values that entered."""
     protocol: str
+    """How it was determined."""
     floor: float
     """Mean distance of two disjoint random parts of the reference, each of size `floor_n`."""
     floor_n: int
+    """Structures of one such part."""
     uncertainty: float | None
     """Standard error from disjoint parts of the generated values."""
     excluded: int

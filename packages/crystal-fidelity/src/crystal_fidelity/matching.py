@@ -96,12 +96,14 @@ class PairOutcome:
     """What became of one pair."""
 
     status: Status
+    """Whether they matched, and why not."""
     rms: float = float("nan")
     """Displacement of matched atoms in units of (volume / atom)^(1/3); NaN unless matched."""
     volume_error: float = float("nan")
     """|V/V_ref - 1| of the volumes per atom; NaN unless matched. The matcher scales both cells to
     one volume, so that neither the match nor the RMS tells of it."""
     reason: str = ""
+    """What went wrong, of a pair that could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class MatchResult:
     invalid: NDArray[np.bool_]
     """(candidates, references), generated structures with a contact below 0.5 Å."""
     settings: MatcherSettings
+    """Tolerances."""
     protocol: MatchProtocol = "all"
+    """Which pairs may match: "all", or the "valid" ones only."""
     baseline: "MatchResult | None" = None
     """The same with uniformly random coordinates in the reference's own cell."""
 

@@ -37,11 +37,17 @@ class Score:
     """
 
     name: str
+    """Of the metric."""
     value: float
+    """In `unit`; a rate is a fraction, 0 to 1."""
     unit: str = ""
+    """Empty for a number without one."""
     n_generated: int = 0
+    """Generated structures that were scored."""
     n_reference: int | None = None
+    """Reference structures; None where the metric needs none."""
     protocol: str = ""
+    """How it was determined: thresholds, tolerances, denominators."""
     real: float | None = None
     """What real data score: real against real at this n (the noise floor of a distance), or the
     reference set's own rate; None where it has no meaning."""
@@ -50,7 +56,9 @@ class Score:
     rate: bool = False
     """A fraction of structures, shown in per cent."""
     better: Better = ""
+    """Which way is good: "higher", "lower", or empty where neither is."""
     details: Mapping[str, object] = field(default_factory=dict)
+    """Other numbers, for JSON."""
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""

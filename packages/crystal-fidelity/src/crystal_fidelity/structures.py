@@ -62,6 +62,7 @@ class Crystal:
     atomic_numbers: NDArray[np.int64]
     """(atoms,), 1 to 118."""
     name: str = ""
+    """What it is called in tables and errors."""
     info: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Everything else that came with the structure (CSV columns, extxyz keys), as text."""
     properties: Mapping[str, float] = field(default_factory=dict, kw_only=True)
@@ -103,7 +104,9 @@ class ReadFailure:
     """
 
     name: str
+    """What the structure would have been called."""
     reason: str
+    """Why it could not be read, and what to do."""
 
     def __post_init__(self) -> None:
         reason = " ".join(self.reason.split())

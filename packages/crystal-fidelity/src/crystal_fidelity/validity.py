@@ -38,6 +38,7 @@ class ValidityResult:
     min_distance: NDArray[np.float64]
     """(structures,), Å; NaN where the structure was not read or has no volume."""
     contacts: Contacts
+    """Whether an atom's own images count among its contacts."""
 
     @property
     def rate(self) -> float:
