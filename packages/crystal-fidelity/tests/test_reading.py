@@ -348,7 +348,7 @@ def test_atoms_that_ase_fixes(tmp_path, ending):
     """ASE's own files; an extended XYZ has a mask of one column or, for FixCartesian, of three."""
     frames = [bulk("NaCl", "rocksalt", a=5.64) for _ in range(3)]
     frames[1].set_constraint(FixAtoms([1]))
-    frames[2].set_constraint(FixCartesian([0], (True, True, False)))
+    frames[2].set_constraint(FixCartesian([0, 1], (True, True, False)))
     path = tmp_path / f"a.{ending}"
     columns = ["symbols", "positions", "move_mask"]
     if ending == "db":
