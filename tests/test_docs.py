@@ -260,7 +260,12 @@ def test_the_model_card_is_of_the_weights_that_ship():
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
     data = (folder / "card.json").read_text()
-    assert json.loads(data)["sha256"][:12] in card
+    stored = json.loads(data)
+    assert stored["sha256"][:12] in card
+    assert f"{len(stored['trained_elements'])} elements" in card
+    for name in ("card", "scorer"):
+        measured = json.loads((folder / f"{name}.json").read_text())["card"]["validation"]
+        assert f"{measured['model']['match_percent_all']:.1f} %" in card
     named = re.findall(r"tools/\w+\.py(?! of commit)", data)
     assert [name for name in named if not (ROOT / name).exists()] == []
 

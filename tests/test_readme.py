@@ -10,7 +10,6 @@ import pytest
 from commandline import CliRunner
 
 from crystorus import cli
-from crystorus.sample import api
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,16 +35,6 @@ SHOWN = sorted(
         if command.startswith("crystorus ") and "…" not in command
     }
 )
-
-sys.path.insert(0, str(ROOT / "tests/sample"))
-
-
-@pytest.fixture
-def fake_shipped(monkeypatch):
-    from fake_model import FakeModel
-
-    monkeypatch.setattr(api, "loaded_checkpoint", FakeModel)
-    monkeypatch.setattr(api, "load", FakeModel)
 
 
 def targets_of_makefile():
@@ -90,11 +79,7 @@ def test_an_option_that_does_not_exist_would_be_noticed():
 
 
 @pytest.mark.parametrize("code", [block for kind, block in blocks(README) if kind == "python"])
-def test_the_python_of_the_readme_runs(code, fake_shipped, monkeypatch):
-    import crystorus
-    from crystorus.sample.api import load
-
-    monkeypatch.setattr(crystorus, "load", load, raising=False)
+def test_the_python_of_the_readme_runs(code):
     found = {}
     exec(code, found)  # noqa: S102
     assert len(found["atoms"]) == len(found["structures"]) == 8

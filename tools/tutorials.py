@@ -6,6 +6,7 @@ python tools/tutorials.py [NAME ...]
 """
 
 import re
+import resource
 import shutil
 import sys
 import time
@@ -67,9 +68,12 @@ def run(script: Path, out: Path = OUT) -> Path:
 
 
 def _timed(script: Path) -> str:
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     run(script)
-    return f"{script.name}: {time.perf_counter() - start:.0f} s"
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    wall = time.perf_counter() - start
+    return f"{script.name}: {processor:.0f} s of processor time, {wall:.0f} s in all"
 
 
 if __name__ == "__main__":
