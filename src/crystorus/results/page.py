@@ -65,7 +65,7 @@ def results_page_of(source: Path, options: ViewOptions, *, most: int) -> str:
 
 def _row(place: int, one: Result, symprec: float) -> dict[str, Any]:
     """Return a line of the page's table: what the table says, and the conventional cell."""
-    row: dict[str, Any] = {"index": place} | {
+    row: dict[str, Any] = ({} if one.row.get("rank") else {"index": place}) | {
         key: float(value) if key in _NUMBERS and value else value for key, value in one.row.items()
     }
     row |= {"name": one.name, "formula": row.get("formula") or "", "failed": True}

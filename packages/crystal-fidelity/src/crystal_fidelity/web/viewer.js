@@ -58,7 +58,7 @@ class CrystalViewer {
       this.scene.setView([0, 0, 0, 0, 0, 0, 0, 1]);
       // c upright, a to the front, b to the right: no two axes of a common cell on one line.
       this.scene.rotate(-70, "x");
-      this.scene.rotate(-60, "z");
+      this.scene.rotate(-50, "z");
       this.scene.zoomTo();
       this.scene.zoom(0.9);
     }
@@ -226,7 +226,8 @@ function volume({ cell: [a, b, c] }) {
 function cifText(structure, name) {
   const tags = ["length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"], values = cellParameters(structure);
   const sites = ["type_symbol", "label", "fract_x", "fract_y", "fract_z"].map((tag) => "_atom_site_" + tag);
-  const lines = ["data_" + name, ...tags.map((tag, i) => `_cell_${tag} ${values[i].toFixed(6)}`), "_space_group_name_H-M_alt 'P 1'", "loop_", ...sites];
+  const lines = ["data_" + name, ...tags.map((tag, i) => `_cell_${tag} ${values[i].toFixed(6)}`), "_space_group_name_H-M_alt 'P 1'",
+    "loop_", "_space_group_symop_operation_xyz", "'x,y,z'", "loop_", ...sites];
   structure.symbols.forEach((symbol, i) => lines.push([symbol, symbol + (i + 1), ...structure.frac[i]].join(" ")));
   return lines.join("\n") + "\n";
 }
