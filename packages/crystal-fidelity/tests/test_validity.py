@@ -82,6 +82,13 @@ def test_collisions_flat_cells_and_unreadable_ones_are_counted_with_reasons():
     assert all(w in r for w, r in zip(words, result.reasons, strict=True))
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(np.nan, 0.0), (1e300, 0.0), (1.0, np.nan)])
+def test_numbers_that_are_not_finite_are_not_valid(scale, shift):
+    crystal = rock_salt()
+    broken = Crystal(crystal.lattice * scale, crystal.frac_coords + shift, crystal.atomic_numbers)
+    assert structural_validity([crystal, broken]).valid.tolist() == [True, False]
+
+
 def test_left_handed_cells_are_judged_alike():
     crystal = rock_salt()
     mirrored = Crystal(-crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)

@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystal_fidelity.cells import HARDLY_PHYSICAL, min_distance_ratio
-from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
-from crystal_fidelity.validity import closest_contacts
+from crystal_fidelity.validity import structural_validity
 from crystorus.config import SamplerConfig
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
@@ -231,17 +229,7 @@ def valid_crystals(crystals: Crystals) -> Bool[Tensor, " crystals"]:
     Args:
         crystals: A batch.
     """
-    several = split(crystals)
-    usable = [
-        n
-        for n, one in enumerate(several)
-        if np.isfinite(one.lattice).all()
-        and np.isfinite(one.frac_coords).all()
-        and MIN_VOLUME <= one.volume < math.inf
-    ]
-    valid = torch.zeros(len(crystals), dtype=torch.bool)
-    valid[usable] = torch.from_numpy(closest_contacts([several[n] for n in usable]) >= MIN_DISTANCE)
-    return valid
+    return torch.from_numpy(structural_validity(split(crystals)).valid)
 
 
 def room_of_atoms(crystals: Crystals) -> Float[Tensor, " crystals"]:

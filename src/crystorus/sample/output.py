@@ -23,10 +23,10 @@ import numpy as np
 from crystal_fidelity.cells import least_distance, min_distance_ratio, niggli_reduce
 from crystal_fidelity.files import disk_errors, write_atomic
 from crystal_fidelity.matching import kinds
-from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
 from crystal_fidelity.provenance import versions
 from crystal_fidelity.structures import density
 from crystal_fidelity.symmetry import dataset, group_of, sites_of
+from crystal_fidelity.validity import invalid_reason
 from crystorus.crystal_model import CrystalModel
 from crystorus.data.convert import split
 from crystorus.data.writers import cif_text, csv_text, dataset_cif_text, extxyz_text
@@ -410,7 +410,7 @@ def describe(
         "symprec": f"{symprec:g}",
         "least_distance": f"{least:.4f}",
         "min_distance_ratio": f"{min_distance_ratio(reduced, reduced=True):.3f}",
-        "valid": str(volume >= MIN_VOLUME and least >= MIN_DISTANCE),
+        "valid": str(not invalid_reason(volume, least)),
         "origin": origin,
         "known_as": known_as,
     }

@@ -15,7 +15,7 @@ from crystorus.sample.options import RefineOptions
 from crystorus.sample.requests import Request, crystal_seed
 from crystorus.sample.start import StartingStructure
 
-MIN_VOLUME, MAX_VOLUME = 2.0, 300.0  # Å³ per atom; MP-20 has 5.8 to 202
+LEAST_PER_ATOM, MOST_PER_ATOM = 2.0, 300.0  # Å³; MP-20 has 5.8 to 202
 MIN_LENGTH = 1.5  # Å, of a lattice vector; MP-20 has 2.26 and more
 
 
@@ -59,10 +59,10 @@ def starting_structure(structure: Crystal, options: RefineOptions) -> StartingSt
     name, numbers = structure.name, structure.atomic_numbers.tolist()
     crystal = join([structure], dtype=torch.float32)
     per_atom = float(crystal.volume[0]) / len(numbers)
-    if not MIN_VOLUME <= per_atom <= MAX_VOLUME:
+    if not LEAST_PER_ATOM <= per_atom <= MOST_PER_ATOM:
         raise RequestError(
-            f"{name} has {per_atom:.3g} Å³ per atom, limits {MIN_VOLUME:g} to {MAX_VOLUME:g}: "
-            "correct its cell or take it out"
+            f"{name} has {per_atom:.3g} Å³ per atom, limits {LEAST_PER_ATOM:g} to "
+            f"{MOST_PER_ATOM:g}: correct its cell or take it out"
         )
     shortest = float(reduce_lattice(crystal.lattice)[0].norm(dim=1).min())
     if shortest < MIN_LENGTH:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME, SYMPREC
+from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.scores import Score, noise_floor, part_error, rate_error
 from crystal_fidelity.structures import Crystal, Entry, as_entries
-from crystal_fidelity.validity import least_contact
+from crystal_fidelity.validity import invalid_reason, structural_validity
 from crystal_fidelity.workers import map_in_order
 
 if TYPE_CHECKING:
@@ -141,10 +141,9 @@ def dataset(
     """
     if not 0 < symprec < math.inf:
         raise ValueError(f"symprec = {symprec}: give a tolerance in Å above 0, such as {SYMPREC}")
-    if not crystal.volume >= MIN_VOLUME:
-        return None
-    least = least_contact(crystal) if least is None else least
-    if not least >= MIN_DISTANCE:
+    if least is None:
+        least = float(structural_validity([crystal]).min_distance[0])
+    if invalid_reason(crystal.volume, least):
         return None
     # A vector c that is nearly normal to a has the length of c + a within a²/2c. A tolerance beyond
     # that takes the shear c → c + a for a symmetry, whose powers never close to a group.

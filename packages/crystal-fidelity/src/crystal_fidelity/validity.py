@@ -1,5 +1,6 @@
 """Structural validity: no two atoms, nor an atom and its own image, closer than a threshold."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
 from crystal_fidelity.scores import Score, rate_score
-from crystal_fidelity.structures import Crystal, Entry, as_entries
+from crystal_fidelity.structures import Crystal, as_entries
 
 Contacts = Literal["with-self-images", "pairs-only"]
 
@@ -36,7 +37,7 @@ class ValidityResult:
     reasons: tuple[str, ...]
     """Empty for a valid structure."""
     min_distance: NDArray[np.float64]
-    """(structures,), Å; NaN where the structure was not read or has no volume."""
+    """(structures,), Å; NaN where the structure was not read, is not finite or has no volume."""
     contacts: Contacts
     """Whether an atom's own images count among its contacts."""
 
@@ -86,33 +87,39 @@ def structural_validity(
     if not entries:
         raise ValueError("0 structures: validity needs at least one")
     volumes = np.array([e.volume if isinstance(e, Crystal) else np.nan for e in entries])
-    solid = np.nonzero(volumes >= 1e-9)[0]
+    finite = [isinstance(e, Crystal) and bool(np.isfinite(e.frac_coords).all()) for e in entries]
+    solid = np.nonzero((volumes >= 1e-9) & (volumes < np.inf) & finite)[0]
     distances = np.full(len(entries), np.nan)
     found = closest_contacts([entries[i] for i in solid], contacts=contacts)  # type: ignore[misc]
     distances[solid] = found
     reasons = tuple(
-        _reason(entry, volume, distance, min_distance, min_volume)
+        invalid_reason(volume, distance, min_distance=min_distance, min_volume=min_volume)
+        if isinstance(entry, Crystal)
+        else f"unreadable: {entry.reason}"
         for entry, volume, distance in zip(entries, volumes, distances, strict=True)
     )
     return ValidityResult(np.array([not r for r in reasons]), reasons, distances, contacts)
 
 
-def least_contact(crystal: Crystal) -> float:
-    """Return the shortest interatomic distance in Å, own images included.
+def invalid_reason(
+    volume: float,
+    distance: float,
+    *,
+    min_distance: float = MIN_DISTANCE,
+    min_volume: float = MIN_VOLUME,
+) -> str:
+    """Return why a crystal is not valid, empty for a valid one: the rule itself.
 
     Args:
-        crystal: One crystal.
+        volume: Of the cell, Å³.
+        distance: Its closest contact, Å; NaN where its numbers are not finite.
+        min_distance: Least valid contact, Å.
+        min_volume: Least valid volume of the cell, Å³.
     """
-    return float(closest_contacts([crystal])[0])
-
-
-def _reason(
-    entry: Entry, volume: float, distance: float, min_distance: float, min_volume: float
-) -> str:
-    if not isinstance(entry, Crystal):
-        return f"unreadable: {entry.reason}"
     if volume < min_volume:
         return f"volume {volume:.3g} Å³ < {min_volume} Å³"
+    if not (volume < math.inf and distance >= 0):
+        return "its numbers are not finite"
     if distance < min_distance:
         return f"contact {distance:.3f} Å < {min_distance} Å"
     return ""
