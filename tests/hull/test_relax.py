@@ -14,7 +14,6 @@ from crystorus.hull.options import RelaxSettings, ScreenLimits
 from crystorus.hull.relax import (
     RelaxJob,
     energy_level,
-    least_height,
     load_potential,
     relax,
     screen,
@@ -121,12 +120,6 @@ def test_the_screen_lets_good_structures_pass(prototypes):
 
     for name, crystal in prototypes.items():
         assert screen(to_atoms(niggli_reduce(split(crystal)[0])), ScreenLimits()) == "", name
-
-
-def test_the_height_of_a_skewed_cell_is_its_volume_over_its_largest_face():
-    rows = np.array([[3.0, 0.1, 0.2], [5.0, 4.0, 0.3], [-7.0, 2.0, 6.0]])
-    faces = [np.linalg.norm(np.cross(rows[i - 2], rows[i - 1])) for i in range(3)]
-    assert least_height(rows) == pytest.approx(abs(np.linalg.det(rows)) / max(faces))
 
 
 @pytest.mark.parametrize(

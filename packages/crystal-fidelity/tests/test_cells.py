@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from prototypes import everything, moved, random_crystal, rock_salt, simple_cubic
 
-from crystal_fidelity.cells import DENSE_ATOMS, least_distance, least_distances, niggli_reduce
+from crystal_fidelity.cells import (
+    DENSE_ATOMS,
+    face_distances,
+    least_distance,
+    least_distances,
+    niggli_reduce,
+)
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.structures import Crystal, to_pymatgen
 
@@ -44,6 +50,12 @@ def test_an_atom_and_its_own_image_count_and_coincident_atoms_are_at_zero():
     salt = rock_salt()
     collapsed = Crystal(salt.lattice, np.zeros((2, 3)), salt.atomic_numbers)
     assert least_distance(collapsed) == pytest.approx(0, abs=1e-6)
+
+
+def test_faces_of_a_skewed_cell_are_as_far_apart_as_its_volume_over_their_area():
+    rows = np.array([[3.0, 0.1, 0.2], [5.0, 4.0, 0.3], [-7.0, 2.0, 6.0]])
+    areas = [np.linalg.norm(np.cross(rows[i - 2], rows[i - 1])) for i in range(3)]
+    np.testing.assert_allclose(face_distances(rows), abs(np.linalg.det(rows)) / areas)
 
 
 @pytest.mark.parametrize("crystal", CRYSTALS, ids=lambda c: c.name)

@@ -19,7 +19,7 @@ from ase.constraints import FixSymmetry
 from ase.filters import UnitCellFilter
 from ase.units import GPa
 
-from crystal_fidelity.cells import least_distance
+from crystal_fidelity.cells import face_distances, least_distance
 from crystal_fidelity.features import isolated_atom_index
 from crystal_fidelity.structures import Crystal
 from crystorus.hull.options import RelaxSettings, ScreenLimits
@@ -52,7 +52,7 @@ def screen(atoms: Atoms, limits: ScreenLimits) -> str:
         return (
             f"{volume:.3g} Å³ per atom, outside {limits.min_volume:g} to {limits.max_volume:g} Å³"
         )
-    height = least_height(cell)
+    height = face_distances(cell).min()
     if height < limits.min_height:
         return f"the cell is {height:.2f} Å thin, below {limits.min_height:g} Å"
     frac = np.linalg.solve(cell.T, atoms.positions.T).T
@@ -63,15 +63,6 @@ def screen(atoms: Atoms, limits: ScreenLimits) -> str:
     if (alone := isolated_atom_index(crystal, limits.max_gap)) is not None:
         return f"atom {alone + 1} has no neighbour within {limits.max_gap:g} Å"
     return ""
-
-
-def least_height(cell: np.ndarray) -> float:
-    """Return the least distance in Å between opposite faces of a cell of row vectors [3, 3].
-
-    Args:
-        cell: Å.
-    """
-    return float(1 / np.linalg.norm(np.linalg.inv(cell), axis=0).max())
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,15 +149,25 @@ def least_distances(
     return least
 
 
+def face_distances(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distances h_k = V / |a_i × a_j| in Å between opposite faces of a cell.
+
+    The columns of the inverse are the reciprocal vectors, as long as 1/h_k. A vector no longer
+    than r has fractional coordinates |f_k| <= r / h_k.
+
+    Args:
+        lattice: (3, 3), Å, rows are the vectors.
+    """
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(lattice), axis=0))
+
+
 def _least_of_many(
     lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], bound: float
 ) -> float:
     from scipy.spatial import cKDTree
 
-    # A vector no longer than `bound` spans |f_k| <= bound / h_k cells along axis k, with h_k the
-    # distance of the lattice planes; atoms in [0, 1) differ by less than 1 besides.
-    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    reach = [np.arange(-k, k + 1) for k in np.ceil(bound / heights)]
+    # Atoms in [0, 1) differ by less than 1 cell besides.
+    reach = [np.arange(-k, k + 1) for k in np.ceil(bound / face_distances(lattice))]
     shifts = np.stack(np.meshgrid(*reach), axis=-1).reshape(-1, 3) @ lattice
     points = wrap_coords(frac_coords) @ lattice
     tree = cKDTree(np.concatenate([points + shift for shift in shifts]))

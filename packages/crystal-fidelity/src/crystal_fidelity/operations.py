@@ -16,6 +16,7 @@ import moyopy
 import numpy as np
 from numpy.typing import NDArray
 
+from crystal_fidelity.cells import face_distances
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.structures import wrap_coords
 
@@ -408,9 +409,8 @@ def _repeated(
         return repeated
     owner = np.repeat(np.arange(len(orbits)), [len(orbit) for orbit in orbits])
     atoms = np.concatenate(orbits)
-    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     own = wrap_coords(sites)
-    reach = min(float(merge.max() / heights.min()), 0.49)
+    reach = min(float(merge.max() / face_distances(lattice).min()), 0.49)
     # A box of fractional coordinates holds every atom within `merge`.
     near = cKDTree(atoms, boxsize=1.0).query_ball_point(own, reach, p=math.inf)
     for site, found in enumerate(near):

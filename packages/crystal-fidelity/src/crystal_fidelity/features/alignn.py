@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from crystal_fidelity.cells import face_distances
 from crystal_fidelity.download import fetch
 from crystal_fidelity.features import CachedRows, FeatureSet, Identity, Limits, feature_set
 from crystal_fidelity.files import atomic_path, file_digest
@@ -171,8 +172,7 @@ def _neighbours(
     """
     lattice, frac = crystal.lattice, crystal.frac_coords
     cart = np.dot(frac, _conversion(crystal, mode))
-    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
-    reach = np.ceil((cutoff + MIN_BOND) / heights)
+    reach = np.ceil((cutoff + MIN_BOND) / face_distances(lattice))
     low = np.floor(frac.min(axis=0)) - reach
     high = np.ceil(frac.max(axis=0)) + reach
     n_images = float(np.prod(high - low))
