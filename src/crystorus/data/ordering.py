@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crystal_fidelity.cells import min_distance_ratio, niggli_reduce
+from crystal_fidelity.cells import HARDLY_PHYSICAL, min_distance_ratio, niggli_reduce
 from crystal_fidelity.matching import MatcherSettings
 from crystal_fidelity.structures import Crystal, ReadFailure, from_pymatgen, to_pymatgen
 from crystorus.errors import ReadingError, RequestError
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 MOST_WAYS = 1_000_000
 """Ways to fill the sites of one supercell that are listed."""
-CLOSEST = 0.6
-"""Least distance of two atoms over the sum of their radii: split sites are not filled twice."""
 _SYMPREC = 0.01  # Å, of the averaged crystal
 _SAME_SITE = 0.05  # Å, between a site and the image of another
-_SAME_ENERGY = 1e-4  # eV/atom
 _ALIKE = MatcherSettings(stol=0.05, ltol=0.01, angle_tol=0.5, scale=False)
 
 
@@ -133,8 +130,8 @@ def order_sites(
     kept.sort(key=lambda one: 0.0 if one.energy_per_atom is None else one.energy_per_atom)
     if not kept:
         raise RequestError(
-            f"every way to fill its sites puts two atoms nearer than {CLOSEST:g} of the sum of "
-            "their radii: correct the occupancies of split sites"
+            f"every way to fill its sites puts two atoms nearer than {HARDLY_PHYSICAL:g} of the sum "
+            "of their radii: correct the occupancies of split sites"
         )
     return kept[:n]
 
@@ -311,7 +308,7 @@ def _fill(
         symbols += [kinds[code] for code in way if code >= 0]
         places = np.concatenate([site_of[full].ravel(), partial[way >= 0]]).astype(int)
         made = from_pymatgen(Structure(Lattice(lattice), symbols, frac.reshape(-1, 3)[places]))
-        if isinstance(made, ReadFailure) or min_distance_ratio(made) < CLOSEST:
+        if isinstance(made, ReadFailure) or min_distance_ratio(made) < HARDLY_PHYSICAL:
             continue
         energy = float(energies[index]) / len(made) if charges else None
         yield Ordering(niggli_reduce(made), energy, len(np.unique(keys)))

@@ -13,6 +13,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element
 
 from crystal_fidelity.files import disk_errors, write_atomic
+from crystal_fidelity.matching import METASTABLE
 from crystal_fidelity.options import SYMPREC
 from crystal_fidelity.structures import Crystal, cell_parameters
 from crystorus.data.convert import crystals_from
@@ -36,7 +37,6 @@ from crystorus.hull.references import Known, check_levels, check_span, formula_o
 from crystorus.hull.relax import USABLE
 
 ON_HULL = 5e-4  # eV/atom, what prints as 0.000: one phase relaxed twice differs by about 1e-4
-METASTABLE = 0.1  # eV/atom
 TABLE, SUMMARY = "table.csv", "summary.json"
 PHASES, SYMMETRISED = "phases", "phases-symmetrised"
 CELL = ("a", "b", "c", "alpha", "beta", "gamma")
