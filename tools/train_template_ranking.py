@@ -26,7 +26,7 @@ from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.ranking import Shortlist, TemplateRanking, shortlist
 from crystorus.templates.retrieval import (
-    candidates,
+    considered_fits,
     cost_weights,
     prototype_weights,
     shortlisted,
@@ -89,7 +89,7 @@ class LeftOut:
 def lesson(library: TemplateLibrary, index: int, volumes: np.ndarray) -> Lesson | None:
     """Look up the composition of a crystal that is left out; None without two templates."""
     composition = Composition.of(library.atomic_numbers(index).tolist())
-    fits = candidates(library, composition, exclude=index)
+    fits = considered_fits(library, composition, exclude=index)
     if fits is None or len(fits) < 2:
         return None
     apart = differences(fits.distances)

@@ -7,14 +7,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from crystorus.data.compositions import parse_formula
 from crystorus.templates.ranking import FEATURES, Shortlist, shipped_ranking, shortlist
-from crystorus.templates.retrieval import DISTINCT_FROM, candidates, cost_weights, find_templates
+from crystorus.templates.retrieval import (
+    DISTINCT_FROM,
+    considered_fits,
+    cost_weights,
+    find_templates,
+)
 from crystorus.templates.surroundings import difference, match_probability
 
 
 @pytest.fixture
 def described(library):
     composition = parse_formula("KBr")
-    fits = candidates(library, composition)
+    fits = considered_fits(library, composition)
     volumes = shipped_ranking().log_volumes.numpy()
     every, weights = np.arange(len(fits)), np.log(cost_weights(fits.cost, fits.cost.min()))
     return shortlist(library, composition, fits, every, weights, volumes)

@@ -32,16 +32,16 @@ SHOWN_COLUMNS = (
     ("e_above_lowest", "above lowest / eV/atom", "ev"), ("space_group", "space group", "group"),
     ("novelty", "novelty", "text"), ("known_id", "known as", "text"),
     ("held_out_id", "held-out phase", "text"), ("found", "found", "number"),
-    ("lowest_phonon", "lowest mode at Γ / THz", "length"),
+    ("lowest_phonon", "lowest mode at Γ / THz", "decimal"),
     ("imaginary_phonons", "imaginary modes", "number"),
-    ("energy_per_atom", "E / eV/atom", "ev"), ("volume_per_atom", "V / Å³/atom", "length"),
-    ("a", "a / Å", "length"), ("b", "b / Å", "length"), ("c", "c / Å", "length"),
+    ("energy_per_atom", "E / eV/atom", "ev"), ("volume_per_atom", "V / Å³/atom", "decimal"),
+    ("a", "a / Å", "decimal"), ("b", "b / Å", "decimal"), ("c", "c / Å", "decimal"),
     ("alpha", "α / °", "angle"),
     ("beta", "β / °", "angle"), ("gamma", "γ / °", "angle"),
     ("formation_energy", "formation / eV/atom", "ev"),
     ("e_above_full_hull", "above hull with candidates / eV/atom", "ev"),
     ("volume_change", "volume by relaxation", "percent"), ("start", "start", "text"),
-    ("prototype_fraction", "prototype weight", "fraction"), ("origin", "origin", "text"),
+    ("prototype_fraction", "prototype fraction", "fraction"), ("origin", "origin", "text"),
     ("n_atoms", "atoms", "number"), ("status", "status", "text"), ("reason", "remark", "text"),
     ("name", "name", "text"), ("file_symmetrised", "file", "text"),
 )  # fmt: skip
@@ -232,7 +232,7 @@ def label_stable(
         axes: Of matplotlib.
         hull: Of the known phases.
         full: With the candidates.
-        spots: Where each phase is drawn, by formula.
+        spots: Where each phase is drawn, by its name.
         lines: What labels keep off.
     """
     from matplotlib.path import Path as Outline
@@ -375,8 +375,8 @@ def results_page(
         rows: Of the table, by column; each has a "name" of its own, "formula", and
             "failed" if it is shown in grey.
         columns: Key, label and form of each: "text", "formula", "group" (of space), "number",
-            "ev" (eV/atom, signed), "length" (Å or Å³), "angle" (degrees), "fraction" (per cent)
-            or "percent" (signed). Those without any value are left out.
+            "ev" (eV/atom, signed), "decimal" (three places), "angle" (degrees), "fraction" (per
+            cent) or "percent" (signed). Those without any value are left out.
         crystals: By the name of their row; at most some hundred.
         svg: Drawing of the hull.
         heading: Of the table.

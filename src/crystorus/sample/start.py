@@ -36,8 +36,7 @@ class StartingStructure:
         noised: Whether noise is added; see `Start`.
         held_atoms: Atoms that stay, by place in `crystal`.
         held_cell: Whether the cell stays.
-        prototype_fraction: Share of the weights that speaks for this prototype and for none before
-            it; None where no prototype was chosen.
+        prototype_fraction: See `templates.retrieval.Template`; None where no prototype was chosen.
         same_composition: Whether it is a known crystal of this very composition.
         substitution: Elements of the template and what stands for them, such as "Sr>Ba Ti>Zr".
     """

@@ -52,10 +52,10 @@ class Template:
         template_id: Its name there.
         numbers: Wanted element of each atom of the template, [n].
         cost: -log of the probability that the prototype survives the substitution, the least
-            likely of its elements counted 1.6 times, >= 0; 0.022 per element that stays. For one
-            of another pattern, with what a derivative costs.
-        prototype_fraction: Probability, as the ranking sees it, that this template is right and
-            those before it are not, 0 to 1; 0 for what comes after its shortlist.
+            likely of its elements counted again by `fitting.WORST_AGAIN`, >= 0. For one of another
+            pattern, with what a derivative costs.
+        prototype_fraction: Probability, estimated from known crystals alone, that its prototype is
+            right and those before it are not, 0 to 1; 0 for what comes after the shortlist.
         copies: Template cells along each lattice vector.
         distances: Surroundings with the elements in the order of the wanted slots.
         same_composition: Whether no element was substituted.
@@ -91,7 +91,7 @@ def find_templates(
     Returns:
         At most `limit` templates, empty if none fits.
     """
-    fits = candidates(library, composition, exclude=exclude)
+    fits = considered_fits(library, composition, exclude=exclude)
     if fits is None:
         return []
     apart = differences(fits.distances)
@@ -130,7 +130,7 @@ def find_templates(
     ]
 
 
-def candidates(
+def considered_fits(
     library: TemplateLibrary, composition: Composition, *, exclude: int = -1
 ) -> Fits | None:
     """Return all templates that are considered for a composition, as `find_templates` does.

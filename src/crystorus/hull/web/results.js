@@ -4,7 +4,7 @@ const state = { chosen: null, playing: null, frame: 0, timer: null };
 const forms = {
   formula: lowered, number: (value) => value, text: (value) => value, ev: (value) => signed(value), percent: (value) => signed(100 * value, 1, " %"),
   group: (value) => value.replace(/_(\d)/g, (_, digit) => lowered(digit)), // screw axes
-  length: (value) => value.toFixed(3), angle: (value) => value.toFixed(1), fraction: (value) => Math.round(100 * value) + " %",
+  decimal: (value) => value.toFixed(3), angle: (value) => value.toFixed(1), fraction: (value) => Math.round(100 * value) + " %",
 };
 const textOf = ([key, , form], row) => ((row[key] ?? "") === "" ? "" : String(forms[form](row[key])));
 const IN_PANEL = new Set(["index", "rank", "formula", "name", "n_atoms", "a", "b", "c", "alpha", "beta", "gamma", "volume_per_atom"]);
@@ -38,6 +38,7 @@ const spotOf = (phase) => {
   const [x, y, z] = [0, 1, 2].map((k) => data.elements.reduce((sum, symbol, i) => sum + (phase.parts[symbol] || 0) * corners[i][k], 0));
   return { x, y, z };
 };
+// viridis_r of matplotlib, up to 0.2 eV/atom: FULL_COLOUR of report.py, which draws the other picture.
 const stops = [[253, 231, 37], [94, 201, 98], [33, 145, 140], [59, 82, 139], [68, 1, 84]];
 function colour(height) {
   const x = Math.min(Math.max(height, 0) / 0.2, 0.9999) * (stops.length - 1), i = Math.floor(x);
