@@ -21,15 +21,12 @@ import argparse
 import itertools
 import json
 import math
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,6 +35,7 @@ import torch
 from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 
+from crystal_fidelity.provenance import git_commit, hardware, today
 from crystorus.config import config_from_dict
 from crystorus.crystal_model import CrystalModel, build_model, in_precision
 from crystorus.data.store import open_store
@@ -239,12 +237,12 @@ def together(rows: Sequence[dict]) -> dict:
 
 def provenance(device: str) -> dict:
     """Say when, on what and with which commit a figure was taken."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    cuda = device.startswith("cuda")
-    name = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": now, "hardware": name, "commit": commit, "torch": torch.__version__}
+    return {
+        "time": today(),
+        "hardware": hardware(device),
+        "commit": git_commit(__file__),
+        "torch": torch.__version__,
+    }
 
 
 def exponent(rows: Sequence[dict], key: str) -> float | None:

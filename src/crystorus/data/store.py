@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from crystal_fidelity.cells import least_distances, niggli_reduce
 from crystal_fidelity.errors import ReadingError
-from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.files import atomic_path, disk_errors, file_digest
 from crystal_fidelity.options import MIN_DISTANCE
 from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import (
@@ -402,11 +402,11 @@ def digest_of(path: Path) -> str:
     Args:
         path: A file or a folder.
     """
+    if not path.is_dir():
+        return file_digest(path)
     digest = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(file.name.encode())
+    for file in sorted(p for p in path.iterdir() if p.is_file()):
+        digest.update(file.name.encode())
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

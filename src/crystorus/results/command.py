@@ -116,11 +116,12 @@ def export(
 
 
 def _write_cif(crystal: "Crystal", folder: Path, name: str) -> None:
+    from crystal_fidelity.files import write_atomic
     from crystorus.data.convert import join
     from crystorus.data.writers import symmetrised_cif_text
 
     text = symmetrised_cif_text(join([crystal]), name)
-    (folder / f"{name}.cif").write_text(text, encoding="utf-8")
+    write_atomic(folder / f"{name}.cif", text)
 
 
 def _write_poscar(crystal: "Crystal", folder: Path, name: str) -> None:
@@ -137,6 +138,7 @@ def _write_qe(crystal: "Crystal", folder: Path, name: str) -> None:
 
     import ase.io
 
+    from crystal_fidelity.files import write_atomic
     from crystal_fidelity.structures import to_atoms
 
     atoms = to_atoms(crystal)
@@ -154,7 +156,7 @@ def _write_qe(crystal: "Crystal", folder: Path, name: str) -> None:
     )  # fmt: skip
     # ASE writes every namelist that pw.x has; it takes these two for unknown cards.
     text = stream.getvalue().replace("&FCP\n/\n", "").replace("&RISM\n/\n", "")
-    (folder / f"{name}.in").write_text(text, encoding="utf-8")
+    write_atomic(folder / f"{name}.in", text)
 
 
 def _write_aims(crystal: "Crystal", folder: Path, name: str) -> None:

@@ -4,7 +4,6 @@ Sampling from noise ends in many crystals, of which the right one is often among
 tells finished crystals apart better than sampling finds them (docs/choosing.md).
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from crystorus.diffusion.sampling import Start, refinement_start
 from crystorus.diffusion.space_groups import SpaceGroups
 from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
-from crystorus.sample.requests import Request
+from crystorus.sample.requests import Request, derived_seed
 from crystorus.templates.skeletons import WeightedSkeleton
 
 FINAL_REFINEMENT_STEPS = 8
@@ -82,7 +81,7 @@ def candidate_seed(seed: int, number: int) -> int:
         seed: Of the crystal.
         number: Of the candidate, from 0.
     """
-    return seed if number == 0 else _derived(f"candidate {number} of {seed}")
+    return seed if number == 0 else derived_seed(f"candidate {number} of {seed}")
 
 
 def scoring_seed(seed: int) -> int:
@@ -93,11 +92,7 @@ def scoring_seed(seed: int) -> int:
     Args:
         seed: Of the crystal.
     """
-    return _derived(f"judge of {seed}")
-
-
-def _derived(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return derived_seed(f"judge of {seed}")  # "judge" was the name of the scorer
 
 
 def choose_crystals(

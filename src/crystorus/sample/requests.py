@@ -72,7 +72,15 @@ def crystal_seed(seed: int, composition: Composition, sample: int) -> int:
     Returns:
         A whole number, 0 … 2⁶³ - 1.
     """
-    text = f"crystorus {seed} {sample} {composition.hill_formula}"
+    return derived_seed(f"crystorus {seed} {sample} {composition.hill_formula}")
+
+
+def derived_seed(text: str) -> int:
+    """Derive a seed, 0 … 2⁶³ - 1, from the first 63 bits of the SHA-256 of a text.
+
+    Args:
+        text: What it is the seed of. It decides the crystals, so its words stay as they are.
+    """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.files import ASIDE, atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystal_fidelity.workers import cores
 from crystorus.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
@@ -135,8 +135,9 @@ def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
     """Make the folder that of this run, or find the run there to be this one."""
     remedy = "choose another folder"
     record = read_record(folder, remedy)
-    asides = (".part", ".tmp")
-    there = [p for p in folder.iterdir() if p.suffix not in asides] if folder.is_dir() else []
+    there = (
+        [p for p in folder.iterdir() if p.suffix not in (ASIDE, ".tmp")] if folder.is_dir() else []
+    )
     if record is None and there:
         raise OutputError(f"{folder} is not empty and holds no run: {remedy}")
 

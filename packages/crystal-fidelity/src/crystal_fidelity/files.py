@@ -11,7 +11,8 @@ from pathlib import Path
 
 from crystal_fidelity.errors import FidelityError
 
-_ASIDE = ".part"
+ASIDE = ".part"
+"""Suffix of what is being written."""
 
 
 class FileError(FidelityError):
@@ -36,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         yield target
         return
-    aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(3)}{_ASIDE}")
+    aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(3)}{ASIDE}")
     try:
         yield aside
         # On disk before it has its name: otherwise a power cut could leave an empty file.
@@ -65,7 +66,7 @@ def remove_asides(folder: Path) -> None:
     Args:
         folder: Of the files.
     """
-    for aside in folder.glob(f".*{_ASIDE}"):
+    for aside in folder.glob(f".*{ASIDE}"):
         aside.unlink(missing_ok=True)
 
 
