@@ -16,7 +16,8 @@ from crystorus.geometry.lattice import (
 )
 
 VOLUME_SCALE = 0.25
-"""λ = 0.25/√3 of Appendix B: the volume's noise relative to that of an orthonormal basis."""
+"""Appendix B takes λ I, with λ = 0.25/√3, as the matrix of the volume. Ours is I/√3, of norm 1 like
+the others (tr I² = 3), so that λ I is 0.25 times ours."""
 
 
 class LogLatticeProcess:

@@ -20,7 +20,7 @@ DRAWS = 2
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """L^ρ and L^x of every crystal of a batch (Eqs 15 and 20)."""
+    """L^ρ and L^x of every crystal of a batch (Eq. 14, or 15; Eqs 18 and 19)."""
 
     cell: Float[Tensor, " crystals"]
     torus: Float[Tensor, " crystals"]

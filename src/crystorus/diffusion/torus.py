@@ -222,6 +222,7 @@ class TorusProcess:
         """
         high, low = self.level(t, noisy), self.level(s, noisy)
         ratio = (low / high) ** 2
+        # What is taken of the displacement, never more than all of it.
         pull = (drift * (1 - ratio)).clamp(max=1.0)
         normal = centre(normal, noisy) if self.centred else normal
         spread = low * (1 - ratio).clamp_min(0).sqrt()

@@ -1,6 +1,7 @@
 """A batch of crystals, and what a denoiser predicts for one.
 
-Everything between the file reader and the file writer is a `Crystals`.
+What the method computes with is a `Crystals`; files are read and written one `Crystal` of
+`crystal_fidelity` at a time, and `data/convert.py` turns one into the other.
 """
 
 from collections.abc import Sequence

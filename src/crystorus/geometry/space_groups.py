@@ -50,7 +50,10 @@ class Site(NamedTuple):
 
     @property
     def freedom(self) -> int:
-        """Number of free coordinates, 0 to 3."""
+        """Number of free coordinates, 0 to 3.
+
+        It is the rank of P, which is the trace because P² = P: every eigenvalue is 0 or 1.
+        """
         return round(float(np.trace(self.projector)))
 
 

@@ -40,7 +40,7 @@ def translate(crystals: Crystals, shift: Float[Tensor, " 3"]) -> Crystals:
 
 
 def retile(crystals: Crystals, change: Int[Tensor, "3 3"]) -> Crystals:
-    """Act with g ∈ SL₃(Z): (ρ, x, z) → (ρ g⁻¹, [g x], z).
+    """Act with g ∈ SL₃(Z): (ρ, x, z) → (ρ g⁻¹, [g x], z); the tests of Eq. 10 use it.
 
     Args:
         crystals: Any batch.
