@@ -17,23 +17,27 @@ CHGNET = "chgnet"
 
 
 class Potential(NamedTuple):
-    """Where a potential comes from."""
+    """Where a potential comes from: its label, module and extra, and what the module calls it."""
 
     label: str
     module: str
     extra: str
+    model: tuple[str, ...] = ()
 
 
 POTENTIALS = {
     CHGNET: Potential("CHGNet 0.3.0", "chgnet", "hull"),
-    "sevennet": Potential("SevenNet-0", "sevenn", "sevennet"),
-    "sevennet-l3i5": Potential("SevenNet-l3i5", "sevenn", "sevennet"),
-    "sevennet-mf-0": Potential("SevenNet-MF-0, PBE", "sevenn", "sevennet"),
-    "mace": Potential("MACE-MPA-0 medium", "mace", "mace"),
-    "orb": Potential("Orb v3 conservative inf OMat", "orb_models", "orb"),
+    "sevennet": Potential("SevenNet-0", "sevenn", "sevennet", ("7net-0",)),
+    "sevennet-l3i5": Potential("SevenNet-l3i5", "sevenn", "sevennet", ("7net-l3i5",)),
+    "sevennet-mf-0": Potential("SevenNet-MF-0, PBE", "sevenn", "sevennet", ("7net-mf-0", "PBE")),
+    "mace": Potential("MACE-MPA-0 medium", "mace", "mace", ("medium-mpa-0",)),
+    "orb": Potential(
+        "Orb v3 conservative inf OMat", "orb_models", "orb", ("orb_v3_conservative_inf_omat",)
+    ),
     "mattersim": Potential("MatterSim", "mattersim", "mattersim"),
 }
-"""Potentials by name; the first two have their weights in their wheels, the others load them."""
+"""Potentials by name; the first four have their weights in their wheels, the others load them. What
+else a new one needs: `docs/how-to/potential.md`."""
 MATERIALS_PROJECT = "materials-project"
 MP20 = Path("data/mp-20/train.csv")
 Optimizer = Literal["BFGS", "LBFGS", "FIRE"]
@@ -428,8 +432,8 @@ def check_potential_module(potential: str) -> None:
     """
     module, remedy = potential.partition(":")[0], "install it where every worker runs"
     if potential in POTENTIALS:
-        _, module, extra = POTENTIALS[potential]
-        remedy = f"pip install 'crystorus[{extra}]'"
+        module = POTENTIALS[potential].module
+        remedy = f"pip install 'crystorus[{POTENTIALS[potential].extra}]'"
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     if importlib.util.find_spec(module.partition(".")[0]) is None:

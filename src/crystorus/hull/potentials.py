@@ -56,66 +56,68 @@ class BatchCalculator(Calculator):
 
 
 @functools.lru_cache(maxsize=4)
-def load_potential(path: str) -> BaseCalculator:
+def load_potential(potential: str) -> BaseCalculator:
     """Return the calculator of a potential, made once per process.
 
     Args:
-        path: A name of `POTENTIALS`, or "module:factory" whose call without arguments gives an ASE
-            calculator or a model of torch-sim. Modules in the working folder are found too.
+        potential: A name of `POTENTIALS`, or "module:factory" whose call without arguments gives an
+            ASE calculator or a model of torch-sim. Modules in the working folder are found too.
 
     Raises:
         CalculatorError: If it cannot be imported or made.
     """
-    check_potential_module(path)
+    check_potential_module(potential)
+    named = POTENTIALS.get(potential)
     # On import and on loading they print lines that belong to no table.
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if path in POTENTIALS:
-                return _NAMED[POTENTIALS[path].module](path)
-            module, _, name = path.partition(":")
+            if named:
+                return _MAKERS[named.module](*named.model)
+            module, _, name = potential.partition(":")
             found = getattr(importlib.import_module(module), name)()
             if _is_torch_sim(found):
                 return _torch_sim(found)
     except Exception as error:
         remedy = "install it where every worker runs, or correct the path"
-        if path in POTENTIALS:
-            remedy = f"pip install 'crystorus[{POTENTIALS[path].extra}]', or name another"
-        raise CalculatorError(f"--potential {path} cannot be had ({short(error)}): {remedy}") from (
-            error
-        )
+        if named:
+            remedy = f"pip install 'crystorus[{named.extra}]', or name another"
+        raise CalculatorError(
+            f"--potential {potential} cannot be had ({short(error)}): {remedy}"
+        ) from error
     if not isinstance(found, BaseCalculator):
         raise CalculatorError(
-            f"--potential {path} gave a {type(found).__name__}, which is neither an ASE calculator "
-            "nor a model of torch-sim: name a function that returns one"
+            f"--potential {potential} gave a {type(found).__name__}, which is neither an ASE "
+            "calculator nor a model of torch-sim: name a function that returns one"
         )
     return found
 
 
 @functools.lru_cache(maxsize=8)
-def energy_level(path: str, pressure: float = 0.0) -> str:
+def energy_level(potential: str, pressure: float = 0.0) -> str:
     """Return what makes the energies: potential, version, digest of the weights, pressure in GPa.
 
     Energies of two levels are never mixed unasked. The potential is loaded; where it cannot be, as
     on the head node of a cluster, there is no digest.
 
     Args:
-        path: A name of `--potential`.
+        potential: As of `--potential`.
         pressure: GPa.
     """
-    package = POTENTIALS[path].module if path in POTENTIALS else path.partition(":")[0]
-    package = package.partition(".")[0]
+    named = POTENTIALS.get(potential)
+    module = named.module if named else potential.partition(":")[0]
+    package = module.partition(".")[0]
     name = packages_distributions().get(package, [package])[0]
     try:
         found = [f"{name} {version(name)}"]
     except PackageNotFoundError:
         found = [f"{name} of unknown version"]
     with contextlib.suppress(CalculatorError):
-        if digest := weights_digest(load_potential(path)):
+        if digest := weights_digest(load_potential(potential)):
             found.append(f"weights {digest}")
     if pressure:
         found.append(f"enthalpy at {pressure:g} GPa")
-    return f"{POTENTIALS[path].label if path in POTENTIALS else path} ({', '.join(found)})"
+    return f"{named.label if named else potential} ({', '.join(found)})"
 
 
 def weights_digest(calculator: BaseCalculator) -> str:
@@ -177,7 +179,7 @@ def short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:120]}"
 
 
-def _chgnet(_: str) -> BaseCalculator:
+def _chgnet() -> BaseCalculator:
     """Return CHGNet with one backward pass for forces and stress of a whole batch.
 
     CHGNet's own calculator differentiates twice and keeps the graph of the derivatives, which only
@@ -217,20 +219,15 @@ def _chgnet(_: str) -> BaseCalculator:
     return BatchCalculator(evaluate, model)
 
 
-def _sevennet(path: str) -> BaseCalculator:
-    """Return a potential that the wheel of sevenn carries, for a batch."""
+def _sevennet(model: str, modal: str | None = None) -> BaseCalculator:
+    """Return a potential that the wheel of sevenn carries, for a batch; some have several heads."""
     from sevenn import _keys as keys
     from sevenn.atom_graph_data import AtomGraphData
     from sevenn.calculator import SevenNetCalculator
     from sevenn.train.dataload import unlabeled_atoms_to_graph
     from torch_geometric.data import Batch
 
-    name, modal = {
-        "sevennet": ("7net-0", None),
-        "sevennet-l3i5": ("7net-l3i5", None),
-        "sevennet-mf-0": ("7net-mf-0", "PBE"),
-    }[path]
-    own = SevenNetCalculator(name, modal=modal)
+    own = SevenNetCalculator(model, modal=modal)
     own.model.set_is_batch_data(True)
 
     def evaluate(structures: Sequence[Atoms]) -> list[Results]:
@@ -250,36 +247,36 @@ def _sevennet(path: str) -> BaseCalculator:
     return BatchCalculator(evaluate, own.model)
 
 
-def _mace(_: str) -> BaseCalculator:
+def _mace(model: str) -> BaseCalculator:
     from mace.calculators import mace_mp
 
-    return mace_mp(model="medium-mpa-0", default_dtype="float64")
+    return mace_mp(model=model, default_dtype="float64")
 
 
-def _orb(_: str) -> BaseCalculator:
+def _orb(model: str) -> BaseCalculator:
     import torch
     from orb_models.forcefield import pretrained
     from orb_models.forcefield.inference.calculator import ORBCalculator
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, adapter = pretrained.orb_v3_conservative_inf_omat(device=device)
-    return ORBCalculator(model, atoms_adapter=adapter, device=device)
+    network, adapter = getattr(pretrained, model)(device=device)
+    return ORBCalculator(network, atoms_adapter=adapter, device=device)
 
 
-def _mattersim(_: str) -> BaseCalculator:
+def _mattersim() -> BaseCalculator:
     from mattersim.forcefield import MatterSimCalculator
 
     return MatterSimCalculator()
 
 
-_NAMED: dict[str, Callable[[str], BaseCalculator]] = {
+_MAKERS: dict[str, Callable[..., BaseCalculator]] = {
     "chgnet": _chgnet,
     "sevenn": _sevennet,
     "mace": _mace,
     "orb_models": _orb,
     "mattersim": _mattersim,
 }
-"""What makes the potentials of `POTENTIALS`, by the module that holds them."""
+"""What makes the potentials of a module from the `model` of `POTENTIALS`."""
 
 
 def _is_torch_sim(found: object) -> bool:
