@@ -33,9 +33,9 @@ from crystorus.sample.sampler import (
     SamplingPlan,
     default_batch_atoms,
     free_memory,
+    group_requests,
     is_out_of_memory,
     make,
-    plan_batches,
     plan_sampling,
     sampling_at,
 )
@@ -70,7 +70,7 @@ def test_batches_hold_every_request_once_within_the_limit():
     shuffle = random.Random(0)
     kinds = [Composition.of((8,) * n) for n in range(1, 21)]
     requests = make_requests(shuffle.choices(kinds, k=500))
-    batches = plan_batches(requests, batch_atoms=64)
+    batches = group_requests(requests, batch_atoms=64)
     assert sorted(r.index for batch in batches for r in batch) == list(range(500))
     assert max(map(padded_atoms, batches)) <= 64
     padding = sum(map(padded_atoms, batches)) / sum(r.n_atoms for r in requests)
@@ -79,14 +79,14 @@ def test_batches_hold_every_request_once_within_the_limit():
 
 
 def test_one_crystal_beyond_the_limit_is_a_batch_of_its_own():
-    batches = plan_batches(make_requests([LIFEO2, SRTIO3], n=2), batch_atoms=1)
+    batches = group_requests(make_requests([LIFEO2, SRTIO3], n=2), batch_atoms=1)
     assert [len(batch) for batch in batches] == [1, 1, 1, 1]
 
 
 def test_files_can_grow_in_order_because_sorting_is_local():
     kinds = [Composition.of((8,) * n) for n in (20, 1)]
     requests = make_requests(kinds * 1000)
-    batches = plan_batches(requests, batch_atoms=100)
+    batches = group_requests(requests, batch_atoms=100)
     first = {r.index for batch in batches[: len(batches) // 4] for r in batch}
     assert set(range(300)) <= first
 

@@ -130,8 +130,8 @@ def order_sites(
     kept.sort(key=lambda one: 0.0 if one.energy_per_atom is None else one.energy_per_atom)
     if not kept:
         raise RequestError(
-            f"every way to fill its sites puts two atoms nearer than {HARDLY_PHYSICAL:g} of the sum "
-            "of their radii: correct the occupancies of split sites"
+            f"every way to fill its sites puts two atoms nearer than {HARDLY_PHYSICAL:g} of the "
+            "sum of their radii: correct the occupancies of split sites"
         )
     return kept[:n]
 

@@ -21,11 +21,11 @@ _SAME_SITE = 1e-3  # fractional; standardised positions are exact to rounding
 _LONGEST_NAME = 120
 
 
-def harmless_cell(text: str) -> str:
+def harmless_field(text: str) -> str:
     """Put an apostrophe before text that begins like a spreadsheet formula and is no number.
 
     Args:
-        text: Of one cell.
+        text: Of one field of a table.
     """
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
@@ -67,7 +67,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: harmless_cell(cell) for key, cell in row.items()} for row in rows)
+    writer.writerows({key: harmless_field(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -30,6 +30,7 @@ from crystorus.hull.candidates import (
     INVALID,
     REFERENCE,
     VALID,
+    WAITING,
     InputStructure,
 )
 from crystorus.hull.options import CHGNET, POTENTIALS, RelaxSettings
@@ -38,7 +39,6 @@ from crystorus.runs.folder import REMEDY, claim
 
 DATABASE = "campaign.db"
 FORMAT = 2
-WAITING = "waiting"
 FILES = (
     DATABASE, f"{DATABASE}-journal", GENERATED_FILES, "compositions.csv", "table.csv",
     "summary.json", "phases", "phases-symmetrised", "hull.svg", "hull.png", "report.html",
@@ -93,7 +93,10 @@ class Campaign:
             fresh = recorded is None
 
         def adapt(theirs: dict[str, Any]) -> dict[str, Any]:
-            """Compare of samples of an earlier version what it described as we do."""
+            """Compare with campaigns before `LAYOUT` only what they described as we do.
+
+            Everything else of their sampling is taken to be ours, so that they go on.
+            """
             before, now = theirs.get("sampling", {}), settings.get("sampling", {})
             if not before or "layout" in before:
                 return theirs
@@ -107,6 +110,8 @@ class Campaign:
             overwrite=overwrite,
             versions=versions,
             names=FILES,
+            # Of the table in `generated`, which refuses another layout itself if it is unfinished.
+            may_change={"sampling.layout"},
             adapt=adapt,
             # A database that a kill left without settings is begun again.
             recorded=recorded or ({"settings": settings} if database.exists() else None),
@@ -254,7 +259,7 @@ class Campaign:
                 for row in missing[start : start + _ROWS_PER_COMMIT]:
                     pairs = {"name": row.name, "kind": row.kind, "stage": "relaxed"}
                     pairs |= {"status": WAITING, "source": row.source, "original": row.id}
-                    self._db.write(row.toatoms(), pairs | start_of(row))
+                    self._db.write(row.toatoms(), pairs | started_from(row))
         return self.count(f"stage=relaxed,status={WAITING}")
 
     def record(self, outcomes: Sequence[RelaxOutcome]) -> None:
@@ -370,11 +375,11 @@ def trajectory_file(folder: Path, name: str) -> Path:
     return folder / GENERATED_FILES / "trajectories" / f"{safe_name(name)}.extxyz"
 
 
-def start_of(row: AtomsRow) -> dict[str, Any]:
+def started_from(row: AtomsRow) -> dict[str, Any]:
     """Return where the sampling run to a row's structure began; empty for one that was given.
 
-    `start` is the template's id or "noise", `prototype_fraction` that of the prototype weights
-    (called `share_of_votes` by earlier versions), `origin` as in the table of `crystorus sample`.
+    Of its keys `start`, `prototype_fraction` (`share_of_votes` in earlier versions) and `origin` as
+    in the table of `crystorus sample`.
 
     Args:
         row: Of the database.

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 GENERATED, REFERENCE = "generated", "reference"
 REQUESTED, UNSCREENED = "requested", "unscreened"
 VALID, INVALID, DUPLICATE = "valid", "invalid", "duplicate"
+"""Status of an original row: "requested" until it is sampled, "unscreened" until the screen before
+the potential (`relax.screen`, stricter than `crystal_fidelity.validity`) has called it "valid" or
+"invalid"; "duplicate" if it is near one before it (`matching.NEAR`)."""
+WAITING = "waiting"
+"""Status of a relaxed row until its relaxation ends; then it is one of `relax.Status`."""
 GENERATED_FILES = "generated"
-MOST_UNITS, ENOUGH_WEIGHT = 3, 0.9
+MOST_SUGGESTED, ENOUGH_WEIGHT = 3, 0.9
 """Of `suggest_units`."""
 _PER_COMMIT = 50
 
@@ -208,11 +213,11 @@ def suggest_units(unit: Composition, model: "CrystalModel") -> list[Composition]
 
     one, chosen, covered = unit.reduced, list[int](), 0.0
     found = table_of(model.skeletons).units(one, model.max_atoms) if model.skeletons else []
-    for z, fraction in found[:MOST_UNITS]:
+    for z, fraction in found[:MOST_SUGGESTED]:
         if covered < ENOUGH_WEIGHT:
             chosen.append(z)
             covered += fraction
-    listed = ", ".join(f"{z} ({fraction:.0%})" for z, fraction in found[:MOST_UNITS])
+    listed = ", ".join(f"{z} ({fraction:.0%})" for z, fraction in found[:MOST_SUGGESTED])
     known = f"known crystals of this ratio have {listed}" if found else "no known crystal tells"
     log("plan", f"{one.formula} with {_or(chosen or [1])} formula units ({known}; --z for others)")
     return [one * z for z in sorted(chosen or [1])]
@@ -229,6 +234,10 @@ def sample(
 
     All rows are set aside first, so that their numbers do not depend on the batches. The crystals
     are also written into the folder `generated`, as `crystorus sample` does.
+
+    The database says what is left to make. After a kill between the two writes of a batch
+    `generated` has crystals that the database lacks: they are made again, the same ones, and take
+    the place of those. Where the database has none, `generated` is begun anew.
 
     Args:
         campaign: Where the crystals go.
@@ -255,10 +264,10 @@ def sample(
     with OutputFolder(folder, settings, total=total, overwrite=len(left) == total) as output:
         for made in make(samples.model, left, samples.plan, on_step=on_step):
             output.commit(made, symprec=SYMPREC)
-            origin_of = {one.index: output.done[one.index].row["origin"] for one in made.requests}
+            origins = {one.index: output.done[one.index].row["origin"] for one in made.requests}
             campaign.fill(
                 {
-                    rows[sample_name(one)]: _sampled(one, UNSCREENED, atoms, origin_of[one.index])
+                    rows[sample_name(one)]: _sampled(one, UNSCREENED, atoms, origins[one.index])
                     for one, atoms in zip(made.requests, made.to_ase(), strict=True)
                 }
             )

@@ -21,7 +21,7 @@ MAX_COMPOSITIONS = 2_000_000  # enumerated in memory before any filter
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenCompositions:
     """The compositions chosen in a system, and how many the filters left out."""
 
     compositions: tuple[Composition, ...]
@@ -49,7 +49,7 @@ def system_elements(system: str) -> tuple[str, ...]:
     return tuple(map(symbol_of, numbers))
 
 
-def choose_compositions(system: str, options: CompositionOptions) -> Choice:
+def choose_compositions(system: str, options: CompositionOptions) -> ChosenCompositions:
     """Return the compositions of a system, simplest reduced formulas first.
 
     One cell of every reduced formula comes before a second, larger cell of any: a budget that
@@ -89,7 +89,7 @@ def choose_compositions(system: str, options: CompositionOptions) -> Choice:
     families = [list(family) for _, family in groupby(ordered, key=lambda c: c.reduced)]
     rounds = range(max(map(len, families)))
     chosen = [family[i] for i in rounds for family in families if i < len(family)]
-    return Choice(tuple(chosen), len(listed), len(kept) - len(neutral))
+    return ChosenCompositions(tuple(chosen), len(listed), len(kept) - len(neutral))
 
 
 def is_neutral(composition: Composition) -> bool:

@@ -19,13 +19,14 @@ from crystal_fidelity.structures import Crystal, cell_parameters
 from crystorus.data.convert import crystals_from
 from crystorus.data.writers import cif_text, csv_text, safe_name, symmetrised_cif_text
 from crystorus.errors import CampaignError
-from crystorus.hull.campaign import WAITING, Campaign, start_of
+from crystorus.hull.campaign import Campaign, started_from
 from crystorus.hull.candidates import (
     DUPLICATE,
     GENERATED,
     INVALID,
     REFERENCE,
     REQUESTED,
+    WAITING,
 )
 from crystorus.hull.matching import (
     Comparable,
@@ -132,7 +133,7 @@ class RankedPhase:
         status: What happened to it.
         reason: In words.
         start: Where its sampling run began, the template's id or "noise".
-        prototype_fraction: Of the prototype weights, those of its template's prototype.
+        prototype_fraction: As in the table of `crystorus sample`.
         origin: Whether the library holds it, as in the table of `crystorus sample`.
         energy_per_atom: eV/atom.
         formation_energy: eV/atom relative to the elements.
@@ -388,13 +389,13 @@ def _unranked(row: AtomsRow) -> RankedPhase:
     atoms = row.toatoms()
     formula = reduced_formula(atoms)
     reason = row.get("reason", "")
-    return RankedPhase(row.name, row.id, formula, atoms, row.status, reason, **start_of(row))
+    return RankedPhase(row.name, row.id, formula, atoms, row.status, reason, **started_from(row))
 
 
 def _count(campaign: Campaign, ranked: Sequence[RankedPhase]) -> dict[str, int]:
     rows = [row for row in campaign.originals(GENERATED) if row.status != REQUESTED]
     originals = Counter(row.status for row in rows)
-    templates = sum(start_of(row).get("start", "noise") != "noise" for row in rows)
+    templates = sum(started_from(row).get("start", "noise") != "noise" for row in rows)
     relaxed = Counter(row.status for row in campaign.relaxed(GENERATED))
     verdicts = Counter(phase.novelty.verdict for phase in ranked if phase.novelty)
     heights = [phase.e_above_hull for phase in ranked if phase.e_above_hull is not None]
@@ -454,7 +455,7 @@ def write_table(
         rows: By column, the best first.
     """
     numbered = [
-        {"rank": str(rank)} | {name: _cell(name, value) for name, value in row.items()}
+        {"rank": str(rank)} | {name: _text(name, value) for name, value in row.items()}
         for rank, row in enumerate(rows, start=1)
     ]
     with disk_errors(folder):
@@ -498,7 +499,7 @@ def rank_entries(
     ]
 
 
-def _cell(column: str, value: str | int | float | None) -> str:
+def _text(column: str, value: str | int | float | None) -> str:
     """Return a value as text, a number without a minus before zero."""
     if not isinstance(value, float):
         return "" if value is None else str(value)

@@ -215,7 +215,7 @@ def _relaxation(job: RelaxJob) -> Generator[Atoms, Results | Exception, RelaxOut
         if settings.optimizer == "BFGS":
             optimizer.H0 = np.diag(curvature)
         while True:
-            results = _checked((yield _fit(atoms, settings, start)), settings)
+            results = _checked((yield _screened(atoms, settings, start)), settings)
             atoms.calc = SinglePointCalculator(atoms, **results)
             largest = np.linalg.norm(atoms.get_forces(), axis=1).max()
             if settings.relax_cell:
@@ -243,7 +243,7 @@ def _relaxation(job: RelaxJob) -> Generator[Atoms, Results | Exception, RelaxOut
     return RelaxOutcome(job.id, status, reason, final, steps, pressure=settings.pressure)
 
 
-def _fit(atoms: Atoms, settings: RelaxSettings, start: float) -> Atoms:
+def _screened(atoms: Atoms, settings: RelaxSettings, start: float) -> Atoms:
     """Return plain atoms for a potential that can answer for them.
 
     Raises:

@@ -23,7 +23,7 @@ from crystorus.hull.candidates import (
     sample,
     screen_structures,
 )
-from crystorus.hull.compositions import Choice
+from crystorus.hull.compositions import ChosenCompositions
 from crystorus.hull.options import RankOptions, RelaxSettings, WorkerOptions
 from crystorus.hull.potentials import energy_level, load_potential
 from crystorus.hull.rank import CELL, TABLE, RankedPhase, Ranking, assess, write_ranking
@@ -275,12 +275,12 @@ def finish_ranked(
     log("done", f"{campaign.path / (REPORT if options.report else TABLE)}")
 
 
-def write_compositions(folder: Path, choice: Choice) -> None:
+def write_compositions(folder: Path, chosen: ChosenCompositions) -> None:
     """Write the compositions of a campaign in the order in which its budget is spent.
 
     Args:
         folder: Of the campaign.
-        choice: The compositions.
+        chosen: The compositions.
     """
     rows = [
         {
@@ -289,7 +289,7 @@ def write_compositions(folder: Path, choice: Choice) -> None:
             "formula_units": str(c.formula_units),
             "n_atoms": str(c.n_atoms),
         }
-        for c in choice.compositions
+        for c in chosen.compositions
     ]
     with disk_errors(folder):
         write_atomic(folder / "compositions.csv", csv_text(list(rows[0]), rows))

@@ -50,7 +50,9 @@ COLUMNS = (
 )  # fmt: skip
 """Of the table."""
 LAYOUT = 2
-"""Of the table's columns: 1 had `cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
+"""Of the table's columns; raise it when `COLUMNS` change. An unfinished folder of another layout is
+then refused in a sentence, where its `.parts` would be taken for damaged and made again. 1 had
+`cif`, `cif_symmetrised`, `exchange` and `share_of_votes`."""
 MOST_COMPARED = 300
 """Crystals of one formula up to which repeats are looked for: a second to a minute for 300."""
 
@@ -115,8 +117,8 @@ def run_settings(
     return json.loads(json.dumps(settings | {"options": given}))
 
 
-def _weight(request: Request) -> str:
-    """Return the fraction of the weights that speak for a crystal's prototype or skeleton."""
+def _prototype_fraction(request: Request) -> str:
+    """Return how far known crystals speak for what a crystal began at (`docs/tables.md`)."""
     if request.start is not None:
         share = request.start.prototype_fraction
     else:
@@ -291,6 +293,8 @@ class OutputFolder:
                 target = self.path / name
                 target.parent.mkdir(exist_ok=True)
                 if not (target.exists() and target.read_bytes() == text.encode()):
+                    # Not atomic, which would take an fsync per crystal: a torn file is written
+                    # again from `.parts` on a resume.
                     target.write_bytes(text.encode())
 
     def _show_in_order(self) -> None:
@@ -387,7 +391,7 @@ def describe(
         "start": "noise" if start is None else start.name,
         "substitution": "" if start is None else start.substitution,
         "level": "" if start is None else f"{start.level:g}",
-        "prototype_fraction": _weight(request),
+        "prototype_fraction": _prototype_fraction(request),
         "space_group_asked": request.space_group,
         "space_group_proposed": str(inside[0].skeleton.group) if inside else "",
     }

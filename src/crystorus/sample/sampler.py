@@ -395,7 +395,7 @@ def make(
         GenerationError: If one crystal alone does not fit in memory, the model changes a
             composition, or a worker dies.
     """
-    batches = plan_batches(requests, batch_atoms=plan.batch_atoms)
+    batches = group_requests(requests, batch_atoms=plan.batch_atoms)
     if workers is not None and (workers.processes > 1 or workers.scheduler):
         from crystal_fidelity.workers import Lost, run
 
@@ -522,7 +522,7 @@ def _make_batch(
     return GeneratedCrystals(crystals, batch, tuple(steps), tuple(error.tolist()), model.scored_by)
 
 
-def plan_batches(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple[Request, ...]]:
+def group_requests(requests: Sequence[Request], *, batch_atoms: int) -> list[tuple[Request, ...]]:
     """Group requests of similar size into batches of at most `batch_atoms` padded atoms.
 
     Requests are sorted by size within windows of consecutive indices only, so that files can grow
