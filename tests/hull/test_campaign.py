@@ -33,6 +33,7 @@ from ase.build import bulk, fcc111
 
 from crystal_fidelity import workers as worker_places
 from crystorus import checkpoint
+from crystorus.errors import OutputError
 from crystorus.hull import campaign
 
 HERE = Path(__file__).parent
@@ -510,6 +511,15 @@ def test_a_campaign_of_an_earlier_version_goes_on(finished, alloys):
     assert (finished / "table.csv").read_text() == before
     (finished / "run.json").unlink()
     one_sentence(crystorus(*hull_words(finished, alloys, "--seed", 1)), "sampling.seed is 0")
+
+
+def test_another_layout_of_the_table_of_samples_refuses_no_campaign(tmp_path):
+    for layout, seed in ((1, 0), (2, 0)):
+        settings = {"sampling": {"layout": layout, "seed": seed}}
+        with campaign.Campaign(tmp_path, settings, {}) as opened:
+            assert opened.settings == settings
+    with pytest.raises(OutputError, match=r"sampling\.seed is 0"):
+        campaign.Campaign(tmp_path, {"sampling": {"layout": 2, "seed": 1}}, {})
 
 
 @pytest.mark.parametrize("statements", [0, 1, 3, 6, 8])
