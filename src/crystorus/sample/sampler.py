@@ -44,7 +44,7 @@ SLOW = SamplerConfig("bridge", 120, 20.0)
 
 CANDIDATES: dict[Quality, int] = {"fast": 1, "default": 8, "best": 32}
 """Fast sampling runs per crystal where a scorer chooses among them. A hundred steps of one run find
-the real crystal of 57.9 % of compositions, eight runs of twelve of 63.6 % (docs/choosing.md)."""
+the real crystal of 58.4 % of compositions, eight runs of twelve of 65.3 % (docs/choosing.md)."""
 
 WINDOW_BATCHES = 16  # batches are sorted by size within windows, so that files grow in order
 MAX_BATCH_ATOMS, MIN_BATCH_ATOMS = 1024, 128
