@@ -34,7 +34,7 @@ from ase.build import bulk, fcc111
 from crystal_fidelity import workers as worker_places
 from crystorus import checkpoint
 from crystorus.errors import OutputError
-from crystorus.hull import campaign
+from crystorus.hull import campaign, schedule
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), *filter(None, sys.path)])
@@ -153,7 +153,7 @@ def test_the_database_opens_with_ase_and_can_be_sorted(finished):
 
 def test_running_again_changes_nothing_and_relaxes_nothing(finished, alloys, monkeypatch):
     before, first = rows_of(finished / "campaign.db"), (finished / "table.csv").read_bytes()
-    monkeypatch.setattr(campaign, "relax_together", lambda *_, **__: pytest.fail("relaxed again"))
+    monkeypatch.setattr(schedule, "relax_together", lambda *_, **__: pytest.fail("relaxed again"))
     done = crystorus(*hull_words(finished, alloys, "--no-report"))
     assert done.exit_code == 0, done.output
     assert rows_of(finished / "campaign.db") == before
@@ -186,6 +186,65 @@ def test_without_out_the_folder_is_named_after_the_system(
     done = crystorus(*words[:place], *words[place + 2 :])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out/hull-Cu-Au/table.csv").is_file()
+
+
+def test_the_order_of_relaxations_changes_no_row_and_no_table(
+    finished, tmp_path, alloys, fake_model, monkeypatch
+):
+    order, record = [], campaign.Campaign.record
+
+    def last_first(self):
+        rows = [self._references] if self._references else list(self._candidates.values())
+        rows = [row for one in rows for row in one]
+        row = max(rows, key=lambda row: row.id, default=None)
+        for one in (self._references, *self._candidates.values()):
+            if row in one:
+                one.remove(row)
+        return row
+
+    def noting(self, outcomes):
+        order.extend(outcome.id for outcome in outcomes)
+        record(self, outcomes)
+
+    monkeypatch.setattr(campaign.Campaign, "record", noting)
+    crystorus(*hull_words(tmp_path / "chosen", alloys, "--no-report"))
+    chosen = order.copy()
+    order.clear()
+    monkeypatch.setattr(schedule.Queue, "pop", last_first)
+    crystorus(*hull_words(tmp_path / "backwards", alloys, "--no-report"))
+    assert sorted(order) == sorted(chosen)
+    assert order != chosen
+    for name in ("chosen", "backwards"):
+        assert rows_of(tmp_path / name / "campaign.db") == rows_of(finished / "campaign.db")
+        assert (tmp_path / name / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["hull", "relax"])
+def test_a_campaign_whose_time_is_up_ranks_what_it_has_and_goes_on(
+    finished, tmp_path, alloys, fake_model, command
+):
+    """A thousandth of a second: known phases, one candidate, and the next command the next one."""
+    short, folder = ("--minutes", "1e-5", "--no-report"), tmp_path / "short"
+    for relaxed in (1, 2):
+        done = crystorus(*hull_words(folder, alloys, *short))
+        assert done.exit_code == 0, done.output
+        counts = json.loads((folder / "summary.json").read_text())
+        waiting = counts["unique before relaxation"] - relaxed
+        assert counts["waiting"] == waiting
+        assert [row["status"] for row in table(folder)][-waiting:] == ["waiting"] * waiting
+        assert f"waiting: {waiting} structure" in done.stderr
+        assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    ranked = crystorus("rank", folder, "--references", alloys, *AGAIN, "--no-report")
+    assert ranked.exit_code == 0, ranked.output
+    assert json.loads((folder / "summary.json").read_text())["waiting"] == waiting
+    if command == "relax":
+        done = crystorus("relax", folder, *AGAIN)
+        assert done.exit_code == 0, done.output
+    done = crystorus(*hull_words(folder, alloys, "--no-report"))
+    assert done.exit_code == 0, done.output
+    assert rows_of(folder / "campaign.db") == rows_of(finished / "campaign.db")
+    for name in ("table.csv", "summary.json"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
 class Killed(BaseException):
@@ -309,6 +368,7 @@ def test_a_structure_that_kills_its_worker_is_recorded_and_ranked_last(tmp_path,
         ("Cu-Au", ("--potential", "no_such:EMT"), ["no_such:EMT cannot be had"]),
         ("Cu-Au", ("--fmax", "0"), ["--fmax 0 eV/Å"]),
         ("Cu-Au", ("--budget", "0"), ["--budget 0"]),
+        ("Cu-Au", ("--minutes", "0"), ["--minutes 0", "above 0"]),
         ("Cu-Au", ("--symprec", "0"), ["--symprec 0 Å", "above 0"]),
         ("Cu-Au", ("--symprec", "nan"), ["--symprec nan Å", "above 0"]),
         ("Cu-Au", ("--held-out", "none.csv"), ["none.csv does not exist"]),

@@ -10,8 +10,7 @@ finish, nor on how often the campaign was interrupted. Only one process writes.
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from ase.db.row import AtomsRow
 
 from crystal_fidelity.files import disk_errors
 from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
-from crystal_fidelity.workers import Lost, Workers, run
 from crystorus.data.writers import safe_name
 from crystorus.errors import CalculatorError, CampaignError, FileError
 from crystorus.hull.candidates import (
@@ -34,7 +32,7 @@ from crystorus.hull.candidates import (
     InputStructure,
 )
 from crystorus.hull.options import CHGNET, POTENTIALS, RelaxSettings
-from crystorus.hull.relax import USABLE, RelaxJob, RelaxOutcome, relax_together
+from crystorus.hull.relax import USABLE, RelaxOutcome
 from crystorus.runs.folder import REMEDY, claim
 
 DATABASE = "campaign.db"
@@ -48,7 +46,6 @@ _NUMBERS = (
     "prototype_fraction", "share_of_votes",
 )  # fmt: skip
 _ROWS_PER_COMMIT = 500
-_MAX_FAILURES = 10  # structures in a row, from the first, that a calculator may throw on
 _TABLES = {
     "systems", "species", "keys", "text_key_values", "number_key_values", "information",
     "sqlite_sequence",
@@ -208,10 +205,6 @@ class Campaign:
             kind: `generated` or `reference`.
         """
         return list(self._rows(f"kind={kind},stage=relaxed"))
-
-    def waiting(self) -> list[AtomsRow]:
-        """Return the rows still to be relaxed, in order."""
-        return list(self._rows(f"stage=relaxed,status={WAITING}"))
 
     def count(self, selection: str) -> int:
         """Return how many rows meet an ASE selection such as "stage=relaxed,status=failed".
@@ -437,66 +430,3 @@ def read_metadata(database: Path) -> dict[str, Any] | None:
     if not all(isinstance(found.get(key), dict) for key in ("settings", "versions")):
         raise CampaignError(f"{database} does not hold its settings any more: choose another --out")
     return found
-
-
-def relax_waiting(
-    campaign: Campaign,
-    workers: Workers,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    batch: int = 1,
-) -> None:
-    """Relax what waits, each outcome committed as it comes.
-
-    As long as a calculator has thrown on everything, nothing is recorded: the structures are not
-    to blame, and wait for a calculator that works.
-
-    Args:
-        campaign: Whose rows.
-        workers: Where.
-        on_progress: Called with the finished and all relaxations of the campaign.
-        batch: Structures per call of the potential.
-
-    Raises:
-        CalculatorError: If it cannot be had, or throws on all of the first structures.
-        WorkersError: If the workers cannot be had.
-    """
-    settings = campaign.relaxation
-    jobs = [RelaxJob(row.id, row.toatoms(), settings) for row in campaign.waiting()]
-    finished = campaign.count(f"stage=relaxed,status!={WAITING}")
-    total, held = finished + len(jobs), list[RelaxOutcome]()
-    proven = finished > 0
-    on_progress(finished, total)
-    for result in _outcomes(jobs, workers, batch):
-        held.append(result)
-        proven = proven or result.status not in ("failed", "lost worker")
-        if proven:
-            campaign.record(held)
-            finished += len(held)
-            held = []
-        elif len(held) >= _MAX_FAILURES:
-            break
-        on_progress(finished, total)
-    if held:
-        raise CalculatorError(
-            f"--potential {settings.potential} failed on all of the first {len(held)} "
-            f"structures, the first time with: {held[0].reason}. Nothing of this was recorded; "
-            "mend it and run the same command again"
-        )
-
-
-def _outcomes(jobs: Sequence[RelaxJob], workers: Workers, batch: int) -> Iterator[RelaxOutcome]:
-    """Relax in chunks that keep a batch full; what took a worker with it is tried again alone."""
-    size = batch if batch == 1 else 4 * batch
-    chunks = [jobs[first : first + size] for first in range(0, len(jobs), size)]
-    alone: list[RelaxJob] = []
-    for number, found in run(partial(relax_together, batch=batch), chunks, workers):
-        if not isinstance(found, Lost):
-            yield from found
-        elif len(chunks[number]) > 1:
-            alone += chunks[number]
-        else:
-            (job,) = chunks[number]
-            yield RelaxOutcome(job.id, "lost worker", found.reason, job.atoms)
-    if alone:
-        yield from _outcomes(alone, workers, 1)

@@ -77,7 +77,7 @@ def hull(
             f"{charged}",
         )
         stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
-        stages.relax_all(campaign, workers, options.workers.batch)
+        stages.relax_all(campaign, workers, options.workers.batch, options.workers.minutes)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
@@ -139,7 +139,7 @@ def predict(
     with stages.begin(out, settings, samples, relaxation, overwrite=options.overwrite) as campaign:
         stages.sample_all(campaign, samples, ranking.animate, ", ".join(formulas))
         stages.import_references(campaign, known, mix=ranking.mix_energy_levels)
-        stages.relax_all(campaign, workers, options.workers.batch)
+        stages.relax_all(campaign, workers, options.workers.batch, options.workers.minutes)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 
@@ -171,7 +171,7 @@ def relax(
         with Campaign.reopen(source) as campaign:
             campaign.trust_potential(relaxation.potential)
             workers = stages.open_workers(options.workers, campaign.relaxation)
-            stages.relax_all(campaign, workers, options.workers.batch)
+            stages.relax_all(campaign, workers, options.workers.batch, options.workers.minutes)
             stages.finish_relaxed(campaign)
         return
     if options.out is None:
@@ -192,7 +192,7 @@ def relax(
     ) as campaign:
         campaign.add(structures)
         stages.screen_all(campaign, drop_duplicates=not options.keep_duplicates)
-        stages.relax_all(campaign, workers, options.workers.batch)
+        stages.relax_all(campaign, workers, options.workers.batch, options.workers.minutes)
         stages.finish_relaxed(campaign)
 
 
@@ -213,7 +213,8 @@ def rank(
         ReferencesError: If there is no hull to compare with.
     """
     from crystorus.hull import stages
-    from crystorus.hull.campaign import Campaign
+    from crystorus.hull.campaign import WAITING, Campaign
+    from crystorus.hull.candidates import REFERENCE
     from crystorus.hull.rank import candidate_elements
     from crystorus.hull.references import is_entries_file
 
@@ -244,12 +245,14 @@ def rank(
         mix = ranking.mix_energy_levels
         stages.check_references(known, elements, campaign.relaxation, mix=mix)
         stages.import_references(campaign, known, mix=mix)
-        waiting = campaign.set_aside()
-        if waiting or ranking.phonons:
+        campaign.set_aside()
+        # Candidates that wait are left to `hull`, `predict` and `relax`.
+        new = campaign.count(f"kind={REFERENCE},stage=relaxed,status={WAITING}")
+        if new or ranking.phonons:
             campaign.trust_potential(options.potential)
-        if waiting:
+        if new:
             workers = stages.open_workers(options.workers, campaign.relaxation)
-            stages.relax_all(campaign, workers, options.workers.batch)
+            stages.relax_all(campaign, workers, options.workers.batch, 0.0)
         stages.finish_ranked(campaign, known, held_out, elements, ranking)
 
 

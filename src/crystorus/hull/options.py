@@ -256,6 +256,26 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelaxWorkers(WorkerOptions):
+    """Where relaxations run, and for how long."""
+
+    minutes: float | None = None
+    """After so many minutes of relaxing candidates no further one is begun, and what is there is
+    ranked; the same command goes on for as long again. Without it all are relaxed. Where known
+    phases make a hull, the candidates that promise most come first."""
+
+    def __post_init__(self) -> None:
+        """Refuse no time at all.
+
+        Raises:
+            WorkersError: With the remedy.
+        """
+        super().__post_init__()
+        if self.minutes is not None and not self.minutes > 0:
+            raise WorkersError(f"--minutes {self.minutes:g}: give a time above 0, as in 30")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankOptions:
     """How relaxed structures are compared with known phases."""
 
@@ -354,8 +374,8 @@ class HullOptions:
         default_factory=RankOptions
     )
     """How the relaxed structures are compared."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
-    """Where relaxations run."""
+    workers: Annotated[RelaxWorkers, Parameter(name="*", group="Workers")] = RelaxWorkers()
+    """Where relaxations run, and for how long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,8 +390,8 @@ class RelaxOptions:
     """Replace another campaign in the folder."""
     relaxation: Annotated[RelaxSettings, Parameter(name="*", group="Relax")] = RelaxSettings()
     """How the structures are relaxed."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
-    """Where relaxations run."""
+    workers: Annotated[RelaxWorkers, Parameter(name="*", group="Workers")] = RelaxWorkers()
+    """Where relaxations run, and for how long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,8 +437,8 @@ class PredictOptions:
         default_factory=PredictRanking
     )
     """How the relaxed structures are compared."""
-    workers: Annotated[WorkerOptions, Parameter(name="*", group="Workers")] = WorkerOptions()
-    """Where relaxations run."""
+    workers: Annotated[RelaxWorkers, Parameter(name="*", group="Workers")] = RelaxWorkers()
+    """Where relaxations run, and for how long."""
 
 
 def check_potential_module(potential: str) -> None:

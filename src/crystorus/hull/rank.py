@@ -220,7 +220,7 @@ class Ranking:
     """What a campaign found.
 
     Attributes:
-        phases: Ranked, failures last.
+        phases: Ranked, then failures, then what waits to be relaxed.
         hull: Of the references; None without them.
         full_hull: Of references and candidates.
         duplicates: Row numbers of candidates that relaxed to the phase of another, with its name.
@@ -362,7 +362,8 @@ def assess(
         ranked.sort(key=lambda phase: (phase.formula, phase.e_above_lowest or 0.0, phase.name))
     else:
         ranked.sort(key=lambda phase: (phase.e_above_hull or 0.0, phase.name))
-    failures = [_unranked(row) for row in rows if row.status not in (*USABLE, WAITING)]
+    others = [row for row in rows if row.status not in USABLE]
+    others.sort(key=lambda row: row.status == WAITING)  # stable: what failed, then what waits
     counts = _count(campaign, ranked) | {
         "known phases": len(references),
         "held-out phases": len(sought),
@@ -371,7 +372,7 @@ def assess(
     }
     if hull is None:
         counts = {name: n for name, n in counts.items() if not name.endswith(_ABOUT_HULL)}
-    return Ranking((*ranked, *failures), hull, full, duplicates, atoms, counts)
+    return Ranking((*ranked, *map(_unranked, others)), hull, full, duplicates, atoms, counts)
 
 
 def candidate_elements(campaign: Campaign) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The stages of a campaign: open it, read references, relax what waits, rank, write the report."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from crystal_fidelity.provenance import versions
 from crystal_fidelity.workers import Workers, check
 from crystorus.data.writers import csv_text
 from crystorus.errors import CampaignError
-from crystorus.hull.campaign import Campaign, relax_waiting
+from crystorus.hull.campaign import WAITING, Campaign
 from crystorus.hull.candidates import (
     GENERATED,
     REFERENCE,
@@ -29,6 +30,7 @@ from crystorus.hull.potentials import energy_level, load_potential
 from crystorus.hull.rank import CELL, TABLE, RankedPhase, Ranking, assess, write_ranking
 from crystorus.hull.references import Known, check_levels, check_span, read_references
 from crystorus.hull.report import REPORT, check_trajectories, write_report
+from crystorus.hull.schedule import relax_waiting
 from crystorus.terminal import counted, echo, log, log_versions, progress
 
 PROGRAMS = (
@@ -170,17 +172,33 @@ def import_references(campaign: Campaign, known: Sequence[Known], *, mix: bool) 
     screen_structures(campaign, REFERENCE, drop_duplicates=False)
 
 
-def relax_all(campaign: Campaign, workers: Workers, batch: int) -> None:
-    """Relax what waits, `batch` structures per call of the potential, with a bar.
+def relax_all(
+    campaign: Campaign, workers: Workers, batch: int, minutes: float | None = None
+) -> None:
+    """Relax what waits, with a bar.
 
     Args:
         campaign: Holds what waits.
         workers: Where relaxations run.
         batch: Structures per call of the potential.
+        minutes: In which candidates are begun; None for all of them, 0 for known phases alone.
     """
     campaign.set_aside()
+    limit = math.inf if minutes is None else minutes
     with progress("relax") as update:
-        relax_waiting(campaign, workers, update, batch=batch)
+        relax_waiting(campaign, workers, update, batch=batch, minutes=limit)
+
+
+def _finish(campaign: Campaign) -> None:
+    """Mark a campaign complete, or say what waits."""
+    if waiting := campaign.count(f"stage=relaxed,status={WAITING}"):
+        log(
+            "waiting",
+            f"{counted(waiting, 'structure')} not relaxed yet: the command that began the campaign "
+            f"goes on, as does `crystorus relax {campaign.path}`",
+        )
+    else:
+        campaign.finish()
 
 
 def finish_relaxed(campaign: Campaign) -> None:
@@ -200,8 +218,8 @@ def finish_relaxed(campaign: Campaign) -> None:
             f"`ase db {campaign.database} -c name,status,reason` has the others"
         )
     listed = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items()))
+    _finish(campaign)
     log("done", f"{listed}, in {campaign.database}")
-    campaign.finish()
 
 
 def finish_ranked(
@@ -270,7 +288,7 @@ def finish_ranked(
             versions=campaign.versions,
             animate=options.animate,
         )
-    campaign.finish()
+    _finish(campaign)
     show_ranking(ranking)
     log("done", f"{campaign.path / (REPORT if options.report else TABLE)}")
 
