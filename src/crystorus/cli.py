@@ -56,8 +56,8 @@ RENAMED: dict[tuple[str, str], str] = {
 _GO_ON = "interrupted; finished work is kept, the same command goes on from it"
 _NOTHING = "interrupted; nothing was written"
 AFTER_INTERRUPT = {
-    "sample": "interrupted; finished crystals are kept, the same command goes on from them",
-    "refine": "interrupted; finished crystals are kept, the same command goes on from them",
+    "sample": "interrupted; what was finished is kept, the same command goes on from it",
+    "refine": "interrupted; what was finished is kept, the same command goes on from it",
     "train": "interrupted; once training has begun its state is saved, and the same command with "
     "--resume goes on from it",
     "train-scorer": _GO_ON,

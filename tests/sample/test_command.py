@@ -328,7 +328,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     _, stderr = child.communicate(timeout=300)
     assert child.returncode == 130
     assert "Traceback" not in stderr
-    assert "finished crystals are kept, the same command goes on" in stderr
+    assert "what was finished is kept, the same command goes on" in stderr
     finished = rows_of(tmp_path / "out")
     assert 3 <= len(finished) < 200
     assert len(ase.io.read(tmp_path / "out/crystals.extxyz", ":")) == len(finished)

@@ -1,5 +1,6 @@
 """Structures that sampling starts from, and whether a finished crystal still is one of them."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -150,7 +151,13 @@ def give_skeletons(
     groups = parse_space_groups(options.space_group)
     if not groups:
         return tuple(requests)
-    samples = _samples([request for request in requests if request.start is None])
+    from_noise = [request for request in requests if request.start is None]
+    if options.start_from != "noise":  # templates took samples before them: the first is first
+        turns = Counter[Composition]()
+        for n, request in enumerate(from_noise):
+            from_noise[n] = replace(request, sample=turns[request.composition])
+            turns[request.composition] += 1
+    samples = _samples(from_noise)
     found: dict[Composition, list[WeightedSkeleton]] = {}
     for composition, n in samples.items():
         count = n * candidates
@@ -173,15 +180,13 @@ def give_skeletons(
             several.append(WeightedSkeleton(enumerate_skeletons(composition, 1, limit=1)[0], 0.0))
         found[composition] = several
 
-    def chosen(request: Request) -> tuple[WeightedSkeleton, ...]:
-        several = found.get(request.composition, [])
-        if request.start is not None or not several:
-            return ()
-        shares = min(samples[request.composition], len(several))
-        mine = several[request.sample % shares :: shares]
-        return tuple(in_turn(mine, candidates))
-
-    return tuple(replace(request, skeletons=chosen(request)) for request in requests)
+    chosen = {}
+    for request in from_noise:
+        if several := found[request.composition]:
+            shares = min(samples[request.composition], len(several))
+            mine = several[request.sample % shares :: shares]
+            chosen[request.index] = tuple(in_turn(mine, candidates))
+    return tuple(replace(request, skeletons=chosen.get(request.index, ())) for request in requests)
 
 
 def _samples(requests: Sequence[Request]) -> dict[Composition, int]:
