@@ -234,7 +234,7 @@ def check_requests(
     max_atoms: int,
     trained_elements: frozenset[int],
     large: bool = False,
-    remedy: str = "say --large to make it all the same, or ask for smaller cells (--z, --max-atoms)",
+    remedy: str = "say --large to make it all the same, or ask for smaller cells (--z)",
 ) -> list[str]:
     """Refuse what the model was not made for; return warnings on what it never saw.
 
