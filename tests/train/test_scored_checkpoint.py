@@ -51,15 +51,15 @@ def test_python_tells_the_confidence_too(scored):
     expected = (-model.scorer_error(made.crystals, seeds=[0] * 4)).exp()
     assert made.confidence == pytest.approx(expected.tolist(), abs=0.02)  # then refined
     assert made[1].confidence == made.confidence[1:2]
-    alone = crystorus.generate("LiO", model=model)
+    alone = crystorus.generate("LiO", model=model, quality="fast")
     assert math.isnan(alone.confidence[0])
 
 
 def test_without_a_choice_the_scorer_changes_nothing(scored):
     model = crystorus.load(scored)
-    scored = crystorus.generate("LiO", model=model)
+    scored = crystorus.generate("LiO", model=model, quality="fast")
     model.scorer = None
-    plain = crystorus.generate("LiO", model=model)
+    plain = crystorus.generate("LiO", model=model, quality="fast")
     assert torch.equal(scored.crystals.lattice, plain.crystals.lattice)
     assert torch.equal(scored.crystals.frac_coords, plain.crystals.frac_coords)
 

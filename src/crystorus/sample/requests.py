@@ -234,7 +234,7 @@ def check_requests(
     max_atoms: int,
     trained_elements: frozenset[int],
     large: bool = False,
-    remedy: str = "say --large to make it all the same, or ask for smaller cells (--z)",
+    remedy: str = "",
 ) -> list[str]:
     """Refuse what the model was not made for; return warnings on what it never saw.
 
@@ -243,7 +243,7 @@ def check_requests(
         max_atoms: Atoms of the largest training crystal.
         trained_elements: Atomic numbers of the training crystals.
         large: Only warn of cells with more atoms.
-        remedy: What to do about cells with more atoms.
+        remedy: What to do about cells with more atoms; without it what the commands allow.
 
     Raises:
         RequestError: If a cell has more atoms than the model was trained for.
@@ -259,6 +259,11 @@ def check_requests(
             f"was trained on at most {max_atoms}"
         )
         if not large:
+            given = all(request.start is not None for request in requests)  # structures to refine
+            fewer = "" if given else " (--z)"
+            remedy = (
+                remedy or f"say --large to make it all the same, or ask for smaller cells{fewer}"
+            )
             raise RequestError(f"{what}: {remedy}")
         warnings.append(f"{what}: results for such cells are unreliable")
     for z in sorted({z for c in distinct for z, _ in c.counts} - trained_elements):
