@@ -98,10 +98,14 @@ def order_sites(
     Raises:
         RequestError: If it is ordered already, no cell is large enough, or too many ways are left.
     """
-    groups = _groups(averaged)
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    symmetry = SpacegroupAnalyzer(averaged, _SYMPREC).get_symmetry_dataset()
+    groups = _groups(averaged, symmetry.equivalent_atoms)
     if not groups:
         raise RequestError("every site is full: there is nothing to order")
-    rotations, shifts = _operations(averaged)
+    rotations = np.array(symmetry.rotations, dtype=np.int64)
+    shifts = np.array(symmetry.translations)
     matcher, kept = _ALIKE.matcher(), list[Ordering]()
     for cells, counts in _whole_counts(averaged, groups, max_atoms, tolerance):
         if len(kept) >= n:
@@ -136,11 +140,8 @@ def order_sites(
     return kept[:n]
 
 
-def _groups(averaged: "Structure") -> list[_Group]:
-    """Return the sites that are not full, equivalent ones together."""
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-
-    orbits = SpacegroupAnalyzer(averaged, _SYMPREC).get_symmetry_dataset().equivalent_atoms
+def _groups(averaged: "Structure", orbits: NDArray[np.int32]) -> list[_Group]:
+    """Return the sites that are not full, those of an orbit together."""
     members: dict[int, list[int]] = {}
     for index, site in enumerate(averaged):
         if not site.is_ordered:
@@ -227,14 +228,6 @@ def _charges(
     return {name: float(guesses[0][symbol[name]]) for name in whole}
 
 
-def _operations(averaged: "Structure") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return rotations, (ops, 3, 3), and shifts, (ops, 3), on fractional coordinates."""
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-
-    found = SpacegroupAnalyzer(averaged, _SYMPREC).get_symmetry_dataset()
-    return np.array(found.rotations, dtype=np.int64), np.array(found.translations)
-
-
 def _shapes(cells: int, rotations: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield the superlattices of a volume, rows in the primitive cell, once under the rotations.
 
@@ -272,25 +265,23 @@ def _fill(
 
     inverse, cells = np.linalg.inv(shape), round(np.linalg.det(shape))
     corners = np.array(list(itertools.product(*(range(x) for x in shape.diagonal()))))
-    frac = (averaged.frac_coords[:, None] + corners[None]) @ inverse
+    frac = ((averaged.frac_coords[:, None] + corners[None]) @ inverse).reshape(-1, 3)
     lattice = shape @ averaged.lattice.matrix
     site_of = np.arange(len(averaged) * cells).reshape(len(averaged), cells)
     partial = np.concatenate([site_of[group.sites].ravel() for group in groups])
     full = [index for index, site in enumerate(averaged) if site.is_ordered]
-    names = [str(averaged[index].specie) for index in full]
+    names = [str(averaged[index].specie) for index in full for _ in range(cells)]
+    fixed = site_of[full].ravel().astype(int)
     kinds = [name for group in groups for name in group.species]  # the code of a vacancy is -1
     ways = _assignments(groups, counts, cells)
-    permutations = _permutations(
-        frac.reshape(-1, 3)[partial], lattice, shape, inverse, rotations, shifts, corners
-    )
+    permutations = _permutations(frac[partial], lattice, shape, inverse, rotations, shifts, corners)
     energies = np.zeros(len(ways))
     if charges:
-        fixed = site_of[full].ravel()
         sites = np.concatenate([fixed, partial])
-        fixed_charges = np.repeat([charges[name] for name in names], cells)
+        fixed_charges = np.array([charges[name] for name in names])
         energies = _ewald(
             lattice,
-            frac.reshape(-1, 3)[sites],
+            frac[sites],
             fixed_charges,
             np.array([*(charges[name] for name in kinds), 0.0])[ways],
         )
@@ -304,10 +295,9 @@ def _fill(
             continue
         taken.add(key)
         way = ways[index]
-        symbols = [name for name in names for _ in range(cells)]
-        symbols += [kinds[code] for code in way if code >= 0]
-        places = np.concatenate([site_of[full].ravel(), partial[way >= 0]]).astype(int)
-        made = from_pymatgen(Structure(Lattice(lattice), symbols, frac.reshape(-1, 3)[places]))
+        symbols = names + [kinds[code] for code in way if code >= 0]
+        places = np.concatenate([fixed, partial[way >= 0]])
+        made = from_pymatgen(Structure(Lattice(lattice), symbols, frac[places]))
         if isinstance(made, ReadFailure) or min_distance_ratio(made) < HARDLY_PHYSICAL:
             continue
         energy = float(energies[index]) / len(made) if charges else None
