@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from crystal_fidelity.features import FeatureSet, Identity, save_features
 from crystal_fidelity.files import (
     FileError,
     atomic_path,
+    check_writable,
     disk_errors,
     file_digest,
     remove_asides,
@@ -116,3 +119,16 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         disk_errors(tmp_path / "missing"),
     ):
         write_atomic(tmp_path / "missing" / "a", "new")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "deeper")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FileError, match=f"cannot write {path}: Not a directory; rename it"):
+            check_writable(path, remedy="rename it")
+    refusal = PermissionError(errno.EACCES, "Permission denied", "/tmp/tmp1a2b")
+    monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=refusal))
+    with pytest.raises(FileError, match=f"cannot write {tmp_path}: Permission denied"):
+        check_writable(tmp_path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from crystal_fidelity.files import check_writable
 from crystorus.data.compositions import Composition, expand
 from crystorus.errors import CampaignError, RequestError
 from crystorus.hull.compositions import choose_compositions, system_elements
@@ -19,6 +20,7 @@ from crystorus.hull.options import (
     RelaxOptions,
     check_potential_module,
 )
+from crystorus.runs.folder import REMEDY
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.requests import default_folder
 from crystorus.terminal import echo, log
@@ -52,6 +54,7 @@ def hull(
     out = options.out or Path("out") / f"hull-{'-'.join(elements)}"
     sources, ranking, relaxation = options.ranking.sources, options.ranking, options.relaxation
     choice = choose_compositions(system, options.compositions)
+    check_writable(out, remedy=REMEDY)
     if not options.workers.scheduler:
         check_potential_module(relaxation.potential)
 
@@ -109,10 +112,11 @@ def predict(
         elements = system_elements("-".join(elements))
     if ranking.held_out and not ranking.references:
         raise RequestError("--held-out is looked for beside known phases: name --references too")
-    if not options.workers.scheduler:
-        check_potential_module(relaxation.potential)
     asked = default_folder(formulas, SampleOptions())
     out = options.out or asked.with_name(f"predict-{asked.name}")
+    check_writable(out, remedy=REMEDY)
+    if not options.workers.scheduler:
+        check_potential_module(relaxation.potential)
 
     from crystorus.hull import stages
     from crystorus.hull.candidates import plan_samples, suggest_units
@@ -176,6 +180,7 @@ def relax(
         return
     if options.out is None:
         raise CampaignError(f"--out is missing: name the folder where {source} is relaxed")
+    check_writable(options.out, remedy=REMEDY)
     structures = list(structures_of(source, GENERATED, source.name))
     if not structures:
         raise CampaignError(f"{source} holds no structures: give at least one")

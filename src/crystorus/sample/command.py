@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from crystal_fidelity.files import check_writable
+from crystorus.runs.folder import REMEDY
 from crystorus.sample.options import RefineOptions, RunOptions, SampleOptions
 from crystorus.sample.requests import (
     Request,
@@ -46,13 +48,14 @@ def sample(
     """
     compositions = choose_compositions(formulas, options)
     requests = make_requests(compositions, n=options.n, seed=options.seed)
-    model = _load(requests, options)
+    out = options.out or default_folder(formulas, options)
+    model = _load(requests, options, out)
     from crystorus.sample.sampler import plan_sampling
 
     with progress("templates", "structures") as on_template:
         requests, plan = plan_sampling(model, requests, options, on_template=on_template)
     _log_starts(requests, options)
-    rows = _run(options.out or default_folder(formulas, options), model, requests, plan, options)
+    rows = _run(out, model, requests, plan, options)
     known = sum(row["origin"] == "known" for row in rows)
     if known:
         fate = "left out of the files" if options.new_only else "`--new-only` leaves them out"
@@ -80,7 +83,8 @@ def refine(
     from crystorus.sample.refine import refine_requests
 
     requests = refine_requests(structures, options)
-    model = _load(requests, options)
+    out = options.out or Path("out") / f"refined-{files[0].resolve().name.split('.')[0]}"
+    model = _load(requests, options, out)
     held = sum(len(request.start.held_atoms) for request in requests if request.start)
     if held:
         log(
@@ -90,12 +94,12 @@ def refine(
         )
     from crystorus.sample.sampler import plan_refining
 
-    out = options.out or Path("out") / f"refined-{files[0].resolve().name.split('.')[0]}"
     _run(out, model, requests, plan_refining(model, options), options)
 
 
-def _load(requests: Sequence[Request], options: RunOptions) -> "CrystalModel":
+def _load(requests: Sequence[Request], options: RunOptions, out: Path) -> "CrystalModel":
     """Load the checkpoint; refuse what it cannot hold, warn of what it never saw."""
+    check_writable(out, remedy=REMEDY)
     from crystal_fidelity.workers import Workers, check
     from crystorus.checkpoint import SHIPPED, load_checkpoint
     from crystorus.sample.sampler import check_device

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from crystal_fidelity.files import atomic_path, disk_errors
+from crystal_fidelity.files import atomic_path, check_writable, disk_errors
 from crystal_fidelity.symmetry import dataset
 from crystal_fidelity.workers import Lost, Workers, cores, run
 from crystorus.checkpoint import (
@@ -161,6 +161,7 @@ def train_scorer(data: Path, options: ScorerOptions) -> tuple[Path, Report | Non
             f"{data} does not exist: fetch MP-20 with `crystorus data get mp-20`, or give a file "
             "of crystals"
         )
+    check_writable(out, remedy="choose another --out")
     model = loaded_checkpoint(source)
     _network_of(model)
     decisive = {"candidates": options.candidates, "compositions": options.compositions}

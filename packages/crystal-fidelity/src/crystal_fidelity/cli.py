@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from crystal_fidelity import __version__
 from crystal_fidelity.commandline import counted, log, make_app, run
 from crystal_fidelity.errors import FidelityError
+from crystal_fidelity.files import check_writable
 from crystal_fidelity.options import FeaturizerName, MatchSettings, Settings
 from crystal_fidelity.workers import cores
 
@@ -486,6 +487,8 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
+        if path is not None:
+            check_writable(path.parent)
 
 
 def _name_some(what: str, cases: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,27 @@ def disk_errors(path: str | Path, *, remedy: str = "choose another path") -> Ite
         raise FileError(
             f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}"
         ) from error
+
+
+def check_writable(folder: str | Path, *, remedy: str = "choose another path") -> None:
+    """Refuse a folder that could not be written later, before the work rather than after it.
+
+    A nameless file is made in it, or in the nearest folder above that exists; nothing is left.
+
+    Args:
+        folder: It need not exist.
+        remedy: What to do about it.
+
+    Raises:
+        FileError: If no file can be made there.
+    """
+    path = Path(folder)
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    with disk_errors(path, remedy=remedy):
+        try:
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:  # which may name the nameless file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _free_mib(path: Path) -> str:
