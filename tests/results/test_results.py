@@ -183,3 +183,25 @@ def test_a_campaign_that_is_not_ranked_is_shown_as_relaxed(tmp_path):
     assert float(one.row["energy_per_atom"]) == pytest.approx(-0.007, abs=0.003)
     assert '"E / eV/atom"' in page
     assert "EMT" in re.search("Energies: [^<]*", page)[0]
+
+
+def test_what_a_file_becomes_is_written_below_out(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    viewed = crystorus("view", folder, "--no-browser")
+    assert (viewed.exit_code, viewed.stdout) == (0, "out/view-mine.html\n")
+    exported = crystorus("export", folder)
+    assert "2 crystals as poscar in out/export-poscar-mine" in exported.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.extxyz", "out"}
+
+
+@pytest.mark.parametrize("command", ["view", "export"])
+def test_a_folder_of_nothing_is_named_with_what_to_name(tmp_path, command):
+    (tmp_path / "out/empty").mkdir(parents=True)
+    wrong = crystorus(command, tmp_path / "out")
+    assert wrong.exit_code == 1
+    assert "holds neither table.csv nor campaign.db nor structures: name" in wrong.stderr
+    assert "such as" not in wrong.stderr
+    (tmp_path / "out/NaCl").mkdir()
+    (tmp_path / "out/NaCl/table.csv").write_text("index\n")
+    wrong = crystorus(command, tmp_path / "out")
+    assert f"a command wrote, such as {tmp_path / 'out/NaCl'}, or a file" in wrong.stderr

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from crystorus.errors import RequestError
 from crystorus.results.options import ExportOptions, ViewOptions
+from crystorus.runs.folder import REMEDY
 from crystorus.terminal import counted, echo, log
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ def view(
     """
     page = _page_of(source)
     if page is None or options.out or options.best or options.name:
-        from crystal_fidelity.files import disk_errors, write_atomic
+        from crystal_fidelity.files import check_writable, disk_errors, write_atomic
         from crystorus.results.page import results_page_of
 
-        inside = source / PAGE if source.is_dir() else Path(f"{source.name.split('.')[0]}.html")
-        page = options.out or inside
+        stem = source.name.split(".")[0]
+        default = source / PAGE if source.is_dir() else Path("out") / f"view-{stem}.html"
+        page = options.out or default
+        check_writable(page.parent, remedy=REMEDY)
         text = results_page_of(source, options, most=MOST)
-        with disk_errors(page):
+        with disk_errors(page, remedy=REMEDY):
+            page.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(page, text)
     echo(page)
     if options.browser:
@@ -86,17 +90,18 @@ def export(
     """
     import warnings
 
-    from crystal_fidelity.files import disk_errors
+    from crystal_fidelity.files import check_writable, disk_errors
     from crystal_fidelity.symmetry import cell_of, dataset
     from crystorus.results.reading import crystals_of, read_results
 
+    kind, stem = f"export-{options.format}", source.name.split(".")[0]
+    out = options.out or (source / kind if source.is_dir() else Path("out") / f"{kind}-{stem}")
+    check_writable(out, remedy=REMEDY)
     crystals = crystals_of(read_results(source, options))
     if not crystals:
         raise RequestError(f"{source} holds no crystal that can be read: there is nothing to write")
-    default = source / f"export-{options.format}" if source.is_dir() else Path("export")
-    out = options.out or default
     write, written = _WRITERS[options.format], 0
-    with disk_errors(out), warnings.catch_warnings():
+    with disk_errors(out, remedy=REMEDY), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on pseudopotentials, and of formats that will move
         out.mkdir(parents=True, exist_ok=True)
         for name, crystal in crystals.items():

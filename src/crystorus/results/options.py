@@ -40,7 +40,7 @@ class ViewOptions(ChoiceOptions):
     """Options of `crystorus view`."""
 
     out: Path | None = None
-    """The page; view.html in the folder by default."""
+    """The page; by default view.html in the folder, out/view-my.html for a file my.cif."""
     browser: Annotated[bool, Parameter(negative="--no-browser")] = True
     """Open it in the browser."""
 
@@ -52,6 +52,7 @@ class ExportOptions(ChoiceOptions):
     format: Format = "poscar"
     """cif; poscar; qe, input of pw.x; aims, geometry.in; vasp-inputs, pymatgen's MPRelaxSet."""
     out: Path | None = None
-    """Folder of the files; export-FORMAT in the folder by default."""
+    """Folder of the files; by default export-FORMAT in the folder, out/export-FORMAT-my for a file
+    my.cif."""
     primitive: bool = False
     """Write the primitive cell instead of the conventional one."""

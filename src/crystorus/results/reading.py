@@ -9,7 +9,7 @@ from crystal_fidelity.reading import iter_structures
 from crystal_fidelity.structures import Crystal, Entry
 from crystorus.data.compositions import Composition
 from crystorus.data.writers import safe_name
-from crystorus.errors import RequestError
+from crystorus.errors import ReadingError, RequestError
 from crystorus.results.options import ChoiceOptions
 
 TABLE, CAMPAIGN = "table.csv", "campaign.db"
@@ -53,7 +53,17 @@ def read_results(path: Path, options: ChoiceOptions) -> list[Result]:
             if isinstance(one.entry, Crystal)
         ]
     else:
-        found = _of_structures(path)
+        try:
+            found = _of_structures(path)
+        except ReadingError as error:
+            if not path.is_dir():
+                raise
+            inside = sorted(one.parent for one in path.glob(f"*/{TABLE}"))
+            such = f", such as {inside[0]}" if inside else ""
+            raise RequestError(
+                f"{path} holds neither {TABLE} nor {CAMPAIGN} nor structures: name a folder that a "
+                f"command wrote{such}, or a file of structures"
+            ) from error
     if options.name:
         named = {one.name: one for one in found}
         if missing := [name for name in options.name if name not in named]:
