@@ -1,6 +1,7 @@
 """Ordered supercells of crystals with partial occupancies."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,18 @@ def test_the_command_writes_what_relax_and_view_take(tmp_path, monkeypatch):
     refused = CliRunner().invoke(None, ["sample", "--like", "mixed.cif"])
     assert refused.exit_code == 1
     assert "crystorus order" in refused.output
+
+
+def test_the_columns_are_explained_and_equal_energies_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rocksalt({"Li": 0.5, "Fe": 0.5}).to(filename="mixed.cif", symprec=0.01)
+    words = ["order", "mixed.cif", "--n", "3", "--max-atoms", "8"]
+    assert "their order says nothing" not in CliRunner().invoke(None, words).stderr
+    alike = [word for state in ("Li=2", "Fe=2", "O=-2") for word in ("--charge", state)]
+    same = CliRunner().invoke(None, [*words, *alike])
+    assert "3 of them have the energy of another" in same.stderr
+    page = (Path(__file__).parents[2] / "docs/tables.md").read_text(encoding="utf-8")
+    section = page.split("## `table.csv` of `order`")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    explained = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert explained == same.stdout.splitlines()[0].split("\t")

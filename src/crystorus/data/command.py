@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from crystorus.data.options import OrderOptions
+from crystorus.runs.folder import REMEDY
 
 
 def data_get(
@@ -53,9 +54,11 @@ def data_build(source: Path, store: Path, /, *, workers: int = 1) -> None:
         store: The file to write.
         workers: Processes that parse.
     """
+    from crystal_fidelity.files import check_writable
     from crystorus.data.store import build_store
     from crystorus.terminal import counted, echo, log_skipped, progress
 
+    check_writable(store.parent)
     with progress("reading", "structures") as update:
         built = build_store(source, store, n_workers=workers, progress=update)
     echo(f"{counted(len(built), 'structure')} in {store}, {built.header['n_skipped']} left out")
@@ -82,7 +85,7 @@ def order(
         RequestError: If no list of supercells within the limits is complete.
         FileError: If a file cannot be written.
     """
-    from crystal_fidelity.files import disk_errors, write_atomic
+    from crystal_fidelity.files import check_writable, disk_errors, write_atomic
     from crystal_fidelity.symmetry import space_group
     from crystorus.data.compositions import Composition
     from crystorus.data.convert import join
@@ -90,6 +93,9 @@ def order(
     from crystorus.data.writers import cif_text, csv_text, safe_name
     from crystorus.terminal import counted, echo, log
 
+    stem = safe_name(source.name.split(".")[0])
+    out = options.out or Path("out") / f"ordered-{stem}"
+    check_writable(out, remedy=REMEDY)
     found = order_sites(
         read_disordered(source),
         n=options.n,
@@ -97,8 +103,6 @@ def order(
         tolerance=options.tolerance,
         charges=options.charge_of(),
     )
-    stem = safe_name(source.name.split(".")[0])
-    out = options.out or Path("out") / f"ordered-{stem}"
     rows, files = list[dict[str, str]](), dict[str, str]()
     for place, one in enumerate(found, start=1):
         name, energy = f"{stem}-{place:02d}", one.energy_per_atom
@@ -121,6 +125,10 @@ def order(
         write_atomic(out / "table.csv", csv_text(list(rows[0]), rows))
     for line in (list(rows[0]), *(list(row.values()) for row in rows)):
         echo("\t".join(line))
+    energies = [row["electrostatic_energy"] for row in rows]
+    alike = sum(energies.count(energy) > 1 for energy in energies)
     if found[0].energy_per_atom is None:
         log("note", "no charges balance it: the supercells are in no order of energy")
+    elif alike:
+        log("note", f"{alike} of them have the energy of another: their order says nothing")
     log("done", f"{counted(len(found), 'supercell')} in {out}")
