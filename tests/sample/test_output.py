@@ -30,6 +30,7 @@ from crystorus.errors import FileError, GenerationError, OutputError
 from crystorus.geometry import Crystals
 from crystorus.sample.options import SampleOptions
 from crystorus.sample.output import (
+    COLUMNS,
     OutputFolder,
     describe,
     file_stem,
@@ -373,6 +374,19 @@ def test_the_table_is_no_table_of_structures(tmp_path):
     page = Path(__file__).parents[2] / "docs/tables.md"
     sections = page.read_text(encoding="utf-8").split("\n## ")
     assert columns_explained(next(s for s in sections if "`sample`" in s)) == header
+
+
+def test_a_run_that_ends_before_its_first_crystal_has_a_table_with_columns(tmp_path):
+    requests = make_requests([OXYGEN], n=1, seed=0)
+    plan, model = SamplingPlan(SamplerConfig(steps=2)), FakeModel()
+    settings = run_settings(requests, plan, model, SampleOptions(n=1))
+    with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path, settings, total=1):
+        raise KeyboardInterrupt
+    assert (tmp_path / "table.csv").read_text() == ",".join(COLUMNS) + "\n"
+    with OutputFolder(tmp_path, settings, total=1) as folder:
+        folder.commit(next(make(model, requests, plan)), symprec=0.1)
+        folder.finish()
+    assert len(list(csv.DictReader((tmp_path / "table.csv").open()))) == 1
 
 
 def columns_explained(section):

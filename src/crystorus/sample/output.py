@@ -318,7 +318,7 @@ class OutputFolder:
         """Rewrite the shared files with every finished crystal, gaps allowed."""
         records = [self.done[index] for index in sorted(self.done)]
         write_atomic(self.path / CRYSTALS, "".join(record.frame for record in records))
-        table = csv_text(COLUMNS, [record.row for record in records]) if records else ""
+        table = csv_text(COLUMNS, [record.row for record in records])
         write_atomic(self.path / TABLE, table)
 
     def _mark_repeats(self) -> None:
