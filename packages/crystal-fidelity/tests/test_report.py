@@ -13,6 +13,7 @@ from crystal_fidelity.options import METRICS, Settings, parse_metrics
 from crystal_fidelity.plots import Curve, bars, binned, curves, histogram
 from crystal_fidelity.report import (
     FIELDS,
+    print_scores,
     shown,
     structure_rows,
     write_json,
@@ -214,3 +215,14 @@ def test_published_figures_stand_beside_ours_by_protocol_best_first():
         "0.0272", "0.03", "0.0317"
     ]  # fmt: skip
     assert "nobody" not in console.export_text()
+
+
+def test_small_sets_say_what_they_lack(capsys):
+    """One crystal against one: no distance has an error, no rate an error in both directions."""
+    one, other = everything()[:2]
+    print_scores(compare([one], [other], Settings(metrics=("validity", "density"))).scores)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the reference is too small to be parted" in shown
+    assert "n = 0" not in shown
+    assert "off in one direction only" in shown
+    assert "distances have errors from 8 generated structures on" in shown

@@ -21,7 +21,7 @@ from crystal_fidelity.compare import Comparison
 from crystal_fidelity.distances import densities
 from crystal_fidelity.files import write_atomic
 from crystal_fidelity.plots import bars, histogram
-from crystal_fidelity.scores import Score
+from crystal_fidelity.scores import PARTS, Score
 from crystal_fidelity.structures import Crystal, Entry, element_symbol
 from crystal_fidelity.viewer import element_data, render_page, structure_data
 
@@ -137,6 +137,10 @@ def print_scores(scores: Sequence[Score], title: str = "", console: Console | No
     for index, score in enumerate(scores, start=1):
         line = f"{index:3d}  {score.name}: {protocol_text(score)}"
         screen.print(line, markup=False, highlight=False)
+    if any(score.rate and score.value in (0, 1) and score.uncertainty for score in scores):
+        screen.print("     an error with a sign: a rate of 0 or 100 % is off in one direction only")
+    if any("n of real against real" in s.details and s.uncertainty is None for s in scores):
+        screen.print(f"     distances have errors from {2 * PARTS} generated structures on")
 
 
 def published_figures() -> list[dict[str, str]]:
@@ -184,6 +188,8 @@ def protocol_text(score: Score) -> str:
     floor_n = score.details.get("n of real against real")
     if floor_n is None:
         return score.protocol
+    if not floor_n:
+        return f"{score.protocol}; the reference is too small to be parted: no real against real"
     sizes = " and ".join(str(n) for n in floor_n) if isinstance(floor_n, tuple) else str(floor_n)
     return f"{score.protocol}; real against real: n = {sizes}"
 
