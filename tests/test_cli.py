@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from ase.build import bulk
 from commandline import CliRunner
 
 from crystal_fidelity import commandline
@@ -184,10 +186,51 @@ def test_old_names_are_understood_with_a_hint(monkeypatch):
         assert new.split("=")[0] in shown, (command, old)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "NaCl"], ["refine", "x.cif"], ["predict", "NaCl"],
+        ["hull", "Na-Cl", "--references", "x.cif"], ["relax", "x.cif"], ["order", "x.cif"],
+        ["train-scorer", "x.cif"], ["export", "x.cif"], ["view", "x.cif"],
+        ["data", "build", "x.cif"], ["templates", "build", "x.cif"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, words):
+    """Neither a checkpoint is loaded nor a reference read."""
+    monkeypatch.chdir(tmp_path)
+    bulk("NaCl", "rocksalt", a=5.64).write("x.cif")
+    Path("file").write_text("mine")
+    work = mock.Mock(side_effect=AssertionError("the work began"))
+    for name in (
+        "crystorus.checkpoint.load_checkpoint", "crystorus.train.scorer.loaded_checkpoint",
+        "crystorus.hull.stages.load_references", "crystorus.hull.stages.open_workers",
+        "crystorus.data.store.build_store", "crystorus.templates.library.build_library",
+        "crystorus.data.ordering.order_sites", "crystorus.results.page.results_page_of",
+        "crystorus.results.reading.read_results",
+    ):  # fmt: skip
+        monkeypatch.setattr(name, work)
+    place = ["file/x.store"] if words[-2] == "build" else ["--out", "file/below"]
+    done = crystorus(*words, *place)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "error: cannot write file" in done.stderr
+    assert "Not a directory; choose another" in done.stderr
+    assert Path("file").read_text() == "mine"
+
+
 def test_the_paper_is_not_installed_and_where_it_is_is_told():
     found = crystorus("paper", "table2", "--budget", "cpu")
     assert found.exit_code == 1
     assert "`python -m reproduction table2 --budget cpu`" in found.stderr
+
+
+def test_a_card_has_a_line_for_each_part_of_a_list():
+    shown = crystorus("info").stdout
+    assert "{" not in shown
+    (heading,) = (n for n, line in enumerate(shown.splitlines()) if line.split() == ["reliability"])
+    bins = [line.split() for line in shown.splitlines()[heading + 1 : heading + 6]]
+    assert [words[:2] for words in bins] == [["from", x] for x in ("0", "0.2", "0.4", "0.6", "0.8")]
+    assert all(words[2::2] == ["n", "confidence", "match_percent"] for words in bins)
 
 
 def test_output_that_is_cut_off_ends_quietly():

@@ -176,7 +176,7 @@ def show_card(title: str, card: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(Text(title, style="bold"))
     for depth, name, value in _lines(card, 1):
         console.print(Text.assemble("  " * depth, (name, "cyan"), f"  {value}"))
@@ -187,7 +187,16 @@ def _lines(card: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]
         if isinstance(value, Mapping):
             yield depth, str(name), ""
             yield from _lines(value, depth + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield depth, str(name), ""
+            for item in value:  # a line each, its first value in front
+                (first, *rest) = [f"{key} {_text(one)}" for key, one in item.items()]
+                yield depth + 1, first, "  ".join(rest)
         elif isinstance(value, list) and len(value) > 12:
             yield depth, str(name), f"{len(value)} values"
         else:
-            yield depth, str(name), f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield depth, str(name), _text(value)
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
