@@ -49,7 +49,7 @@ def run(script: Path, out: Path = OUT) -> Path:
     jupytext.write(notebook, out / f"{name}.ipynb")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     resources = {"metadata": {"path": str(folder)}}
-    settings = {"timeout": 900, "kernel_name": "python3", "coalesce_streams": True}
+    settings = {"timeout": 3600, "kernel_name": "python3", "coalesce_streams": True}
     NotebookClient(notebook, resources=resources, **settings).execute()
     del notebook.cells[0]
     for cell in notebook.cells:  # progress and notes are for the terminal
