@@ -27,6 +27,15 @@ def seeded_tensors(
     return tensors
 
 
+def seeded_state(network):
+    """A state for a network of torch with those values."""
+    import torch
+
+    state = network.state_dict()
+    values = seeded_tensors({name: tuple(tensor.shape) for name, tensor in state.items()})
+    return {name: torch.from_numpy(v).to(state[name].dtype) for name, v in values.items()}
+
+
 def structures():
     """Prototypes, rattled prototypes, moved prototypes, a sparse cell and random ones."""
     plain = prototypes.everything()

@@ -18,7 +18,7 @@ from crystal_fidelity.structures import Crystal
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from alignn_fixture import seeded_tensors, structures  # noqa: E402
+from alignn_fixture import seeded_state, structures  # noqa: E402
 
 from crystal_fidelity.features import alignn as weights  # noqa: E402
 from crystal_fidelity.features.alignn import (  # noqa: E402  # noqa: E402  # noqa: E402
@@ -39,9 +39,7 @@ ORACLE_MP20 = ORACLE.with_name("alignn_oracle_mp20.npz")
 
 @pytest.fixture(scope="module")
 def tensors():
-    shapes = {name: tuple(t.shape) for name, t in Alignn().state_dict().items()}
-    kinds = {name: t.dtype for name, t in Alignn().state_dict().items()}
-    return {n: torch.from_numpy(v).to(kinds[n]) for n, v in seeded_tensors(shapes).items()}
+    return seeded_state(Alignn())
 
 
 @pytest.fixture(scope="module")

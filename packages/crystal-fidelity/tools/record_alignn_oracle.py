@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from alignn.graphs import Graph
 from alignn.models.alignn import ALIGNN, ALIGNNConfig
-from alignn_fixture import seeded_tensors, structures
+from alignn_fixture import seeded_state, structures
 from ase.data import chemical_symbols
 from jarvis.core.atoms import Atoms
 
@@ -32,9 +32,7 @@ PACKAGES = ("alignn", "dgl", "jarvis-tools", "numpy", "torch")
 def official_network() -> ALIGNN:
     """Return the official network with the seeded weights of the fixture."""
     network = ALIGNN(ALIGNNConfig(name="alignn"))
-    shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    tensors = {name: torch.from_numpy(v) for name, v in seeded_tensors(shapes).items()}
-    network.load_state_dict(tensors, strict=True)
+    network.load_state_dict(seeded_state(network), strict=True)
     return network.eval()
 
 
