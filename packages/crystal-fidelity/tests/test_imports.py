@@ -35,7 +35,7 @@ def test_everything_but_the_networks_imports_without_torch_and_without_crystorus
     "module", ["errors", "files", "workers", "download", "provenance", "commandline"]
 )
 def test_what_every_command_needs_is_light(module):
-    heavy = {"numpy", "scipy", "ase", "pymatgen", "torch", "rich", "requests", "pooch"}
+    heavy = {"numpy", "scipy", "ase", "pymatgen", "torch", "rich", "requests"}
     assert not heavy & imported("crystal_fidelity", f"crystal_fidelity.{module}")
 
 

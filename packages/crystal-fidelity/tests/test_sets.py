@@ -23,12 +23,12 @@ from crystal_fidelity.compare import compare
 from crystal_fidelity.energies import above_hull
 from crystal_fidelity.matching import (
     MatcherSettings,
-    SunResult,
     kinds,
     match_rate,
     metre,
     novel,
     prototypes,
+    sun_scores,
     unique,
 )
 from crystal_fidelity.options import Settings
@@ -180,8 +180,8 @@ def test_sun_computes_energies_above_the_hull_of_a_file(tmp_path, key):
 def test_sun_needs_all_three_and_unknown_energy_is_not_stable():
     made = [rutile(), moved(rutile(), 1), diamond(), perovskite(), zinc_blende()]
     energies = np.array([-0.01, -0.01, 0.0, np.nan, 0.05])
-    result = SunResult(unique(made), novel(made, [diamond()]), energies)
-    values = {s.name: s.value for s in result.scores()}
+    found = sun_scores(unique(made), novel(made, [diamond()]), energies)
+    values = {s.name: s.value for s in found}
     assert values == pytest.approx(
         {"stable": 0.6, "S.U.N.": 0.2, "metastable": 0.8, "M.S.U.N.": 0.4}
     )

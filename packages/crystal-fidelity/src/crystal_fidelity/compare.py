@@ -27,12 +27,12 @@ from crystal_fidelity.frechet import frechet, kernel
 from crystal_fidelity.matching import (
     MatchResult,
     PrototypeResult,
-    SunResult,
     match_rate_best_of,
     metre,
     novel,
     novelty_score,
     prototypes,
+    sun_scores,
     unique,
     uniqueness_score,
     valid_pairs,
@@ -214,7 +214,7 @@ def _scores(  # noqa: C901 - one case per metric
             if result.unique is None:
                 result.unique = unique(left, workers=workers)
             _, result.novel = _novel(left, right, settings, result)
-            return SunResult(result.unique, result.novel, result.above_hull, how).scores()
+            return sun_scores(result.unique, result.novel, result.above_hull, how)
 
 
 def _novel(

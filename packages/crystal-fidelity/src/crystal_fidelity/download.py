@@ -38,7 +38,6 @@ def fetch(
         DownloadError: If the file cannot be had or its digest is wrong; nothing is kept.
         FileError: If it cannot be written.
     """
-    import pooch
     import requests
 
     if not url.startswith(("https://", "http://")):
@@ -48,13 +47,17 @@ def fetch(
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as aside:
             for wait_s in (*_PAUSES_S, None):
-                get = pooch.HTTPDownloader(
-                    progressbar=_Counted(progress) if progress else False,
-                    chunk_size=1 << 16,
-                    timeout=_TIMEOUT_S,
-                )
                 try:
-                    get(url, str(aside), None)
+                    with (
+                        requests.get(url, stream=True, timeout=_TIMEOUT_S) as answer,
+                        aside.open("wb") as file,
+                    ):
+                        answer.raise_for_status()
+                        total = int(answer.headers.get("content-length", 0)) or None
+                        for chunk in answer.iter_content(1 << 16):
+                            file.write(chunk)
+                            if progress is not None:
+                                progress(file.tell(), total)
                     break
                 except requests.RequestException as error:
                     refused = isinstance(error, requests.HTTPError) and (
@@ -90,24 +93,3 @@ def _reason(error: Exception) -> str:
         "IncompleteRead": "the connection broke off",
     }
     return next((said for key, said in known.items() if key in text), text[:120])
-
-
-class _Counted:
-    """What pooch needs of a progress bar, as calls of (bytes so far, bytes in all)."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._done = 0
-        self.total: int | None = None
-
-    def update(self, n: int) -> None:
-        """Count the bytes of another chunk."""
-        self._done += n  # pooch counts whole chunks, the last one too
-        self._progress(min(self._done, self.total or self._done), self.total or None)
-
-    def reset(self) -> None:
-        """Stop counting: what follows only fills pooch's own bar."""
-        self._progress = lambda done, total: None
-
-    def close(self) -> None:
-        """Nothing is open."""

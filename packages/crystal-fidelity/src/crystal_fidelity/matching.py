@@ -809,13 +809,9 @@ class PrototypeResult:
         fractions = counts / counts.sum()
         return float(np.exp(-(fractions * np.log(fractions)).sum())) if len(counts) else 0.0
 
-    def scores(self, settings: MatcherSettings = SAME_PHASE) -> list[Score]:
-        """Return the rows of the table: classes of novelty, and how many prototypes there are.
-
-        Args:
-            settings: Tolerances, for the protocol.
-        """
-        n, label = len(self.kinds), f"StructureMatcher {settings}, elements permuted"
+    def scores(self) -> list[Score]:
+        """Return the rows of the table: classes of novelty, and how many prototypes there are."""
+        n, label = len(self.kinds), f"StructureMatcher {SAME_PHASE}, elements permuted"
         against = f"of {self.n_known} known structures; {label}"
         derived, new = (
             rate_score(name, float(mask.mean()), n, what + against, n_reference=self.n_known)
@@ -873,36 +869,30 @@ def prototypes(
     return PrototypeResult(found, novel_mask, new, len(known))
 
 
-@dataclass(frozen=True)
-class SunResult:
-    """Masks over all generated structures; energies unknown or failed count as not stable."""
+def sun_scores(
+    unique: NDArray[np.bool_],
+    novel: NDArray[np.bool_],
+    above_hull: NDArray[np.float64],
+    how: str = "",
+) -> list[Score]:
+    """Return the rates of (meta)stable and of (meta)stable, unique and novel structures, S.U.N.
 
-    unique: NDArray[np.bool_]
-    novel: NDArray[np.bool_]
-    above_hull: NDArray[np.float64]
-    """(structures,), eV/atom, NaN unknown."""
-    how: str = ""
-    """Where the energies are from."""
-
-    def scores(self, limits: tuple[float, ...] = (0.0, METASTABLE)) -> list[Score]:
-        """Return stability and S.U.N. rates at each limit, over all structures.
-
-        Args:
-            limits: eV/atom above the hull.
-        """
-        n = len(self.above_hull)
-        unknown = int(np.isnan(self.above_hull).sum())
-        rows = []
-        for limit in limits:
-            stable = np.nan_to_num(self.above_hull, nan=np.inf) <= limit
-            word = "stable" if limit == 0 else "metastable"
-            what = f"energy above hull <= {limit:g} eV/atom, {unknown} unknown count as not"
-            what += f"; {self.how}" if self.how else ""
-            rows.append(rate_score(word, float(stable.mean()), n, what))
-            name = "S.U.N." if limit == 0 else "M.S.U.N."
-            sun = float((stable & self.unique & self.novel).mean())
-            rows.append(rate_score(name, sun, n, what + "; unique and novel"))
-        return rows
+    Args:
+        unique: (structures,), of `unique`.
+        novel: (structures,), of `novel`.
+        above_hull: (structures,), eV/atom; NaN, unknown or failed, counts as not stable.
+        how: Where the energies are from, for the protocol.
+    """
+    n, unknown = len(above_hull), int(np.isnan(above_hull).sum())
+    rows = []
+    for limit, word, name in ((0.0, "stable", "S.U.N."), (METASTABLE, "metastable", "M.S.U.N.")):
+        stable = np.nan_to_num(above_hull, nan=np.inf) <= limit
+        what = f"energy above hull <= {limit:g} eV/atom, {unknown} unknown count as not"
+        what += f"; {how}" if how else ""
+        rows.append(rate_score(word, float(stable.mean()), n, what))
+        sun = float((stable & unique & novel).mean())
+        rows.append(rate_score(name, sun, n, what + "; unique and novel"))
+    return rows
 
 
 def uniqueness_score(mask: NDArray[np.bool_], settings: MatcherSettings = SAME_PHASE) -> Score:

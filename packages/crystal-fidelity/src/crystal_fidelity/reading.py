@@ -282,14 +282,10 @@ def _parse_file(job: tuple[Path, str]) -> list[Entry]:
         return [ReadFailure(name, f"it cannot be opened ({error})")]
     if _kind(path) == "cif":
         return parse_cif_blocks("\n".join(_lines_of(text)), name)
-    return [_parse_poscar(text, name)]
-
-
-def _parse_poscar(text: str, name: str) -> Entry:
     try:
-        return _poscar(_lines_of(text), name)
+        return [_poscar(_lines_of(text), name)]
     except ReadingError as error:
-        return ReadFailure(name, str(error))
+        return [ReadFailure(name, str(error))]
 
 
 def _poscar(lines: list[str], name: str) -> Entry:

@@ -124,15 +124,14 @@ def _fixed(value: float | None, places: int) -> str:
     return f"{value:.{places}f}" if finite else digits(value)
 
 
-def print_scores(scores: Sequence[Score], title: str = "", console: Console | None = None) -> None:
+def print_scores(scores: Sequence[Score], title: str = "") -> None:
     """Print the table and, under it, the protocol of each row.
 
     Args:
         scores: In their order.
         title: Printed above.
-        console: Standard output for None.
     """
-    screen = console or Console()
+    screen = Console()
     screen.print(score_table(scores, title))
     for index, score in enumerate(scores, start=1):
         line = f"{index:3d}  {score.name}: {protocol_text(score)}"

@@ -273,35 +273,20 @@ def cell_parameters(lattice: NDArray[np.float64]) -> tuple[float, ...]:
     return (*lengths.tolist(), *angles.tolist())
 
 
-def from_atoms(
-    atoms: "Atoms",
-    name: str = "",
-    *,
-    info: Mapping[str, str] | None = None,
-    properties: Mapping[str, float] | None = None,
-) -> Entry:
+def from_atoms(atoms: "Atoms", name: str = "") -> Entry:
     """Convert ASE atoms; without a cell of three periodic directions they are a failure.
 
     Args:
         atoms: ASE's.
         name: Of the crystal.
-        info: What else the file says of it.
-        properties: Numbers that the file gives, by name.
 
     Examples:
         >>> from ase.build import bulk
         >>> from_atoms(bulk("Cu")).formula  # (atomic number, count)
         ((29, 1),)
     """
-    return from_cartesian(
-        np.asarray(atoms.cell),
-        atoms.positions,
-        atoms.numbers,
-        name,
-        pbc=atoms.pbc,
-        info=info,
-        properties=properties,
-    )
+    cell = np.asarray(atoms.cell)
+    return from_cartesian(cell, atoms.positions, atoms.numbers, name, pbc=atoms.pbc)
 
 
 def from_cartesian(
@@ -343,20 +328,12 @@ def from_cartesian(
     return checked(cell, frac, atomic_numbers, name, info=info, properties=properties)
 
 
-def from_pymatgen(
-    structure: "Structure",
-    name: str = "",
-    *,
-    info: Mapping[str, str] | None = None,
-    properties: Mapping[str, float] | None = None,
-) -> Entry:
+def from_pymatgen(structure: "Structure", name: str = "") -> Entry:
     """Convert a pymatgen structure; oxidation states are dropped, partial sites are a failure.
 
     Args:
         structure: pymatgen's.
         name: Of the crystal.
-        info: What else the file says of it.
-        properties: Numbers that the file gives, by name.
     """
     from pymatgen.core import DummySpecies
 
@@ -375,7 +352,7 @@ def from_pymatgen(
         )
     numbers = [site.specie.Z for site in structure]
     frac = np.reshape(structure.frac_coords, (-1, 3))
-    return checked(structure.lattice.matrix, frac, numbers, name, info=info, properties=properties)
+    return checked(structure.lattice.matrix, frac, numbers, name)
 
 
 def to_pymatgen(crystal: Crystal) -> "Structure":

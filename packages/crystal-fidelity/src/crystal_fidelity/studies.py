@@ -212,14 +212,13 @@ def size_study(
     return points
 
 
-def extrapolated(points: Sequence[SizePoint], largest: int = 4) -> float:
-    """Return the distance at n → ∞ from a straight line in 1/n through the largest sizes.
+def extrapolated(points: Sequence[SizePoint]) -> float:
+    """Return the distance at n → ∞ from a straight line in 1/n through the four largest sizes.
 
     Args:
         points: One per sample size.
-        largest: How many of the largest sizes are used.
     """
-    used = sorted(points, key=lambda point: point.n)[-largest:]
+    used = sorted(points, key=lambda point: point.n)[-4:]
     slope_and_limit = np.polyfit([1 / point.n for point in used], [p.mean for p in used], 1)
     return float(slope_and_limit[1])
 

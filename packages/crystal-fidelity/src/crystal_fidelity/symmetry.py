@@ -145,9 +145,11 @@ def dataset(
         least = float(structural_validity([crystal]).min_distance[0])
     if invalid_reason(crystal.volume, least):
         return None
+    from ase.geometry.minkowski_reduction import minkowski_reduce
+
     # A vector c that is nearly normal to a has the length of c + a within a²/2c. A tolerance beyond
     # that takes the shear c → c + a for a symmetry, whose powers never close to a group.
-    lengths = np.linalg.norm(_reduced(crystal.lattice), axis=1)
+    lengths = np.linalg.norm(minkowski_reduce(crystal.lattice)[0], axis=1)
     safe = min(WIDE, lengths.min() ** 2 / (2 * lengths.max()))
     tolerances = [min(symprec, least / 2) / 2**k for k in range(halvings + 1)]
     for tolerance in tolerances:
@@ -157,12 +159,6 @@ def dataset(
             if (ideal := _idealised(crystal, tolerance)) is not None:
                 return _moyo(ideal, min(safe, 0.01))
     return None
-
-
-def _reduced(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
-    from ase.geometry.minkowski_reduction import minkowski_reduce
-
-    return minkowski_reduce(lattice)[0]
 
 
 def _moyo(crystal: Crystal, symprec: float) -> "moyopy.MoyoDataset":
