@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from ase.build import cut
-from ase.cell import Cell
-from ase.visualize.plot import plot_atoms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from crystal_fidelity.files import write_atomic
+from crystal_fidelity.plots import draw_crystal
 from reproduction.probes import ANION_GROUPS, INTERMETALLIC, mean_scores
 from reproduction.settings import Tree
 from reproduction.symmetry import shares
@@ -31,10 +29,6 @@ GROUP_COLOURS = {
 DRAWN_TOLERANCES = (0.1, 0.5)
 """Å. The tolerances of Fig. 2 that the paper names; all are drawn where these were not measured."""
 LINE: dict[str, Any] = {"marker": "o", "ms": 3, "lw": 1.1, "capsize": 2}
-EDGE = 0.02
-"""Of the cell's vectors; atoms so near a face are on it."""
-VIEW = "-80x,15y,0z"
-"""Rotation of drawn crystals: c up, a towards the eye and a little to the left."""
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, Any]:
@@ -63,18 +57,15 @@ def draw_gallery(report: Tree) -> Figure:
     )
     for line, name, crystals in zip(grid, gallery["names"], gallery["rows"], strict=True):
         for axes, one in zip(line, crystals, strict=True):
-            lattice = np.array(one["lattice"]).T
-            atoms = Atoms(
-                numbers=one["atomic_numbers"],
-                cell=Cell(lattice).standard_form()[0],  # a along x, b in the xy plane
-                scaled_positions=one["frac_coords"],
-                pbc=True,
+            draw_crystal(
+                axes,
+                Atoms(
+                    numbers=one["atomic_numbers"],
+                    cell=np.array(one["lattice"]).T,
+                    scaled_positions=one["frac_coords"],
+                    pbc=True,
+                ),
             )
-            # Atoms on faces, edges and corners are drawn on all of them.
-            whole = cut(atoms, c=(0, 0, 1), origo=(-EDGE,) * 3, extend=1 + 2 * EDGE)
-            whole.translate(-EDGE * atoms.cell.sum(axis=0))
-            plot_atoms(whole, axes, radii=0.4, rotation=VIEW)
-            axes.set_axis_off()
             formula = re.sub(r"(\d+)", r"$_{\1}$", one["formula"])
             bar = re.sub(r"-(\d)", r"\\bar{\1}", one["symbol"])
             symbol = re.sub(r"_(\d)", r"_{\1}", bar)

@@ -153,17 +153,16 @@ def log_versions(what: str, changed: Mapping[str, tuple[str, str]]) -> None:
         log("warning", f"the {what} was begun with {name} {then}, now it is {now}")
 
 
-def log_skipped(skipped: Sequence[tuple[str, str]], *, most: int = 10) -> None:
-    """Say of the first few structures that were left out why they were, as (name, reason).
+def log_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Say of the first ten structures that were left out why they were, as (name, reason).
 
     Args:
         skipped: Name and reason of each.
-        most: How many are named.
     """
-    for name, reason in skipped[:most]:
+    for name, reason in skipped[:10]:
         log("left out", f"{name}: {reason}")
-    if len(skipped) > most:
-        log("left out", f"… and {len(skipped) - most} more")
+    if len(skipped) > 10:
+        log("left out", f"… and {len(skipped) - 10} more")
 
 
 def show_card(title: str, card: Mapping[str, Any]) -> None:

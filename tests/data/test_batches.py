@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from prototypes import batch as all_crystals
+from torch.utils.data import DataLoader
 
-from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset, plan_batches
+from crystorus.data.batches import BatchSampler, CrystalDataset, plan_batches
 from crystorus.data.store import build_store
 from crystorus.data.writers import extxyz_text
 
@@ -96,7 +97,7 @@ def dataset(tmp_path_factory):
 
 def test_a_loader_hands_out_the_crystals_of_the_plan(dataset):
     batches = BatchSampler(dataset.n_atoms, batch_size=4, batch_pairs=0, seed=0)
-    loaded = list(BatchLoader(dataset, batches))
+    loaded = list(DataLoader(dataset, sampler=batches, batch_size=None))
     for batch, indices in zip(loaded, batches, strict=True):
         expected = dataset.store.select(dataset.indices[indices])
         assert batch.lattice.equal(expected.lattice)
@@ -109,7 +110,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(dataset, workers):
     def loader(start):
         batches = BatchSampler(dataset.n_atoms, batch_size=3, batch_pairs=0, seed=0)
         batches.start = start
-        return BatchLoader(dataset, batches, workers=workers)
+        return DataLoader(dataset, sampler=batches, batch_size=None, num_workers=workers)
 
     whole, rest = ([b.lattice for b in loader(start)] for start in (0, 2))
     assert len(rest) == len(whole) - 2

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,15 +69,19 @@ def test_more_crystals_than_memory_holds_are_refused_before_they_are_listed():
     assert len(system_compositions("Li-F-O", 20)) == 1770
 
 
+def trained_on(*elements):
+    return SimpleNamespace(max_atoms=20, trained_elements=frozenset(elements))
+
+
 def test_too_many_atoms_are_refused_with_value_limit_and_remedy():
     large = Composition.of((3, 26, 8, 8) * 6)
     with pytest.raises(RequestError, match=r"24 atoms.*at most 20: say --large .*smaller cells"):
-        check_requests(make_requests([large]), max_atoms=20, trained_elements=frozenset())
+        check_requests(make_requests([large]), trained_on())
 
 
 def test_an_element_never_seen_is_a_warning():
     requests = make_requests([LIFEO2, O2])
-    warnings = check_requests(requests, max_atoms=20, trained_elements=frozenset({3, 8}))
+    warnings = check_requests(requests, trained_on(3, 8))
     assert len(warnings) == 1
     assert "Fe was never seen" in warnings[0]
     assert "LiFeO2" in warnings[0]

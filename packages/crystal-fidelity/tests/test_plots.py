@@ -18,7 +18,7 @@ def drawn(atoms, **options):
     return circles, bonds
 
 
-@pytest.mark.parametrize("shift", [0, 1e-9, -1e-9, 3])
+@pytest.mark.parametrize("shift", [0, 1e-9, -1e-9, 3, 0.01, -0.01])
 def test_atoms_on_faces_are_drawn_on_all_of_them(shift):
     salt = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     salt.set_scaled_positions(salt.get_scaled_positions(wrap=False) + shift)

@@ -5,10 +5,9 @@ epoch and go on from there.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from crystorus.data.store import CrystalStore
 from crystorus.geometry import Crystals
@@ -145,17 +144,3 @@ class CrystalDataset(Dataset[Crystals]):
     def n_atoms(self) -> np.ndarray:
         """Number of atoms of each crystal."""
         return self.store.n_atoms[self.indices]
-
-
-class BatchLoader(DataLoader[Any]):
-    """Load batches of crystals in the order of a sampler, which knows where in the epoch it is.
-
-    Args:
-        dataset: Returns the batch of a list of numbers, such as a `CrystalDataset`.
-        batches: Which of them go together.
-        workers: Processes that prepare batches.
-    """
-
-    def __init__(self, dataset: Dataset[Any], batches: BatchSampler, *, workers: int = 0) -> None:
-        super().__init__(dataset, sampler=batches, batch_size=None, num_workers=workers)
-        self.batches = batches

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def get_mp20(
                         f"{path} is not MP-20: {fault}; delete it or choose another folder"
                     )
         else:
-            report = None if progress is None else _report(progress, known["file"])
+            report = None if progress is None else partial(progress, known["file"])
             if isinstance(origin, Path):
                 digest = _copy(origin, path, wanted)
             else:
@@ -101,12 +102,6 @@ def get_mp20(
             write_atomic(record, f"{digest}  {known['file']}\n")
         files.append(path)
     return files
-
-
-def _report(
-    progress: Callable[[str, int, int | None], None], name: str
-) -> Callable[[int, int | None], None]:
-    return lambda done, total: progress(name, done, total)
 
 
 def _copy(origin: Path, path: Path, wanted: str | None) -> str:

@@ -8,7 +8,7 @@ finish, nor on how often the campaign was interrupted. Only one process writes.
 """
 
 import contextlib
-import shutil
+import errno
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -313,16 +313,15 @@ class Campaign:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with disk_errors(self.path, remedy=REMEDY):
-                yield
+            with disk_errors(self.database, remedy=REMEDY):
+                try:
+                    yield
+                except sqlite3.OperationalError as error:
+                    if "full" in str(error) or "disk I/O" in str(error):
+                        raise OSError(errno.ENOSPC, str(error)) from error
+                    raise
         except sqlite3.OperationalError as error:
             text = str(error)
-            if "full" in text or "disk I/O" in text:
-                free = shutil.disk_usage(self.path).free / 2**20
-                raise FileError(
-                    f"no space left for {self.database} ({free:.1f} MiB free): make room and run "
-                    "the same command again; finished work is kept"
-                ) from error
             remedy = "check the disk, or choose another --out"
             if "locked" in text:
                 remedy = "close the other program and run the same command again"

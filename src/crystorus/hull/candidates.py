@@ -179,8 +179,7 @@ def plan_samples(
     requests = make_requests(reached, n=options.n, seed=options.seed)[: options.budget]
     warnings = check_requests(
         requests,
-        max_atoms=model.max_atoms,
-        trained_elements=model.trained_elements,
+        model,
         large=large,
         remedy=remedy
         or f"lower --max-atoms to {model.max_atoms} (and --z), or take the formulas that need more "
@@ -219,12 +218,10 @@ def suggest_units(unit: Composition, model: "CrystalModel") -> list[Composition]
             covered += fraction
     listed = ", ".join(f"{z} ({fraction:.0%})" for z, fraction in found[:MOST_SUGGESTED])
     known = f"known crystals of this ratio have {listed}" if found else "no known crystal tells"
-    log("plan", f"{one.formula} with {_or(chosen or [1])} formula units ({known}; --z for others)")
-    return [one * z for z in sorted(chosen or [1])]
-
-
-def _or(numbers: Sequence[int]) -> str:
-    return " or ".join(map(str, sorted(numbers)))
+    units = sorted(chosen or [1])
+    either = " or ".join(map(str, units))
+    log("plan", f"{one.formula} with {either} formula units ({known}; --z for others)")
+    return [one * z for z in units]
 
 
 def sample(

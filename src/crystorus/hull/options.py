@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from crystal_fidelity.options import MIN_DISTANCE, SYMPREC
 from crystorus.errors import CalculatorError, ReferencesError, RequestError, WorkersError
-from crystorus.sample.options import Quality, SampleOptions, StartName, parse_units
+from crystorus.sample.options import Quality, SampleOptions, StartName, Units
 
 CHGNET = "chgnet"
 
@@ -42,14 +42,6 @@ MATERIALS_PROJECT = "materials-project"
 MP20 = Path("data/mp-20/train.csv")
 Optimizer = Literal["BFGS", "LBFGS", "FIRE"]
 _FIXED = Parameter(parse=False)
-_Units = Annotated[
-    tuple[int, ...],
-    Parameter(
-        converter=lambda _, tokens: tuple(z for t in tokens for z in parse_units(t.value)),
-        n_tokens=1,
-        consume_multiple=False,
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +50,7 @@ class CompositionOptions:
 
     max_atoms: int = 12
     """Atoms per cell, at most."""
-    units: Annotated[_Units, Parameter(name="--z")] = ()
+    units: Annotated[Units, Parameter(name="--z")] = ()
     """Formula units per cell, as in 1,2,4; all that fit by default."""
     formulas: Annotated[tuple[str, ...], Parameter(name="--formula")] = ()
     """Only this formula of the system; can be repeated."""
@@ -135,18 +127,8 @@ class SamplingOptions:
 
     def as_sample_options(self) -> SampleOptions:
         """Return these as options of `crystorus sample`."""
-        return SampleOptions(
-            n=self.n,
-            seed=self.seed,
-            steps=self.steps,
-            quality=self.quality,
-            candidates=self.candidates,
-            checkpoint=self.checkpoint,
-            start=self.start,
-            library=self.library,
-            device=self.device,
-            keep_trajectory=self.trajectories,
-        )
+        same = {k: v for k, v in vars(self).items() if k not in ("budget", "trajectories")}
+        return SampleOptions(**same, keep_trajectory=self.trajectories)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,7 +401,7 @@ class PredictRanking(RankOptions):
 class PredictOptions:
     """Options of `crystorus predict`."""
 
-    z: _Units = ()
+    z: Units = ()
     """Formula units per cell, as in 1,2,4 or 1-4; by default those that known crystals with the
     same ratio of element counts have."""
     out: Path | None = None

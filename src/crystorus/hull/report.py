@@ -273,10 +273,6 @@ def label_stable(
             taken.append(box)
 
 
-def _composition(phase: RankedPhase) -> Composition:
-    return Composition(phase.atoms.get_chemical_formula())
-
-
 def write_report(
     folder: Path,
     ranking: Ranking,
@@ -442,8 +438,8 @@ def check_trajectories(folder: Path, animate: Sequence[str]) -> None:
 
 def _row(rank: int, phase: RankedPhase) -> dict[str, Any]:
     rounded = {k: _rounded(v) if isinstance(v, float) else v for k, v in phase.record.items()}
-    failed = phase.energy_per_atom is None
-    return {**rounded, "rank": rank, "parts": _fractions(_composition(phase)), "failed": failed}
+    parts = _fractions(Composition(phase.atoms.get_chemical_formula()))
+    return {**rounded, "rank": rank, "parts": parts, "failed": phase.energy_per_atom is None}
 
 
 def _fractions(composition: Composition) -> dict[str, float]:

@@ -212,13 +212,7 @@ def _checked(
     if model is None:
         usual = options.checkpoint is None and options.device == "cpu"
         model = loaded_checkpoint() if usual else load(options.checkpoint, device=options.device)
-    unseen = check_requests(
-        requests,
-        max_atoms=model.max_atoms,
-        trained_elements=model.trained_elements,
-        large=options.large,
-    )
-    for warning in unseen:
+    for warning in check_requests(requests, model, large=options.large):
         warnings.warn(warning, stacklevel=4)
     return model
 

@@ -107,13 +107,7 @@ def _load(requests: Sequence[Request], options: RunOptions, out: Path) -> "Cryst
     check_device(options.device)
     check(Workers(options.workers, options.scheduler))
     model = load_checkpoint(options.checkpoint or SHIPPED, device=options.device)
-    warnings = check_requests(
-        requests,
-        max_atoms=model.max_atoms,
-        trained_elements=model.trained_elements,
-        large=options.large,
-    )
-    for warning in warnings:
+    for warning in check_requests(requests, model, large=options.large):
         log("warning", warning)
     return model
 

@@ -42,6 +42,16 @@ def parse_units(units: int | str | Iterable[int]) -> tuple[int, ...]:
     return compositions.parse_units(",".join(map(str, several)))
 
 
+Units = Annotated[
+    tuple[int, ...],
+    Parameter(
+        converter=lambda _, tokens: parse_units(",".join(token.value for token in tokens)),
+        n_tokens=1,
+        consume_multiple=False,
+        show_default=lambda z: ",".join(map(str, z)),
+    ),
+]
+"""An option of numbers of formula units."""
 CRYSTAL_SYSTEMS = {
     "triclinic": (1, 2), "monoclinic": (3, 15), "orthorhombic": (16, 74), "tetragonal": (75, 142),
     "trigonal": (143, 167), "hexagonal": (168, 194), "cubic": (195, 230),
@@ -164,15 +174,7 @@ class SampleOptions(RunOptions):
         [2, 4]
     """
 
-    z: Annotated[
-        tuple[int, ...],
-        Parameter(
-            converter=lambda _, tokens: parse_units(",".join(token.value for token in tokens)),
-            n_tokens=1,
-            consume_multiple=False,
-            show_default=lambda z: ",".join(map(str, z)),
-        ),
-    ] = (1,)
+    z: Units = (1,)
     """Formula units per cell, as in 1,2,4 or 1-4."""
     like: Annotated[Path | None, Parameter(group=_WHAT)] = None
     """Take the composition of every structure of this file or folder: CIF, CSV, extxyz, …"""

@@ -1,6 +1,5 @@
 """Given structures as requests: repaired or perturbed by the model, with parts held fixed."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from crystorus.errors import RequestError
 from crystorus.geometry.crystals import Crystals
 from crystorus.geometry.lattice import reduce_lattice
 from crystorus.sample.options import RefineOptions
-from crystorus.sample.requests import Request, crystal_seed
+from crystorus.sample.requests import Request, make_requests
 from crystorus.sample.start import StartingStructure
 
 LEAST_PER_ATOM, MOST_PER_ATOM = 2.0, 300.0  # Å³; MP-20 has 5.8 to 202
@@ -30,19 +29,14 @@ def refine_requests(structures: Sequence[Crystal], options: RefineOptions) -> tu
         RequestError: If a cell is none that the network can look at, what is to be held is not in
             it, nothing is left to move, or there is no structure.
     """
-    requests: list[Request] = []
-    taken: Counter[Composition] = Counter()
-    for structure in structures:
-        start = starting_structure(structure, options)
-        composition = Composition.of(structure.atomic_numbers.tolist())
-        for _ in range(options.n):
-            sample = taken[composition]
-            seed = crystal_seed(options.seed, composition, sample)
-            requests.append(Request(len(requests), sample, seed, composition, start))
-            taken[composition] += 1
-    if not requests:
+    if not structures:
         raise RequestError("no structures to refine: give at least one")
-    return tuple(requests)
+    return make_requests(
+        [Composition.of(structure.atomic_numbers.tolist()) for structure in structures],
+        n=options.n,
+        seed=options.seed,
+        starts=[starting_structure(structure, options) for structure in structures],
+    )
 
 
 def starting_structure(structure: Crystal, options: RefineOptions) -> StartingStructure:

@@ -22,6 +22,7 @@ from crystorus.sample.options import SampleOptions
 
 if TYPE_CHECKING:
     from crystal_fidelity.structures import Crystal
+    from crystorus.crystal_model import CrystalModel
     from crystorus.geometry.crystals import Crystals
     from crystorus.sample.start import StartingStructure
     from crystorus.templates.skeletons import WeightedSkeleton
@@ -85,7 +86,11 @@ def derived_seed(text: str) -> int:
 
 
 def make_requests(
-    compositions: Iterable[Composition], *, n: int = 1, seed: int = 0
+    compositions: Iterable[Composition],
+    *,
+    n: int = 1,
+    seed: int = 0,
+    starts: "Sequence[StartingStructure]" = (),
 ) -> tuple[Request, ...]:
     """Ask for `n` crystals of every composition; a repeated composition gets further samples.
 
@@ -93,6 +98,7 @@ def make_requests(
         compositions: What is wanted, in the order of the files.
         n: Crystals of each, from 1 up.
         seed: The user's, from 0 up.
+        starts: What each composition starts from; noise if there are none.
 
     Raises:
         RequestError: If there is no composition, or more crystals than one run can hold.
@@ -111,11 +117,11 @@ def make_requests(
         raise RequestError("no composition was given: name a formula, a table or a system")
     taken: Counter[Composition] = Counter()
     requests: list[Request] = []
-    for composition in wanted:
+    for composition, start in zip(wanted, starts or [None] * len(wanted), strict=True):
         for _ in range(n):
             sample = taken[composition]
             noise = crystal_seed(seed, composition, sample)
-            requests.append(Request(len(requests), sample, noise, composition))
+            requests.append(Request(len(requests), sample, noise, composition, start))
             taken[composition] += 1
     return tuple(requests)
 
@@ -229,19 +235,13 @@ def default_folder(formulas: Sequence[str], options: SampleOptions) -> Path:
 
 
 def check_requests(
-    requests: Sequence[Request],
-    *,
-    max_atoms: int,
-    trained_elements: frozenset[int],
-    large: bool = False,
-    remedy: str = "",
+    requests: Sequence[Request], model: "CrystalModel", *, large: bool = False, remedy: str = ""
 ) -> list[str]:
     """Refuse what the model was not made for; return warnings on what it never saw.
 
     Args:
         requests: What is wanted.
-        max_atoms: Atoms of the largest training crystal.
-        trained_elements: Atomic numbers of the training crystals.
+        model: Of whose training crystals the largest and the elements count.
         large: Only warn of cells with more atoms.
         remedy: What to do about cells with more atoms; without it what the commands allow.
 
@@ -249,14 +249,14 @@ def check_requests(
         RequestError: If a cell has more atoms than the model was trained for.
     """
     distinct = list(dict.fromkeys(request.composition for request in requests))
-    larger = [c for c in distinct if c.n_atoms > max_atoms]
+    larger = [c for c in distinct if c.n_atoms > model.max_atoms]
     warnings = []
     if larger:
         worst = max(larger, key=lambda c: c.n_atoms)
         others = f", and {len(larger) - 1} other compositions too" if len(larger) > 1 else ""
         what = (
             f"{worst.formula} has {worst.n_atoms} atoms in the cell{others}, but this checkpoint "
-            f"was trained on at most {max_atoms}"
+            f"was trained on at most {model.max_atoms}"
         )
         if not large:
             given = all(request.start is not None for request in requests)  # structures to refine
@@ -266,7 +266,7 @@ def check_requests(
             )
             raise RequestError(f"{what}: {remedy}")
         warnings.append(f"{what}: results for such cells are unreliable")
-    for z in sorted({z for c in distinct for z, _ in c.counts} - trained_elements):
+    for z in sorted({z for c in distinct for z, _ in c.counts} - model.trained_elements):
         symbol = symbol_of(z)
         formulas = list(dict.fromkeys(c.reduced_formula for c in distinct if symbol in c.elements))
         named = ", ".join(formulas[:3]) + (", …" if len(formulas) > 3 else "")

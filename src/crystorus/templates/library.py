@@ -8,7 +8,8 @@ import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,21 +75,19 @@ class TemplateLibrary:
     substitution: SubstitutionCounts
     digest: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
-    _groups: dict[tuple[int, ...], PatternGroup] = field(default_factory=dict, repr=False)
-    _ids: list[str] = field(default_factory=list, repr=False)
-    _formulas: dict[tuple[tuple[int, int], ...], list[int]] = field(
-        default_factory=dict, repr=False
-    )
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         """Names of the templates; a repeated name is told apart as in mp-1, mp-1#2."""
-        if not self._ids:
-            self._ids.extend(_told_apart(self.crystals.ids))
-        return self._ids
+        seen: Counter[str] = Counter()
+        names = []
+        for name in self.crystals.ids:
+            seen[name] += 1
+            names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        return names
 
     def group(self, pattern: tuple[int, ...]) -> PatternGroup | None:
         """Return the templates whose sorted element counts are `pattern`, if there are any.
@@ -96,9 +95,21 @@ class TemplateLibrary:
         Args:
             pattern: Counts of the elements in a cell, sorted, such as (1, 1, 3).
         """
-        if not self._groups:
-            self._groups.update(_by_pattern(self.slots))
         return self._groups.get(pattern)
+
+    @cached_property
+    def _groups(self) -> dict[tuple[int, ...], PatternGroup]:
+        members: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, one in enumerate(self.slots):
+            members[tuple(one.counts.tolist())].append(index)
+        return {
+            pattern: PatternGroup(
+                np.array(indices),
+                np.stack([self.slots[i].elements for i in indices]),
+                np.stack([self.slots[i].distances for i in indices]),
+            )
+            for pattern, indices in members.items()
+        }
 
     def phases(self, composition: Composition) -> list[int]:
         """Return the numbers of the templates of this reduced formula, in cells of any size.
@@ -106,11 +117,15 @@ class TemplateLibrary:
         Args:
             composition: Any cell of the formula.
         """
-        if not self._formulas:
-            for index, one in enumerate(self.slots):
-                key = _reduced(dict(zip(one.elements.tolist(), one.counts.tolist(), strict=True)))
-                self._formulas.setdefault(key, []).append(index)
         return self._formulas.get(_reduced(dict(composition.counts)), [])
+
+    @cached_property
+    def _formulas(self) -> dict[tuple[tuple[int, int], ...], list[int]]:
+        found: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for index, one in enumerate(self.slots):
+            key = _reduced(dict(zip(one.elements.tolist(), one.counts.tolist(), strict=True)))
+            found.setdefault(key, []).append(index)
+        return found
 
     def template(self, index: int) -> Crystals:
         """Return one template, float64.
@@ -135,20 +150,6 @@ class TemplateLibrary:
 def _reduced(counts: dict[int, int]) -> tuple[tuple[int, int], ...]:
     units = math.gcd(*counts.values())
     return tuple(sorted((z, count // units) for z, count in counts.items()))
-
-
-def _by_pattern(slots: Sequence[Surroundings]) -> dict[tuple[int, ...], PatternGroup]:
-    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, one in enumerate(slots):
-        members[tuple(one.counts.tolist())].append(index)
-    return {
-        pattern: PatternGroup(
-            np.array(indices),
-            np.stack([slots[i].elements for i in indices]),
-            np.stack([slots[i].distances for i in indices]),
-        )
-        for pattern, indices in members.items()
-    }
 
 
 def build_library(
@@ -261,13 +262,3 @@ def _unpack(arrays: dict[str, np.ndarray]) -> list[Surroundings]:
         )
         for m, end, square in zip(sizes.tolist(), ends.tolist(), squares.tolist(), strict=True)
     ]
-
-
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Return the names, the second holder of one with #2 after it, and so on."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return result

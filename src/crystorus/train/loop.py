@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Int
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from crystal_fidelity.files import ASIDE, atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
@@ -35,7 +36,7 @@ from crystal_fidelity.workers import cores
 from crystorus.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
-from crystorus.data.batches import BatchLoader, BatchSampler, CrystalDataset
+from crystorus.data.batches import BatchSampler, CrystalDataset
 from crystorus.data.store import STORE, is_kind, open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise
@@ -362,7 +363,7 @@ class Training:
 
     def _loader(
         self, name: str, seed: int, *, workers: int = 0, fixed: bool = False
-    ) -> BatchLoader:
+    ) -> DataLoader[Any]:
         try:
             sampler = BatchSampler(
                 self.datasets[name].n_atoms,
@@ -376,7 +377,7 @@ class Training:
         except ValueError as error:
             raise TrainingError(str(error)) from error
         batches = SymmetricBatches(self.datasets[name], self.images.get(name))
-        return BatchLoader(batches, sampler, workers=workers)
+        return DataLoader(batches, sampler=sampler, batch_size=None, num_workers=workers)
 
     def _find_symmetry(self) -> None:
         """Find the space groups of all crystals; the first process shows how far it is."""
@@ -417,8 +418,10 @@ class Training:
             self._spend()
             while self.fraction() < 1:
                 epoch, done = divmod(p.step, len(self.batches))
-                self.batches.batches.set_epoch(epoch)
-                self.batches.batches.start = done
+                order = self.batches.sampler
+                assert isinstance(order, BatchSampler)
+                order.set_epoch(epoch)
+                order.start = done
                 for batch, groups in self.batches:
                     self.step(batch.to(self.device), groups)
                     stopping = self._count(len(batch), stop.number)

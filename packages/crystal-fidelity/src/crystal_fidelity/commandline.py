@@ -40,7 +40,7 @@ class HelpPages:
             text = getattr(entry.description, "primary_renderable", None)
             if isinstance(text, Text):
                 entry.description.primary_renderable = Text(" ".join(text.plain.split()))
-            if entry.default in ("False", "()", "[]", '""'):
+            if entry.default in ("", "False", "()", "[]", '""'):
                 entry.default = None
         DefaultFormatter()(console, options, panel)
 

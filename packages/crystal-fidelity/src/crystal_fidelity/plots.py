@@ -224,9 +224,9 @@ def draw_crystal(
     frame = Cell(np.asarray(atoms.cell)).standard_form()[0].array @ turned.as_matrix()
     corners = np.indices((2, 2, 2)).reshape(3, -1).T
     scaled = atoms.get_scaled_positions() % 1
-    # Within a thousandth of a face an atom is on it, and on the one across.
-    images = np.where(scaled > 1 - 1e-3, scaled - 1, scaled)[:, None] + corners
-    inside = (images < 1 + 1e-3).all(axis=2)
+    edge = 0.02  # of the cell's vectors: atoms so near a face are on it, and on the one across
+    images = np.where(scaled > 1 - edge, scaled - 1, scaled)[:, None] + corners
+    inside = (images < 1 + edge).all(axis=2)
     drawn, numbers = images[inside], np.broadcast_to(atoms.numbers[:, None], inside.shape)[inside]
     places = (drawn - 0.5) @ frame
     radii = covalent_radii[numbers]
