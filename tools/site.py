@@ -117,5 +117,6 @@ def on_page_content(html: str, **_: Any) -> str:
         return convert(match[2].strip(), display="inline" if match[1] == "span" else "block")
 
     html = re.sub(r"(?<=\d) (?=\d{3}\b|%)", "\u00a0", html)  # 1 000, 56.0 %
-    html = html.replace("<code>-", '<code class="option">-')  # is not broken after its hyphens
+    # An option is not broken after its hyphens; a longer line of them is wider than a telephone.
+    html = re.sub(r"<code>(?=-[^<]{1,40}</code>)", '<code class="option">', html)
     return MATH.sub(mathml, html)
