@@ -56,6 +56,18 @@ def parts_of(docstring):
     return sections[0].value, {section.kind.value: section.value for section in sections[1:]}
 
 
+def modules(tree):
+    """Return a package and the modules in it."""
+    return [tree, *(one for inner in tree.modules.values() for one in modules(inner))]
+
+
+def test_every_paragraph_of_a_docstring_is_shown_as_one():
+    """Google's style takes `Source: x`, with an indented line below, for a box with the title x."""
+    members = [m for tree in TREES for m in (*modules(tree), *public(tree))]
+    boxes = [m.path for m in members if m.docstring and "admonition" in parts_of(m.docstring)[1]]
+    assert boxes == []
+
+
 FUNCTIONS_OF_MODULES = {
     member.path: member
     for tree in TREES
@@ -284,6 +296,12 @@ def test_blocks_of_code_fit_the_page(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     long = [line for block in blocks for line in block.splitlines() if len(line) > 96]
     assert [line for line in long if len(line.split()) > 3] == []  # what can be broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_has_one_title(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
 
 
 def test_the_configuration_of_the_page_on_training_is_one(tmp_path):

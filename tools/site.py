@@ -119,4 +119,5 @@ def on_page_content(html: str, **_: Any) -> str:
     html = re.sub(r"(?<=\d) (?=\d{3}\b|%)", "\u00a0", html)  # 1 000, 56.0 %
     # An option is not broken after its hyphens; a longer line of them is wider than a telephone.
     html = re.sub(r"<code>(?=-[^<]{1,40}</code>)", '<code class="option">', html)
+    html = re.sub(r"\n(?=(?:Source|Deviation): )", "<br>\n", html)  # a line each, as in the code
     return MATH.sub(mathml, html)

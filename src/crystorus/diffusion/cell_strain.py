@@ -58,7 +58,7 @@ class StrainProcess:
         statistics: The training cells, for the prior.
 
     Deviation: [Klipfel24] adds the noise to log ρ_0, whose value depends on the basis that was
-        chosen for the lattice. Here it multiplies ρ_0.
+    chosen for the lattice. Here it multiplies ρ_0.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ the operations alone, in units of 1/24 (projectors) and 1/48 (centres), with the
 origins and orientations renumber them.
 
 Source: International Tables for Crystallography A (2016), ISBN 978-0-470-97423-0, chapter 1.4;
-    operations from moyo, doi:10.21105/joss.07721.
+operations from moyo, doi:10.21105/joss.07721.
 """
 
 import csv

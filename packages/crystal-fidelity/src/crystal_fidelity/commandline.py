@@ -1,8 +1,6 @@
 """What the command lines of both packages share: errors in one sentence, and exit statuses.
 
-0  done                          130  Ctrl-C
-1  it failed                     143  told to end (SIGTERM)
-2  the command is not understood
+0 is done, 1 it failed, 2 the command is not understood, 130 Ctrl-C, 143 told to end (SIGTERM).
 """
 
 import errno
