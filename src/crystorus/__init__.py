@@ -1,8 +1,9 @@
 """Crystals from a composition: diffusion on the torus of positions and the algebra of the cell.
 
->>> import crystorus
->>> crystals = crystorus.generate("LiFeO2", n=4, seed=0)
->>> atoms = crystals.to_ase()
+Examples:
+    >>> import crystorus
+    >>> crystals = crystorus.generate("LiFeO2", n=4, seed=0)
+    >>> atoms = crystals.to_ase()
 """
 
 from typing import TYPE_CHECKING, Any

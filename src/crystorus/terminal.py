@@ -56,6 +56,9 @@ def progress(
     from rich.console import Console
 
     console = Console(stderr=True)
+    if not console.is_terminal:  # rich below 14 would end a bar that is not shown with a blank line
+        yield lambda *_done, **_name: None
+        return
     bytes_too = (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
     counted = (rich_progress.MofNCompleteColumn(), _rate_column(unit))
     columns = (
@@ -64,7 +67,7 @@ def progress(
         *(bytes_too if unit == "B" else counted),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with rich_progress.Progress(*columns, console=console) as bars:
         tasks: dict[str, rich_progress.TaskID] = {}
 
         def update(done: float, total: float | None = total, *, name: str = "") -> None:

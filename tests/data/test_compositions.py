@@ -2,6 +2,7 @@ import math
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from itertools import product
 
 import pytest
@@ -39,6 +40,8 @@ def test_a_formula_holds_the_atoms_pymatgen_counts(text):
     assert dict(parse_formula(text).counts) == expected
 
 
+# pymatgen 2025.1 puts helium, which it gives no electronegativity, before hydrogen.
+@pytest.mark.skipif(version("pymatgen") < "2026", reason="pymatgen ordered noble gases otherwise")
 @settings(deadline=None)
 @given(cells)
 def test_elements_are_ordered_as_pymatgen_orders_them(wanted):
