@@ -1,8 +1,8 @@
 """Skeletons: found in crystals, looked up by composition, enumerated, kept in files."""
 
+import itertools
 from collections import Counter
 
-import itertools
 import numpy as np
 import pytest
 import spglib
