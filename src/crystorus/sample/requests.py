@@ -117,7 +117,8 @@ def make_requests(
         raise RequestError("no composition was given: name a formula, a table or a system")
     taken: Counter[Composition] = Counter()
     requests: list[Request] = []
-    for composition, start in zip(wanted, starts or [None] * len(wanted), strict=True):
+    begun: Sequence[StartingStructure | None] = starts or [None] * len(wanted)
+    for composition, start in zip(wanted, begun, strict=True):
         for _ in range(n):
             sample = taken[composition]
             noise = crystal_seed(seed, composition, sample)
