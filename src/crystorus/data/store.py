@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from crystal_fidelity.cells import least_distances, niggli_reduce
+from crystal_fidelity.cells import least_distance, niggli_reduce
 from crystal_fidelity.errors import ReadingError
 from crystal_fidelity.files import atomic_path, disk_errors, file_digest
 from crystal_fidelity.options import MIN_DISTANCE
@@ -161,7 +161,6 @@ def build_store(
     out: Path,
     *,
     n_workers: int = 1,
-    min_distance: float = MIN_DISTANCE,
     progress: Callable[[int], None] | None = None,
 ) -> CrystalStore:
     """Read structures, reduce and validate them, and write them as a store.
@@ -172,7 +171,6 @@ def build_store(
         source: Anything that `crystal_fidelity.reading` reads, or several of them.
         out: The file to write; it appears only when complete.
         n_workers: Processes that parse and reduce.
-        min_distance: Structures with atoms nearer than this, in Å, are left out.
         progress: Called with the number of structures read so far.
 
     Returns:
@@ -186,10 +184,9 @@ def build_store(
     sources = [source] if isinstance(source, Path) else list(source)
     check_target(out, sources)
     entries = (entry for path in sources for entry in iter_structures(path, workers=n_workers))
-    work = partial(usable, min_distance=min_distance)
     crystals: list[Crystal] = []
     skipped: list[tuple[str, str]] = []
-    for done, entry in enumerate(map_in_order(work, entries, n_workers), start=1):
+    for done, entry in enumerate(map_in_order(usable, entries, n_workers), start=1):
         if isinstance(entry, ReadFailure):
             skipped.append((entry.name, entry.reason))
         else:
@@ -201,16 +198,15 @@ def build_store(
         raise ReadingError(f"no usable structure in {', '.join(map(str, sources))} ({first})")
     described = [{"name": path.name, "sha256": digest_of(path)} for path in sources]
     store = store_of(crystals, out, skipped=skipped, sources=described)
-    write_arrays(out, STORE, store.arrays, store.header | {"min_distance": min_distance})
+    write_arrays(out, STORE, store.arrays, store.header | {"min_distance": MIN_DISTANCE})
     return open_store(out, verify=False)
 
 
-def usable(entry: Entry, *, min_distance: float = MIN_DISTANCE) -> Entry:
+def usable(entry: Entry) -> Entry:
     """Return a crystal in its Niggli-reduced cell, or why it cannot be used.
 
     Args:
         entry: What a reader gave.
-        min_distance: In Å; crystals with nearer atoms cannot be used.
     """
     if isinstance(entry, ReadFailure):
         return entry
@@ -227,9 +223,9 @@ def usable(entry: Entry, *, min_distance: float = MIN_DISTANCE) -> Entry:
         reduced = niggli_reduce(entry)
     except ReadingError as error:
         return ReadFailure(entry.name, str(error))
-    distance = float(least_distances(reduced.lattice[None], reduced.frac_coords[None])[0])
-    if distance < min_distance:
-        reason = f"two atoms are {distance:.3f} Å apart, below {min_distance} Å"
+    distance = least_distance(reduced, reduced=True)
+    if distance < MIN_DISTANCE:
+        reason = f"two atoms are {distance:.3f} Å apart, below {MIN_DISTANCE} Å"
         return ReadFailure(entry.name, reason)
     return reduced
 

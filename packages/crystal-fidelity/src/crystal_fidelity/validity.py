@@ -53,11 +53,7 @@ class ValidityResult:
 
 
 def structural_validity(
-    structures: Sequence[object],
-    *,
-    min_distance: float = MIN_DISTANCE,
-    min_volume: float = MIN_VOLUME,
-    contacts: Contacts = "with-self-images",
+    structures: Sequence[object], *, contacts: Contacts = "with-self-images"
 ) -> ValidityResult:
     """Judge every structure by its closest contact and its volume.
 
@@ -66,8 +62,6 @@ def structural_validity(
 
     Args:
         structures: Crystals, read failures, pymatgen structures or ASE atoms.
-        min_distance: Least valid contact, Å.
-        min_volume: Least valid volume of the cell, Å³.
         contacts: Whether an atom's own images count.
 
     Returns:
@@ -93,7 +87,7 @@ def structural_validity(
     found = closest_contacts([entries[i] for i in solid], contacts=contacts)  # type: ignore[misc]
     distances[solid] = found
     reasons = tuple(
-        invalid_reason(volume, distance, min_distance=min_distance, min_volume=min_volume)
+        invalid_reason(volume, distance)
         if isinstance(entry, Crystal)
         else f"unreadable: {entry.reason}"
         for entry, volume, distance in zip(entries, volumes, distances, strict=True)
@@ -101,27 +95,19 @@ def structural_validity(
     return ValidityResult(np.array([not r for r in reasons]), reasons, distances, contacts)
 
 
-def invalid_reason(
-    volume: float,
-    distance: float,
-    *,
-    min_distance: float = MIN_DISTANCE,
-    min_volume: float = MIN_VOLUME,
-) -> str:
+def invalid_reason(volume: float, distance: float) -> str:
     """Return why a crystal is not valid, empty for a valid one: the rule itself.
 
     Args:
         volume: Of the cell, Å³.
         distance: Its closest contact, Å; NaN where its numbers are not finite.
-        min_distance: Least valid contact, Å.
-        min_volume: Least valid volume of the cell, Å³.
     """
-    if volume < min_volume:
-        return f"volume {volume:.3g} Å³ < {min_volume} Å³"
+    if volume < MIN_VOLUME:
+        return f"volume {volume:.3g} Å³ < {MIN_VOLUME} Å³"
     if not (volume < math.inf and distance >= 0):
         return "its numbers are not finite"
-    if distance < min_distance:
-        return f"contact {distance:.3f} Å < {min_distance} Å"
+    if distance < MIN_DISTANCE:
+        return f"contact {distance:.3f} Å < {MIN_DISTANCE} Å"
     return ""
 
 
