@@ -1,8 +1,9 @@
-"""Check a built site: every link leads somewhere, and nothing is loaded from the network.
+"""Check a built site: links lead somewhere, nothing is loaded from the network, names have texts.
 
 python tools/check_site.py build/site
 """
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "src"), ("iframe", "src")}
 """Tags that a browser fetches by itself; an anchor waits for a click."""
 NOT_FETCHED = {"canonical", "next", "prev", "alternate"}
+NO_TEXT = re.compile(r'<div class="doc doc-contents[^"]*">\s*</div>')
+"""What mkdocstrings shows below a name that has nothing to say."""
 
 
 class Page(HTMLParser):
@@ -20,7 +23,9 @@ class Page(HTMLParser):
         super().__init__()
         self.links: list[tuple[str, bool]] = []
         self.places: set[str] = set()
-        self.feed(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        self.without_text = len(NO_TEXT.findall(text))
+        self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note one tag."""
@@ -42,6 +47,8 @@ def problems(site: Path) -> list[str]:
     found = []
     for path, page in pages.items():
         here = path.relative_to(site.resolve())
+        if page.without_text:
+            found.append(f"{here} shows {page.without_text} names without a text")
         for link, fetched in page.links:
             url = urlsplit(link)
             if url.scheme or url.netloc:
@@ -61,5 +68,5 @@ def problems(site: Path) -> list[str]:
 
 if __name__ == "__main__":
     wrong = problems(Path(sys.argv[1]))
-    print("\n".join(wrong) or f"all links of {sys.argv[1]} lead somewhere")
+    print("\n".join(wrong) or f"all links of {sys.argv[1]} lead somewhere, all names have texts")
     sys.exit(bool(wrong))
