@@ -1,13 +1,15 @@
-"""How much each template counts, by a small network that sees elements and sites together.
+"""How much each template counts, by small networks that see elements and sites together.
 
 A cost of substitution knows how well one element stands in for another, whatever else is in the
 crystal. The network compares the elements on each site within their compositions, and the wanted
 elements with the distances that the template has for them. It adds to the logarithm of the weight
 that the costs give. `tools/train_template_ranking.py` fits it to MP-20 train, every crystal left
-out in turn; what it has learned is about elements and distances, so it serves any library.
+out in turn; what it has learned is about elements and distances, so it serves any library. Fitted
+from other first weights it errs elsewhere, so the mean of several is used.
 """
 
 import functools
+from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -173,6 +175,31 @@ class TemplateRanking(nn.Module):
         return self.slot(torch.cat([element, fraction, torch.log(counts)[..., None], context], -1))
 
 
+class AveragedRanking(nn.Module):
+    """The mean of the weights that several networks give.
+
+    Args:
+        members: Fitted to the same crystals from different first weights.
+    """
+
+    def __init__(self, members: Sequence[TemplateRanking]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def log_volumes(self) -> Float[Tensor, " elements"]:
+        """ln Å³ per atom of each element, by which `shortlist` expects volumes."""
+        return self.get_buffer("members.0.log_volumes")
+
+    def forward(self, several: Shortlist) -> Float[Tensor, "B M"]:
+        """Return the weights of the templates, which add up to 1 for each composition.
+
+        Args:
+            several: Templates of B compositions, at most M each.
+        """
+        return torch.stack([member(several) for member in self.members]).mean(0)
+
+
 def _times(matrix: Float[Tensor, "B M M"], vector: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
@@ -245,10 +272,12 @@ def shortlist(
 
 
 @functools.cache
-def shipped_ranking() -> TemplateRanking:
-    """Return the network with the weights that ship with the package."""
+def shipped_ranking() -> AveragedRanking:
+    """Return the networks with the weights that ship with the package."""
     place = resources.files("crystorus.templates") / "ranking.safetensors"
     with resources.as_file(place) as path:
-        ranking = TemplateRanking()
-        ranking.load_state_dict(load_file(path))
+        weights = load_file(path)
+    count = 1 + max(int(name.split(".")[1]) for name in weights)
+    ranking = AveragedRanking([TemplateRanking() for _ in range(count)])
+    ranking.load_state_dict(weights)
     return ranking.eval()
