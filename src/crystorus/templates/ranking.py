@@ -176,7 +176,7 @@ class TemplateRanking(nn.Module):
 
 
 class AveragedRanking(nn.Module):
-    """The mean of the weights that several networks give.
+    """The mean of the weights that several networks give, which are not trained any more.
 
     Args:
         members: Fitted to the same crystals from different first weights.
@@ -188,7 +188,7 @@ class AveragedRanking(nn.Module):
 
     @property
     def log_volumes(self) -> Float[Tensor, " elements"]:
-        """ln Å³ per atom of each element, by which `shortlist` expects volumes."""
+        """Volume per atom of each element, ln Å³, by which `shortlist` expects volumes."""
         return self.get_buffer("members.0.log_volumes")
 
     def forward(self, several: Shortlist) -> Float[Tensor, "B M"]:
@@ -197,7 +197,16 @@ class AveragedRanking(nn.Module):
         Args:
             several: Templates of B compositions, at most M each.
         """
-        return torch.stack([member(several) for member in self.members]).mean(0)
+
+        def weigh(*state_of_one: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.members[0], state_of_one, (several,))
+
+        return torch.func.vmap(weigh)(*self._state).mean(0)
+
+    @functools.cached_property
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights of all members side by side: with tensors so small it is calls that take time."""
+        return torch.func.stack_module_state(list(self.members))
 
 
 def _times(matrix: Float[Tensor, "B M M"], vector: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
