@@ -1,7 +1,7 @@
 """The documentation is complete, and what it shows works."""
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -56,14 +56,9 @@ def parts_of(docstring):
     return sections[0].value, {section.kind.value: section.value for section in sections[1:]}
 
 
-def modules(tree):
-    """Return a package and the modules in it."""
-    return [tree, *(one for inner in tree.modules.values() for one in modules(inner))]
-
-
 def test_every_paragraph_of_a_docstring_is_shown_as_one():
     """Google's style takes `Source: x`, with an indented line below, for a box with the title x."""
-    members = [m for tree in TREES for m in (*modules(tree), *public(tree))]
+    members = [m for tree in TREES for m in (*modules_of(tree), *public(tree))]
     boxes = [m.path for m in members if m.docstring and "admonition" in parts_of(m.docstring)[1]]
     assert boxes == []
 
@@ -107,6 +102,24 @@ def test_every_public_function_says_what_it_takes_and_gives(path):
         annotated = next(p.annotation for p in member.parameters if p.name == item.name.strip("*"))
         if re.match(r"(NDArray|Array|np\.ndarray|Tensor)\b", str(annotated)):  # no shape in it
             assert re.search(SHAPE, item.description + summary), item.name
+
+
+def check_site():
+    """Import the script that looks at a built site."""
+    path = ROOT / "tools/check_site.py"
+    spec = importlib.util.spec_from_file_location("check_site", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_site_with_empty_blocks_of_documentation_does_not_pass(tmp_path):
+    """Two pages of the reference once had names of settings without a word on them."""
+    page = '<h1>a</h1><div class="doc doc-contents {}">{}</div>'
+    (tmp_path / "a.html").write_text(page.format("first", "<p>Words.</p>"))
+    assert check_site().problems(tmp_path) == []
+    (tmp_path / "b.html").write_text(page.format("", "\n\n"))
+    assert check_site().problems(tmp_path) == ["b.html shows 1 names without a text"]
 
 
 def test_how_many_public_functions_there_are():
