@@ -146,5 +146,6 @@ print(
 # %% [markdown]
 # Six types share three patterns here, three of them AB and two AB₃: since the composition is all
 # that the model is told, it cannot match more than about half. The way is the same with your own
-# data: name your files in `[data]`, take `configs/default.toml`, and give it hours. More: [Train
-# on your own data](../how-to/training.md).
+# data: name your files in `[data]`, take `configs/default.toml` and begin at the shipped weights,
+# which takes minutes; from random weights it takes tens of thousands of crystals and hours. More:
+# [Train on your own data](../how-to/training.md).

@@ -144,7 +144,8 @@ class DataConfig:
     train: str = "data/mp-20/train.csv"
     """Training crystals: a store, a CSV with a `cif` column, a folder of CIFs, extxyz, …"""
     validation: str = "data/mp-20/val.csv"
-    """Crystals on which the best checkpoint is chosen."""
+    """Crystals on which the best checkpoint is chosen, or a fraction such as 0.1: so many of
+    the training crystals, drawn at random, always the same ones."""
     max_atoms: int = 20
     """Larger crystals are left out."""
 
@@ -520,6 +521,8 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
         return tuple(_fit(h, v, key) for h, v in zip(arguments, value, strict=True))
     if origin is types.UnionType:
         raise ConfigError(f"{key}: settings of more than one type are not supported")
+    if hint is str and isinstance(value, float):
+        value = str(value)  # a file or a fraction
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -623,3 +623,27 @@ def test_two_processes_train_as_one(stores, tmp_path, launcher):
     card = read_card(tmp_path / "run" / "last")["card"]
     assert card["processes"] == 2
     assert (card["steps"], card["crystals_seen"]) == (12, 96)
+
+
+def test_a_fraction_of_the_crystals_is_kept_for_validation(stores, tmp_path):
+    settings = load_config(
+        Path(__file__).parents[2] / "configs/smoke.toml",
+        [f"data.train={stores}/train.store", "data.validation=0.25", "training.epochs=1"],
+    )
+    train(settings, tmp_path / "run")
+    card = read_card(tmp_path / "run" / "last")["card"]
+    assert [card["data"][name]["crystals"] for name in ("train", "validation")] == [36, 12]
+    kept, again = (loop._open_data(tmp_path, settings) for _ in range(2))
+    parts = [set(kept[name].indices.tolist()) for name in ("train", "validation")]
+    assert parts[0] | parts[1] == set(range(48))
+    assert not parts[0] & parts[1]
+    assert again["validation"].indices.tolist() == kept["validation"].indices.tolist()
+
+
+@pytest.mark.parametrize("value", ["1.0", "-0.5", "0.0", "3", "nan"])
+def test_no_other_number_is_a_fraction(stores, tmp_path, value):
+    settings = config(stores)
+    data = dataclasses.replace(settings.data, validation=value)
+    with pytest.raises(TrainingError, match="give a fraction above 0 and below 1, or a file"):
+        train(dataclasses.replace(settings, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import spglib
@@ -12,7 +14,13 @@ from prototypes import SPACE_GROUPS, all_prototypes
 from runs import config, outcome, same
 from safetensors.torch import load_file
 
-from crystorus.checkpoint import SHIPPED, load_checkpoint, read_skeletons
+import crystorus
+from crystorus.checkpoint import (
+    SHIPPED,
+    load_checkpoint,
+    read_scorer_card,
+    read_skeletons,
+)
 from crystorus.config import load_config
 from crystorus.data.batches import CrystalDataset
 from crystorus.data.convert import split
@@ -165,6 +173,19 @@ def test_a_run_of_fewer_columns_keeps_its_lines(tmp_path):
     assert (second["step"], second["val/symmetric_cell"]) == ("9", "0.25")
 
 
+def test_every_column_is_explained():
+    page = (Path(__file__).parents[2] / "docs/tables.md").read_text(encoding="utf-8")
+    section = page.split("\n## `metrics.csv`")[1]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    fifths = re.compile(r"`([\w/]+_)1` … `\1(\d)`")
+    every = [
+        fifths.sub(lambda m: "".join(f"`{m[1]}{i + 1}`" for i in range(int(m[2]))), c)
+        for c in cells
+    ]
+    explained = [name for cell in every for name in re.findall(r"`([\w/]+)`", cell)]
+    assert sorted(explained) == sorted(COLUMNS)
+
+
 def test_the_shipped_weights_can_be_trained_further_with_the_configuration(symmetric, tmp_path):
     training = ["training.epochs=1", "training.learning_rate=1e-12", "training.sample_every=0"]
     places = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
@@ -172,9 +193,50 @@ def test_the_shipped_weights_can_be_trained_further_with_the_configuration(symme
     assert settings.training.symmetric_fraction == 0.7
     train(settings, tmp_path / "run")
     before, after = (load_file(p / "weights.safetensors") for p in (SHIPPED, tmp_path / "run/last"))
-    for name in (n for n in before if not n.startswith("statistics.")):
+    for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-7)
-    assert load_checkpoint(tmp_path / "run" / "last").skeletons
+
+
+def test_a_run_from_a_checkpoint_keeps_what_sampling_needs_of_it(symmetric, tmp_path, capsys):
+    """Ten crystals know little: fine-tuned weights lost the skeletons of all others, the scorer."""
+    crystals = ase.io.read(symmetric / "train.extxyz", ":10")
+    ase.io.write(tmp_path / "ten.extxyz", crystals)
+    data = [
+        f"data.train={tmp_path / 'ten.extxyz'}",
+        f"data.validation={symmetric}/validation.store",
+    ]
+    few = ["training.epochs=2", "training.learning_rate=1e-12", "training.start_from=shipped"]
+    train(load_config(CONFIG, [*data, *few, "training.sample_every=0"]), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "before training, val" in told
+    assert "set training.warmup_steps=" in told
+    shipped, mine = (load_checkpoint(p) for p in (SHIPPED, tmp_path / "run" / "best"))
+    kept = list(shipped.skeletons)
+    assert list(mine.skeletons[: len(kept)]) == kept
+    added = mine.skeletons[len(kept) :]
+    assert 0 < len(added) <= 10
+    assert not set(added) & set(kept)
+    assert mine.trained_elements >= shipped.trained_elements
+    assert mine.scorer_digest == shipped.scorer_digest
+    about = read_scorer_card(tmp_path / "run" / "best")["card"]
+    assert shipped.digest in about["fitted_with"]
+    one, other = (crystorus.generate("LiFeO2", model=m, candidates=2) for m in (shipped, mine))
+    assert one.scored_by == other.scored_by == "confidence"
+    assert one.requests[0].skeletons == other.requests[0].skeletons
+    assert other.scorer_error == pytest.approx(one.scorer_error, abs=0.01)
+    # The same again: nothing is new, so that nothing counts twice.
+    again = [*few[:2], f"training.start_from={tmp_path / 'run' / 'last'}"]
+    train(load_config(CONFIG, [*data, *again, "training.sample_every=0"]), tmp_path / "again")
+    assert list(read_skeletons(tmp_path / "again" / "last")) == list(mine.skeletons)
+
+
+def test_a_scorer_is_told_one_of_the_noise_levels_and_goes_with_them(symmetric, tmp_path):
+    data = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
+    other = ["training.epochs=1", "training.start_from=shipped", "diffusion.steps=500"]
+    train(load_config(CONFIG, [*data, *other, "training.sample_every=0"]), tmp_path / "run")
+    mine = load_checkpoint(tmp_path / "run" / "last")
+    assert mine.scorer is None
+    assert mine.skeletons
 
 
 def test_the_papers_preset_keeps_no_space_group(symmetric, tmp_path):

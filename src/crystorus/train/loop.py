@@ -33,7 +33,14 @@ from torch.utils.data import DataLoader
 from crystal_fidelity.files import ASIDE, atomic_path, disk_errors
 from crystal_fidelity.provenance import git_commit, hardware, today, versions
 from crystal_fidelity.workers import cores
-from crystorus.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from crystorus.checkpoint import (
+    SCORER_CARD,
+    SHIPPED,
+    load_checkpoint,
+    read_scorer_card,
+    save_checkpoint,
+    save_scorer,
+)
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batches import BatchSampler, CrystalDataset
@@ -41,7 +48,7 @@ from crystorus.data.store import STORE, is_kind, open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise
 from crystorus.diffusion.process import Denoiser, Diffusion
-from crystorus.diffusion.space_groups import SpaceGroups
+from crystorus.diffusion.space_groups import Skeletons, SpaceGroups
 from crystorus.errors import OutputError, TrainingError
 from crystorus.geometry import Crystals
 from crystorus.geometry.space_groups import AtomImages
@@ -49,7 +56,7 @@ from crystorus.runs.folder import RunFolder, claim, read_record
 from crystorus.terminal import log, progress
 from crystorus.train.log import FIFTHS, METRICS, MetricsLog
 from crystorus.train.optimizers import averaged, build_optimizers, rate_factor
-from crystorus.train.options import check_settings
+from crystorus.train.options import check_settings, validation_fraction
 from crystorus.train.processes import Processes, joined
 from crystorus.train.quality import sample_quality
 from crystorus.train.space_groups import SymmetricBatches, find_symmetry
@@ -170,10 +177,12 @@ def _claim(folder: Path, config: Config, *, resume: bool) -> RunFolder:
 def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
     """Open the crystals to train on, and a fixed choice of those to validate on.
 
-    Sources that are not stores are converted once; the first process does it.
+    Sources that are not stores are converted once; the first process does it. A fraction in place
+    of a file for validation takes so many of the crystals to train on.
     """
-    found = {}
-    for name, fewest in _FEWEST.items():
+    found: dict[str, CrystalDataset] = {}
+    share = validation_fraction(config)
+    for name in ("train",) if share else ("train", "validation"):
         source, cache = Path(getattr(config.data, name)), folder / "data" / f"{name}.store"
         if not source.exists() and not cache.is_file():
             raise TrainingError(
@@ -186,15 +195,20 @@ def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
             n_workers = min(4, os.cpu_count() or 1)
             store = open_or_build(source, cache, n_workers=n_workers, progress=update)
         chosen = np.flatnonzero(store.n_atoms <= config.data.max_atoms)
-        if len(chosen) < fewest:
+        if name == "validation" or share:
+            mixed = np.random.default_rng(_CHOICE_SEED).permutation(chosen)
+            apart = len(mixed) if not share else max(1, round(share * len(mixed)))
+            most = config.training.validation_crystals or None
+            found["validation"] = CrystalDataset(store, mixed[:apart][:most])
+            chosen = np.sort(mixed[apart:])
+        if name == "train":
+            found["train"] = CrystalDataset(store, chosen)
+    for name, fewest in _FEWEST.items():
+        if len(found[name]) < fewest:
             raise TrainingError(
-                f"data.{name} has {len(chosen)} crystals of at most {config.data.max_atoms} atoms, "
-                f"at least {fewest} are needed: give more crystals or raise data.max_atoms"
+                f"data.{name} has {len(found[name])} crystals of at most {config.data.max_atoms} "
+                f"atoms, at least {fewest} are needed: give more crystals or raise data.max_atoms"
             )
-        if name == "validation":
-            chosen = np.random.default_rng(_CHOICE_SEED).permutation(chosen)
-            chosen = chosen[: config.training.validation_crystals or None]
-        found[name] = CrystalDataset(store, chosen)
     return found
 
 
@@ -389,7 +403,11 @@ class Training:
                     crystals, workers=min(4, cores()) if alone else 1, progress=update
                 )
             if name == "train":
-                self.model.skeletons = skeletons
+                # Those that `start_from` has count once, or its own crystals would count twice.
+                before = self.model.skeletons
+                known = set(before)
+                added = [one for one in skeletons if one not in known]
+                self.model.skeletons = Skeletons.of([*before, *added])
 
     def fraction(self) -> float:
         """Return the fraction of the run that is over: of its steps, minutes or CPU minutes."""
@@ -416,6 +434,15 @@ class Training:
                 stack.callback(self.log.close)
                 update = stack.enter_context(progress("training", "crystals", done=p.crystals))
             self._spend()
+            planned = s.epochs * len(self.batches)
+            if planned < 2 * s.warmup_steps and self.log is not None:
+                log(
+                    "training",
+                    f"the learning rate rises for {s.warmup_steps} of at most {planned} steps: for "
+                    f"so few crystals set training.warmup_steps={planned // 10}",
+                )
+            if s.start_from and not p.step:
+                self.validate(-1)
             while self.fraction() < 1:
                 epoch, done = divmod(p.step, len(self.batches))
                 order = self.batches.sampler
@@ -570,13 +597,14 @@ class Training:
         """Evaluate the averaged weights, sample if that is due, and keep them if they are best.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Its number, from 0; -1 before the first step.
         """
         s, p = self.settings, self.progress
         self.average.eval()
         p.figures = figures = self.validation_losses()
         if self.processes.rank == 0:
-            due = s.sample_every and ((epoch + 1) % s.sample_every == 0 or self.fraction() >= 1)
+            due = p.step and s.sample_every
+            due = due and ((epoch + 1) % s.sample_every == 0 or self.fraction() >= 1)
             count = min(s.sample_crystals, len(self.datasets["validation"]))
             if due and count:
                 references = self.datasets["validation"][range(count)]
@@ -592,15 +620,20 @@ class Training:
         self._spend()
 
     def _log_validation(self, epoch: int) -> None:
-        p, left = self.progress, self.progress.seconds * (1 / self.fraction() - 1) / 60
+        p = self.progress
         line = "val {val/loss:.4f} (cell {val/cell:.4f}, torus {val/torus:.4f}"
         if "val/symmetric_cell" in p.figures:
             line += "; in space groups {val/symmetric_cell:.4f}, {val/symmetric_torus:.4f}"
         line += ")"
         if "sample/valid" in p.figures:
             line += ", valid {sample/valid:.1%}, match {sample/match_rate:.1%}"
+        line = line.format_map(p.figures)
+        if not p.step:
+            log("training", f"before training, {line}")
+            return
+        left = p.seconds * (1 / self.fraction() - 1) / 60
         speed = f"{p.crystals / p.seconds:.0f} crystals/s, {max(left, 0):.0f} min left"
-        log("training", f"epoch {epoch + 1}, step {p.step}, {line.format_map(p.figures)}, {speed}")
+        log("training", f"epoch {epoch + 1}, step {p.step}, {line}, {speed}")
 
     def validation_losses(self) -> dict[str, float]:
         """Return the losses at noise levels and noise that are the same every time.
@@ -672,6 +705,10 @@ class Training:
         }
         model = dataclasses.replace(self.model, denoiser=self.average.module, card=card)
         save_checkpoint(model, folder)
+        if model.scorer is not None and not (folder / SCORER_CARD).exists():
+            theirs = read_scorer_card(_start_of(self.config)) or {}
+            since = f"the crystals of checkpoint {self.model.digest}; its figures are of those"
+            save_scorer(model.scorer, folder, {"fitted_with": since} | theirs.get("card", {}))
 
     def save(self) -> None:
         """Write `last/` and the state, each whole or not at all, as the first process."""
@@ -717,26 +754,39 @@ class Training:
 
 
 def _initial_model(config: Config, train_set: CrystalDataset) -> CrystalModel:
-    """Return the model to train, with new weights or those of `start_from`."""
+    """Return the model to train: a new one, or that of `start_from` and all that it knows."""
     crystals = train_set[range(len(train_set))]
+    start = config.training.start_from and _start_of(config)
+    source = load_checkpoint(start) if start else None
+    # Weights hold for cells in units of the statistics that they were trained with.
+    statistics = source.statistics if source else fit_cell_statistics(crystals)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model = build_model(config, fit_cell_statistics(crystals))
-    if config.training.start_from:
-        named = config.training.start_from
-        path = SHIPPED if named == "shipped" else Path(named)
-        source = load_checkpoint(path)
-        mine, theirs = model.config, source.config
-        if (mine.preset, mine.network) != (theirs.preset, theirs.network):
-            raise TrainingError(
-                f"training.start_from = {path} has preset {theirs.preset} and network "
-                f"{theirs.network}, the configuration {mine.preset} and {mine.network}: make the "
-                "network settings equal"
-            )
-        model.denoiser.load_state_dict(source.denoiser.state_dict())
+        model = build_model(config, statistics)
     model.trained_elements = frozenset(crystals.atomic_numbers.unique().tolist())
     model.max_atoms = int(crystals.n_atoms.max())
+    if source is None:
+        return model
+    mine, theirs = model.config, source.config
+    if (mine.preset, mine.network) != (theirs.preset, theirs.network):
+        raise TrainingError(
+            f"training.start_from = {start} has preset {theirs.preset} and network "
+            f"{theirs.network}, the configuration {mine.preset} and {mine.network}: make the "
+            "network settings equal"
+        )
+    model.denoiser.load_state_dict(source.denoiser.state_dict())
+    model.trained_elements |= source.trained_elements
+    model.max_atoms = max(model.max_atoms, source.max_atoms)
+    model.skeletons, model.digest = source.skeletons, source.digest
+    if mine.diffusion == theirs.diffusion:  # the scorer is told one of its noise levels
+        model.scorer = source.scorer
     return model
+
+
+def _start_of(config: Config) -> Path:
+    """Return the checkpoint that a run starts from."""
+    named = config.training.start_from
+    return SHIPPED if named == "shipped" else Path(named)
 
 
 def accumulate_gradients(

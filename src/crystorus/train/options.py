@@ -59,6 +59,7 @@ def check_settings(config: "Config") -> None:
         TrainingError: With the setting, its value, the limit and the remedy.
     """
     s = config.training
+    validation_fraction(config)
     numbers = {f"training.{k}": v for k, v in vars(s).items() if not isinstance(v, str)}
     numbers |= {"diffusion.steps": config.diffusion.steps, "sampling.steps": config.sampling.steps}
     sizes = [item.name for item in dataclasses.fields(config.network) if item.type is int]
@@ -95,3 +96,23 @@ def check_settings(config: "Config") -> None:
             f"sampling.steps = {config.sampling.steps} is more than diffusion.steps = "
             f"{config.diffusion.steps}: lower sampling.steps"
         )
+
+
+def validation_fraction(config: "Config") -> float:
+    """Return the fraction of the training crystals that are for validation; 0 if a file is named.
+
+    Args:
+        config: Of the run.
+
+    Raises:
+        TrainingError: If it is a number, but no such fraction.
+    """
+    try:
+        fraction = float(config.data.validation)
+    except ValueError:
+        return 0.0
+    if not 0 < fraction < 1:
+        raise TrainingError(
+            f"data.validation = {fraction:g}: give a fraction above 0 and below 1, or a file"
+        )
+    return fraction
