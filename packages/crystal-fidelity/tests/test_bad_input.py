@@ -315,3 +315,15 @@ def test_references_of_another_shape_are_refused(tmp_path, change):
     (tmp_path / "r.json").write_text(json.dumps(record | change))
     with pytest.raises(ValueError, match="does not hold elemental references"):
         load_references(tmp_path / "r.json")
+
+
+def test_all_metrics_of_sets_that_are_no_pairs_leave_matching_out(monkeypatch):
+    every = ("validity", "match")
+    monkeypatch.setattr(sys.modules["crystal_fidelity.compare"], "METRICS", every)
+    sides = everything(), everything()[:4]
+    result = compare(*sides, Settings(metrics=every, workers=1))
+    assert [score.name for score in result.scores] == ["validity"]
+    assert "6 generated structures and 4 references" in result.not_computed["match"]
+    monkeypatch.undo()  # asked for by name
+    with pytest.raises(ValueError, match="6 generated structures and 4 references"):
+        compare(*sides, Settings(metrics=every, workers=1))

@@ -37,7 +37,7 @@ from crystal_fidelity.matching import (
     uniqueness_score,
     valid_pairs,
 )
-from crystal_fidelity.options import Metric, Settings
+from crystal_fidelity.options import METRICS, Metric, Settings
 from crystal_fidelity.reading import read_structures
 from crystal_fidelity.scores import Progress, Score, silent
 from crystal_fidelity.structures import Entry, as_entries
@@ -84,8 +84,8 @@ def compare(
         Every score, and what plots and tables need.
 
     Raises:
-        ValueError: A set is empty, or allows none of the metrics; for matching, the lengths do
-            not fit.
+        ValueError: A set is empty, or allows none of the metrics; for matching, unless all metrics
+            are wanted, the lengths do not fit.
         FileNotFoundError: A file that the settings name is not there.
         ImportError: The one chosen metric needs an extra that is not installed.
     """
@@ -106,7 +106,7 @@ def compare(
     ):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{path}: no such file; it was given as --{option}")
-    if "match" in settings.metrics:
+    if "match" in settings.metrics and set(settings.metrics) != set(METRICS):  # asked for by name
         split_candidates(left, len(right), settings.best_of)
     for metric in settings.metrics:
         on_progress(metric)
