@@ -189,7 +189,8 @@ class SampleOptions(RunOptions):
     """Sampling runs from noise per crystal, of which the likeliest is kept; without it as many as
     the quality says."""
     sampler: Annotated[SamplerName | None, Parameter(group=_HOW)] = None
-    """How noise is removed, instead of a quality; see docs/how-to."""
+    """How noise is removed, instead of a quality: bridge draws from the exact law between two
+    levels, ode adds no noise, paper is Algorithm 2 of the paper."""
     steps: Annotated[int | None, Parameter(group=_HOW)] = None
     """Denoising steps of the checkpoint's own sampler, instead of a quality."""
     anti_annealing: Annotated[float | None, Parameter(group=_HOW)] = None
