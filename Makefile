@@ -10,6 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 .PHONY: crystals dev test slow docs release-check coverage lint format lowest clean
 
 crystals: $(BIN)/python
+	@echo "installing into $(VENV): 1.6 GB, some minutes in which pip says nothing"
 	$(PIP) install -c constraints.txt ./packages/crystal-fidelity .
 	$(BIN)/crystorus sample $(FORMULA) --z 1,2,4 --n 4 --out out/$(FORMULA)
 
