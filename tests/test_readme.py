@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commandline import CliRunner
 
+from crystal_fidelity.options import MIN_DISTANCE, MIN_VOLUME
+from crystal_fidelity.validity import invalid_reason
 from crystorus import cli
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +103,20 @@ def test_the_makefile_refuses_an_old_python(tmp_path):
     )
     assert done.returncode != 0
     assert "python 3.9 is too old: crystorus needs 3.11" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_extras_are_installed_from_the_repository(page):
+    """No index has the packages: a reader was told `pip install 'crystorus[hull]'` on one page."""
+    assert not re.findall(r"crystorus\[[\w-]+\]", page.read_text())
+
+
+def test_what_is_valid_is_defined_on_one_page():
+    """Three pages once had three definitions, one with more than, one with at least 0.1 Å³."""
+    saying = [p.name for p in PAGES if re.search(r"0\.1 Å³", p.read_text())]
+    assert saying == ["fidelity.md", "glossary.md"]  # fidelity.md compares it with others' code
+    words = (ROOT / "docs/glossary.md").read_text()
+    assert f"closer than {MIN_DISTANCE} Å, and a cell of at least {MIN_VOLUME} Å³" in words
+    assert not invalid_reason(MIN_VOLUME, MIN_DISTANCE)
+    assert invalid_reason(0.999 * MIN_VOLUME, MIN_DISTANCE)
+    assert invalid_reason(MIN_VOLUME, 0.999 * MIN_DISTANCE)

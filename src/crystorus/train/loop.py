@@ -5,7 +5,8 @@ The folder of a run:
     run.json          settings, status and the digests of the data
     data/             stores built from sources that are not stores
     best/, last/      checkpoints of the averaged weights, see `crystorus.checkpoint`; with the
-                      skeletons of the training crystals if some are noised inside space groups
+                      skeletons of the training crystals if some are noised inside space groups,
+                      and with skeletons and scorer of a checkpoint that the run starts from
     state/last.ckpt   what a resumed run needs: weights, averages, optimizers, progress
     metrics.csv       losses; tensorboard/ the same
 """
