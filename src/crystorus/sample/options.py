@@ -184,7 +184,8 @@ class SampleOptions(RunOptions):
     """Most atoms per cell of --system."""
     quality: Annotated[Quality | None, Parameter(group=_HOW)] = None
     """fast makes one run of 12 steps from noise, default keeps the likeliest of 8 such runs, best
-    of 32; without a scorer beside the checkpoint: 12, its own number, and 120 steps."""
+    of 32, which found no more on MP-20; without a scorer beside the checkpoint: 12, its own
+    number, and 120 steps."""
     candidates: Annotated[int | None, Parameter(group=_HOW)] = None
     """Sampling runs from noise per crystal, of which the likeliest is kept; without it as many as
     the quality says."""
