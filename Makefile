@@ -18,6 +18,7 @@ crystals: $(BIN)/python
 # not compiled, which saves a minute.
 dev: $(VENV)/installed
 $(VENV)/installed: pyproject.toml packages/crystal-fidelity/pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV): some minutes in which pip says nothing"
 	$(PIP) install --no-compile -c constraints.txt \
 	  -e 'packages/crystal-fidelity[all,test]' -e '.[dev]'
 	touch $@
@@ -59,6 +60,7 @@ release-check:
 # The lowest versions that the two pyproject.toml declare, in an environment of their own.
 lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
+	@echo "installing into $(VENV)-lowest: some minutes in which pip says nothing"
 	$(VENV)-lowest/bin/python -m pip --disable-pip-version-check --quiet install \
 	  -c constraints-lowest.txt ./packages/crystal-fidelity .
 	$(VENV)-lowest/bin/python tools/import_everything.py

@@ -239,6 +239,19 @@ def test_a_scorer_is_told_one_of_the_noise_levels_and_goes_with_them(symmetric, 
     assert mine.skeletons
 
 
+def test_a_run_that_makes_its_start_no_better_says_that_best_is_the_start(
+    symmetric, tmp_path, capsys
+):
+    data = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
+    few = ["training.epochs=1", "training.start_from=shipped", "training.sample_every=0"]
+    spoilt = [*few, "training.learning_rate=0.01", "training.warmup_steps=0"]
+    train(load_config(CONFIG, [*data, *spoilt]), tmp_path / "spoilt")
+    assert "best has the weights of the start" in capsys.readouterr().err
+    before, best = (load_checkpoint(p) for p in (SHIPPED, tmp_path / "spoilt" / "best"))
+    for old, new in zip(before.denoiser.parameters(), best.denoiser.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
 def test_the_papers_preset_keeps_no_space_group(symmetric, tmp_path):
     settings = config(symmetric, preset="paper")
     wanted = dataclasses.replace(settings.training, symmetric_fraction=0.7)

@@ -38,6 +38,7 @@ from crystorus.checkpoint import (
     SCORER_CARD,
     SHIPPED,
     load_checkpoint,
+    read_card,
     read_scorer_card,
     save_checkpoint,
     save_scorer,
@@ -137,6 +138,9 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
         elif run is not None:
             log("training", f"{folder} is finished: to go on, raise training.epochs or minutes")
         if run is not None and not run.complete:
+            best = folder / BEST
+            if config.training.start_from and not read_card(best)["card"]["steps"]:
+                log("training", f"no step made val smaller: {best} has the weights of the start")
             run.finish()
 
 
