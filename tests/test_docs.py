@@ -323,3 +323,13 @@ def test_the_configuration_of_the_page_on_training_is_one(tmp_path):
     shown, ours = (load_config(p) for p in (tmp_path / "mine.toml", ROOT / "configs/default.toml"))
     for name in ("learning_rate", "warmup_steps", "decay", "symmetric_fraction"):
         assert getattr(shown.training, name) == getattr(ours.training, name)
+
+
+def test_the_words_of_the_glossary_are_in_order_and_explained_once():
+    page = (DOCS / "glossary.md").read_text()
+    words = re.findall(r"^\|[^|]*\*\*(.+?)\*\* \|", page, re.MULTILINE)
+    assert len(words) > 50
+    lower = [word.lower() for word in words]
+    assert lower == sorted(set(lower))
+    for word in ("MP-20", "EMD", "RMSE", "METRe", "Fréchet distance", "S.U.N.", "CHGNet", "EMT"):
+        assert any(word in explained for explained in words)
