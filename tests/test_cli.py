@@ -233,6 +233,12 @@ def test_a_card_has_a_line_for_each_part_of_a_list():
     assert all(words[2::2] == ["n", "confidence", "match_percent"] for words in bins)
 
 
+@pytest.mark.parametrize("value", [[{}], [{"a": 1}, 2], [], {}])
+def test_a_card_with_lists_of_any_kind_is_shown(capsys, value):
+    terminal.show_card("card", {"theirs": value})
+    assert "theirs" in capsys.readouterr().out
+
+
 def test_output_that_is_cut_off_ends_quietly():
     done = subprocess.run(
         f"{sys.executable} -m crystorus info | head -1", shell=True, capture_output=True, text=True

@@ -521,7 +521,7 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
         return tuple(_fit(h, v, key) for h, v in zip(arguments, value, strict=True))
     if origin is types.UnionType:
         raise ConfigError(f"{key}: settings of more than one type are not supported")
-    if hint is str and isinstance(value, float):
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # a file or a fraction
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

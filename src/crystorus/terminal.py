@@ -189,7 +189,7 @@ def _lines(card: Mapping[str, Any], depth: int) -> Iterator[tuple[int, str, str]
         if isinstance(value, Mapping):
             yield depth, str(name), ""
             yield from _lines(value, depth + 1)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif isinstance(value, list) and value and all(v and isinstance(v, Mapping) for v in value):
             yield depth, str(name), ""
             for item in value:  # a line each, its first value in front
                 (first, *rest) = [f"{key} {_text(one)}" for key, one in item.items()]

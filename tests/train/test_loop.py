@@ -26,6 +26,7 @@ from crystorus.diffusion.losses import draw_normals, losses_at_noise
 from crystorus.errors import FileError, OutputError, TrainingError
 from crystorus.train import loop
 from crystorus.train.loop import Training, draw_steps, read_state, step_generator, train
+from crystorus.train.options import check_settings
 
 torch.set_num_threads(1)
 
@@ -647,3 +648,9 @@ def test_no_other_number_is_a_fraction(stores, tmp_path, value):
     with pytest.raises(TrainingError, match="give a fraction above 0 and below 1, or a file"):
         train(dataclasses.replace(settings, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_whole_number_for_validation_is_told_like_a_fraction():
+    settings = load_config(Path(__file__).parents[2] / "configs/smoke.toml", ["data.validation=1"])
+    with pytest.raises(TrainingError, match="validation = 1: give a fraction above 0"):
+        check_settings(settings)

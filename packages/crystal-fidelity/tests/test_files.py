@@ -121,6 +121,12 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         write_atomic(tmp_path / "missing" / "a", "new")
 
 
+def test_a_file_takes_the_place_of_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    write_atomic(tmp_path / "loop", "text")
+    assert (tmp_path / "loop").read_text() == "text"
+
+
 def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "deeper")
     assert not list(tmp_path.iterdir())
@@ -128,6 +134,11 @@ def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path, monkeyp
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(FileError, match=f"cannot write {path}: Not a directory; rename it"):
             check_writable(path, remedy="rename it")
+    (tmp_path / "link").symlink_to("missing")
+    with pytest.raises(FileError, match="below: No such file or directory"):
+        check_writable(tmp_path / "link" / "below")
+    with pytest.raises(FileError, match="File name too long"):
+        check_writable(tmp_path / ("x" * 300))
     refusal = PermissionError(errno.EACCES, "Permission denied", "/tmp/tmp1a2b")
     monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=refusal))
     with pytest.raises(FileError, match=f"cannot write {tmp_path}: Permission denied"):

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crystal_fidelity.errors import FidelityError
@@ -34,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Yields:
         The path to write. Tell writers that choose a format by the suffix which one is meant.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))  # resolve() of Python below 3.13 fails on loops of links
     if target.exists() and not target.is_file():
         yield target
         return
@@ -121,9 +121,12 @@ def check_writable(folder: str | Path, *, remedy: str = "choose another path") -
         FileError: If no file can be made there.
     """
     path = Path(folder)
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
     with disk_errors(path, remedy=remedy):
         try:
+            for there in (path, *path.absolute().parents):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    there.lstat()  # not exists(): a link to what is missing is in the way
+                    break
             tempfile.TemporaryFile(dir=there).close()
         except OSError as error:  # which may name the nameless file
             raise OSError(error.errno, error.strerror, str(path)) from error
