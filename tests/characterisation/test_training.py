@@ -196,6 +196,8 @@ RECORDED = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_twenty_steps_are_those_recorded(name, tmp_path):
+    if "muon" in name and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has Muon from 2.9 on")
     found = trajectory(name, tmp_path)
     assert found.keys() == RECORDED[name].keys()
     for quantity, expected in RECORDED[name].items():

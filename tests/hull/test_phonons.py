@@ -10,6 +10,7 @@ from ase.calculators.emt import EMT
 
 from crystorus.hull.phonons import gamma_frequencies
 
+pytest.importorskip("phonopy")
 FCC = bulk("Cu", a=3.59, cubic=True)
 ROW = bulk("Cu", "sc", a=2.4).repeat((2, 1, 1))
 """Simple cubic copper, which shears into something denser."""

@@ -26,7 +26,7 @@ from crystorus.hull.potentials import (
 from crystorus.hull.relax import RelaxJob, relax, relax_together
 
 needs = pytest.mark.skipif
-SEVENN, TORCH_SIM = importlib.util.find_spec("sevenn"), importlib.util.find_spec("torch_sim")
+CHGNET, SEVENN, TORCH_SIM = map(importlib.util.find_spec, ("chgnet", "sevenn", "torch_sim"))
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def same_as(own, structures, path):
         assert np.allclose(found["stress"], alone.get_stress(), atol=5e-6)
 
 
+@needs(not CHGNET, reason="chgnet is an extra")
 def test_a_batch_by_chgnet_is_what_its_own_calculator_gives(structures, fresh):
     from chgnet.model.dynamics import CHGNetCalculator
 
@@ -129,6 +130,7 @@ def test_relaxed_together_is_relaxed_alone_row_by_row():
     assert {one.status for one in alone} == {"relaxed", "runaway"}
 
 
+@needs(not CHGNET, reason="chgnet is an extra")
 def test_a_batch_with_chgnet_agrees_with_one_at_a_time(structures):
     settings = RelaxSettings(steps=30)
     jobs = [RelaxJob(n, atoms, settings) for n, atoms in enumerate(structures)]

@@ -34,6 +34,7 @@ def run(capsys):
 
 
 def test_compare_prints_a_table_and_writes_everything(files, run):
+    pytest.importorskip("smact")
     report = files / "out.json"
     arguments = (files / "made.extxyz", files / "real.extxyz", "--workers", 1, "--json", report)
     status, out, _ = run("compare", *arguments, "--metrics", "validity,density,match")
@@ -91,6 +92,7 @@ def test_match_writes_every_pair(files, run):
 
 @pytest.mark.parametrize("words", [("--protocol", "cdvae"), ("--protocol=cdvae",)])
 def test_an_option_that_is_gone_is_named_and_ignored(files, run, words):
+    pytest.importorskip("smact")
     arguments = ("match", files / "made.extxyz", files / "real.extxyz", "--workers", 1)
     status, out, error = run(*arguments[:2], *words, *arguments[2:])
     assert (status, out) == run(*arguments)[:2]

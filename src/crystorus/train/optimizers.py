@@ -29,15 +29,15 @@ def build_optimizers(denoiser: nn.Module, config: TrainingConfig) -> list[Optimi
     rate, betas = config.learning_rate, (_BETA1, config.adam_beta2)
     if config.optimizer == "adam":
         return [Adam(denoiser.parameters(), lr=rate, betas=betas)]
-    if not hasattr(torch.optim, "Muon"):
-        raise TrainingError(
-            f"torch {torch.__version__} has no Muon: install torch 2.9 or newer, or set "
-            'training.optimizer = "adam"'
-        )
     matrices, others = hidden_matrices(denoiser)
     if not matrices or not others:
         raise TrainingError(
             "the network has no hidden matrices of 16 × 16 or more for Muon: widen it, or set "
+            'training.optimizer = "adam"'
+        )
+    if not hasattr(torch.optim, "Muon"):
+        raise TrainingError(
+            f"torch {torch.__version__} has no Muon: install torch 2.9 or newer, or set "
             'training.optimizer = "adam"'
         )
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
