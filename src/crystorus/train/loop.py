@@ -368,11 +368,10 @@ class Training:
             self._find_symmetry()
         self.batches = self._loader("train", self.settings.seed, workers=self.settings.workers)
         self.validation = self._loader("validation", 0, fixed=True)
-        programs = versions(["crystorus", "torch"])
         self.made_with = {
-            "crystorus": programs.get("crystorus", "unknown"),
+            "crystorus": versions(["crystorus"]).get("crystorus", "unknown"),
             "commit": git_commit(__file__),  # that this process runs, whatever comes meanwhile
-            "torch": programs.get("torch", torch.__version__),
+            "torch": str(torch.__version__),  # with the build, which the package may leave out
             "hardware": hardware(str(device)),
         }
         self.progress = Progress()
