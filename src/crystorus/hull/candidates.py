@@ -142,7 +142,7 @@ class Samples:
     """
 
     model: "CrystalModel"
-    requests: tuple["Request", ...]
+    requests: "tuple[Request, ...]"
     plan: "SamplingPlan"
     settings: dict[str, Any]
     warnings: tuple[str, ...] = ()
