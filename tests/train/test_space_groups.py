@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import spglib
 import torch
 from prototypes import SPACE_GROUPS, all_prototypes
 from runs import config, outcome, same
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import crystorus
 from crystorus.checkpoint import (
@@ -250,6 +252,27 @@ def test_a_run_that_makes_its_start_no_better_says_that_best_is_the_start(
     before, best = (load_checkpoint(p) for p in (SHIPPED, tmp_path / "spoilt" / "best"))
     for old, new in zip(before.denoiser.parameters(), best.denoiser.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+def test_a_run_begun_with_cells_in_other_units_is_not_gone_on_with(symmetric, tmp_path):
+    """Until 0.2.0 a run with start_from measured cells by the statistics of its own crystals."""
+    data = [f"data.{n}={symmetric / n}.store" for n in ("train", "validation")]
+    few = ["training.start_from=shipped", "training.sample_every=0", "training.learning_rate=1e-9"]
+    train(load_config(CONFIG, [*data, *few, "training.epochs=1"]), tmp_path / "run")
+    longer = load_config(CONFIG, [*data, *few, "training.epochs=2"])
+    file = tmp_path / "run" / "last" / "weights.safetensors"
+    whole = file.read_bytes()
+    tensors = load_file(file)
+    tensors["statistics.volume_std"] = 2 * tensors["statistics.volume_std"]
+    save_file(tensors, file)
+    card = json.loads((file.parent / "card.json").read_text())
+    old = json.dumps(card | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    (file.parent / "card.json").write_text(old)
+    with pytest.raises(TrainingError, match=r"cells in other units.*start_from=.*last"):
+        train(longer, tmp_path / "run", resume=True)
+    file.write_bytes(whole)
+    (file.parent / "card.json").write_text(json.dumps(card))
+    train(longer, tmp_path / "run", resume=True)
 
 
 def test_the_papers_preset_keeps_no_space_group(symmetric, tmp_path):

@@ -139,7 +139,11 @@ def _train(processes: Processes, config: Config, folder: Path, resume: bool) -> 
             log("training", f"{folder} is finished: to go on, raise training.epochs or minutes")
         if run is not None and not run.complete:
             best = folder / BEST
-            if config.training.start_from and not read_card(best)["card"]["steps"]:
+            if (
+                config.training.start_from
+                and best.is_dir()  # no loss was finite where there is none
+                and not read_card(best)["card"]["steps"]
+            ):
                 log("training", f"no step made val smaller: {best} has the weights of the start")
             run.finish()
 
@@ -738,8 +742,22 @@ class Training:
             state: As `read_state` gives it.
 
         Raises:
-            TrainingError: If it is of another network.
+            TrainingError: If it is of another network, or its cells are in other units.
         """
+        last = self.folder / LAST
+        if self.settings.start_from and last.is_dir():
+            units = zip(
+                dataclasses.astuple(load_checkpoint(last).statistics),
+                dataclasses.astuple(self.model.statistics),
+                strict=True,
+            )
+            # Until 0.2.0 a run with start_from took those of its own crystals.
+            if not all(torch.allclose(theirs, mine) for theirs, mine in units):
+                raise TrainingError(
+                    f"the run in {self.folder} was begun by an earlier version, with cells in "
+                    "other units: finish it with that version, or start another run with "
+                    f"training.start_from={last}"
+                )
         try:
             self.progress = Progress(**state["progress"])
             self.denoiser.load_state_dict(state["weights"])
