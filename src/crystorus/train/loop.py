@@ -46,7 +46,7 @@ from crystorus.checkpoint import (
 from crystorus.config import Config, ConfigError, config_from_dict, config_to_dict
 from crystorus.crystal_model import CrystalModel, build_diffusion, build_model, in_precision
 from crystorus.data.batches import BatchSampler, CrystalDataset
-from crystorus.data.store import STORE, is_kind, open_or_build
+from crystorus.data.store import STORE, CrystalStore, is_kind, open_or_build
 from crystorus.diffusion.cell_prior import CellStatistics, fit_cell_statistics
 from crystorus.diffusion.losses import Losses, draw_normals, losses_at_noise
 from crystorus.diffusion.process import Denoiser, Diffusion
@@ -189,29 +189,18 @@ def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
     Sources that are not stores are converted once; the first process does it. A fraction in place
     of a file for validation takes so many of the crystals to train on.
     """
-    found: dict[str, CrystalDataset] = {}
+    store, to_train = _open_source("train", folder, config)
     share = validation_fraction(config)
-    for name in ("train",) if share else ("train", "validation"):
-        source, cache = Path(getattr(config.data, name)), folder / "data" / f"{name}.store"
-        if not source.exists() and not cache.is_file():
-            raise TrainingError(
-                f'data.{name} = "{source}" does not exist: fetch MP-20 with `crystorus data get '
-                f"mp-20`, or give data.{name}=… a file of crystals"
-            )
-        if not (is_kind(source, STORE) or cache.is_file()):
-            log("plan", f"the structures of {source} are read once, into {cache}")
-        with progress(f"reading {source.name}", "structures") as update:
-            n_workers = min(4, os.cpu_count() or 1)
-            store = open_or_build(source, cache, n_workers=n_workers, progress=update)
-        chosen = np.flatnonzero(store.n_atoms <= config.data.max_atoms)
-        if name == "validation" or share:
-            mixed = np.random.default_rng(_CHOICE_SEED).permutation(chosen)
-            apart = len(mixed) if not share else max(1, round(share * len(mixed)))
-            most = config.training.validation_crystals or None
-            found["validation"] = CrystalDataset(store, mixed[:apart][:most])
-            chosen = np.sort(mixed[apart:])
-        if name == "train":
-            found["train"] = CrystalDataset(store, chosen)
+    other, usable = (store, to_train) if share else _open_source("validation", folder, config)
+    to_validate = np.random.default_rng(_CHOICE_SEED).permutation(usable)
+    if share:
+        apart = max(1, round(share * len(to_validate)))
+        to_validate, to_train = to_validate[:apart], np.sort(to_validate[apart:])
+    most = config.training.validation_crystals or None
+    found = {
+        "train": CrystalDataset(store, to_train),
+        "validation": CrystalDataset(other, to_validate[:most]),
+    }
     for name, fewest in _FEWEST.items():
         if len(found[name]) < fewest:
             raise TrainingError(
@@ -219,6 +208,22 @@ def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
                 f"atoms, at least {fewest} are needed: give more crystals or raise data.max_atoms"
             )
     return found
+
+
+def _open_source(name: str, folder: Path, config: Config) -> tuple[CrystalStore, np.ndarray]:
+    """Open what data.`name` names, and choose the crystals that are not too large."""
+    source, cache = Path(getattr(config.data, name)), folder / "data" / f"{name}.store"
+    if not source.exists() and not cache.is_file():
+        raise TrainingError(
+            f'data.{name} = "{source}" does not exist: fetch MP-20 with `crystorus data get '
+            f"mp-20`, or give data.{name}=… a file of crystals"
+        )
+    if not (is_kind(source, STORE) or cache.is_file()):
+        log("plan", f"the structures of {source} are read once, into {cache}")
+    with progress(f"reading {source.name}", "structures") as update:
+        n_workers = min(4, os.cpu_count() or 1)
+        store = open_or_build(source, cache, n_workers=n_workers, progress=update)
+    return store, np.flatnonzero(store.n_atoms <= config.data.max_atoms)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:

@@ -484,11 +484,10 @@ def _fact(file: Mapping[str, Any]) -> str:
 
 def _check_writable(*paths: Path | None) -> None:
     """Refuse a file that cannot be written before the work, not after it."""
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    for path in filter(None, paths):
+        if path.is_dir() or not path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: name a file in a folder that exists")
-        if path is not None:
-            check_writable(path.parent)
+        check_writable(path.parent)
 
 
 def _name_some(what: str, cases: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> None:
