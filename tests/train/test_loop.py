@@ -641,6 +641,14 @@ def test_a_fraction_of_the_crystals_is_kept_for_validation(stores, tmp_path):
     assert again["validation"].indices.tolist() == kept["validation"].indices.tolist()
 
 
+def test_a_fraction_that_leaves_too_little_to_train_on_is_what_is_to_be_lowered(stores, tmp_path):
+    settings = config(stores)
+    data = dataclasses.replace(settings.data, validation="0.95")
+    expected = r"data\.train has 2 crystals .+ besides the 0\.95 .+ lower data\.validation"
+    with pytest.raises(TrainingError, match=expected):
+        loop._open_data(tmp_path, dataclasses.replace(settings, data=data))
+
+
 @pytest.mark.parametrize("value", ["1.0", "-0.5", "0.0", "3", "nan"])
 def test_no_other_number_is_a_fraction(stores, tmp_path, value):
     settings = config(stores)

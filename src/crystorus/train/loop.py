@@ -201,11 +201,14 @@ def _open_data(folder: Path, config: Config) -> dict[str, CrystalDataset]:
         "train": CrystalDataset(store, to_train),
         "validation": CrystalDataset(other, to_validate[:most]),
     }
+    taken = f" besides the {share:g} of data.validation" if share else ""
+    lower = ", lower data.validation" if share else ""
     for name, fewest in _FEWEST.items():
         if len(found[name]) < fewest:
             raise TrainingError(
                 f"data.{name} has {len(found[name])} crystals of at most {config.data.max_atoms} "
-                f"atoms, at least {fewest} are needed: give more crystals or raise data.max_atoms"
+                f"atoms{taken}, at least {fewest} are needed: give more crystals{lower} or raise "
+                "data.max_atoms"
             )
     return found
 
