@@ -1,20 +1,24 @@
 """Fit the networks that rank templates, and put their weights into the package.
 
     crystorus templates build train.store train.templates
-    python tools/train_template_ranking.py train.templates
+    python tools/train_template_ranking.py train.templates --workers 2
 
 Every crystal of the library is left out in turn, with the pairs that it gave to the counts of
-substitutions, and its composition looked up among the others. A candidate counts as right with the
-probability that a crystal of such surroundings matches (`match_probability`); the network learns
-to give the right ones weight. 2 000 crystals are never learned from: a line after every network
-says what the first template is worth on them, by expected matches, before and after, with the mean
-of the networks so far. One core, six minutes, and three for every network.
+substitutions, and its composition looked up among the others: once among all of them, and three
+times among fewer, drawn at random, so that the networks also learn to choose among poorer lists. A
+candidate counts as right with the probability that a crystal of such surroundings matches
+(`match_probability`); the network learns to give the right ones weight, and the rest to none of
+them. 2 000 crystals are never learned from: they set the confidence of the mean of the networks,
+and a line after every network says what the first template is worth on them, by expected matches,
+before and after. Eight minutes of one core, and nine for every network.
 """
 
 import argparse
+import multiprocessing
+import pickle
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +28,7 @@ from safetensors.torch import save_file
 
 from crystorus.data.compositions import Composition
 from crystorus.diffusion.cell_prior import fit_cell_statistics
+from crystorus.templates.fitting import Fits
 from crystorus.templates.library import TemplateLibrary, open_library
 from crystorus.templates.ranking import AveragedRanking, Shortlist, TemplateRanking, shortlist
 from crystorus.templates.retrieval import (
@@ -42,7 +47,13 @@ from crystorus.templates.surroundings import difference, differences, match_prob
 KEPT = 2000
 """Crystals kept aside."""
 SHIPPED = Path("src/crystorus/templates/ranking.safetensors")
-_FLOOR = 0.04  # of the probability in the loss: where no candidate is right, nothing is learned
+THINNED, LEAST_DROPPED, MOST_DROPPED = 3, 0.15, 0.75
+"""Poorer lists of each crystal, and the fraction of templates that is dropped at random."""
+THINNED_FRACTION, WHOLE_EPOCHS = 0.5, 2
+"""How often a poorer list is learned from, and the last passes, in which it is not."""
+_FLOOR = 2e-3  # of the probability in the loss
+_shared: dict[str, Callable] = {}
+"""What forked processes compute: its data are in their memory already."""
 _RIDGE = 0.3
 
 
@@ -84,15 +95,13 @@ class LeftOut:
                 one_by_one = partners[chosen & (partners != element)]
                 np.add.at(table, (one_by_one, element), -1)
                 np.add.at(table, (element, one_by_one), -1)
-        return replace(self.library, substitution=SubstitutionCounts(same, other))
+        return self.library.with_substitution(SubstitutionCounts(same, other))
 
 
-def lesson(library: TemplateLibrary, index: int, volumes: np.ndarray) -> Lesson | None:
-    """Look up the composition of a crystal that is left out; None without two templates."""
-    composition = Composition.of(library.atomic_numbers(index).tolist())
-    fits = considered_fits(library, composition, exclude=index)
-    if fits is None or len(fits) < 2:
-        return None
+def lesson(
+    library: TemplateLibrary, index: int, composition: Composition, fits: Fits, volumes: np.ndarray
+) -> Lesson:
+    """Describe the templates of a crystal that is left out."""
     apart = differences(fits.distances)
     weight = prototype_weights(fits.cost, apart, fits.same)
     some = shortlisted(fits, apart, np.argsort(-weight, kind="stable"))
@@ -101,7 +110,25 @@ def lesson(library: TemplateLibrary, index: int, volumes: np.ndarray) -> Lesson 
     )
     truth = library.slots[index].distances
     right = match_probability(difference(fits.distances[some], truth))
+    described = described._replace(distances=described.distances.half())  # there are many
     return Lesson(described, torch.tensor(right, dtype=torch.float32), int(weight[some].argmax()))
+
+
+def lessons(left_out: LeftOut, volumes: np.ndarray, index: int) -> list[Lesson]:
+    """Look up the composition of a crystal among the others, and among fewer of them."""
+    library = left_out(index)
+    composition = Composition.of(library.atomic_numbers(index).tolist())
+    fits = considered_fits(library, composition, exclude=index)
+    if fits is None or len(fits) < 2:
+        return []
+    found = [lesson(library, index, composition, fits, volumes)]
+    drawn = np.random.default_rng([3, index])
+    for _ in range(THINNED):
+        chance = drawn.random(len(fits))
+        left = np.flatnonzero(chance >= drawn.uniform(LEAST_DROPPED, MOST_DROPPED))
+        if len(left) >= 2:
+            found.append(lesson(library, index, composition, fits.select(left), volumes))
+    return found
 
 
 def batches(lessons: list[Lesson], *, shuffle: bool) -> Iterator[tuple[Shortlist, torch.Tensor]]:
@@ -122,25 +149,45 @@ def batches(lessons: list[Lesson], *, shuffle: bool) -> Iterator[tuple[Shortlist
             rows = [value[0] for value in values]
             columns.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
         right = torch.nn.utils.rnn.pad_sequence([one.right for one in part], batch_first=True)
-        yield Shortlist(*columns), right
+        templates = Shortlist(*columns)
+        yield templates._replace(distances=templates.distances.float()), right
 
 
-def fit(ranking: TemplateRanking, lessons: list[Lesson], epochs: int, rate: float) -> None:
+def loss_of(weight: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return -ln of the weight on what is right, none of the templates where none is, [B].
+
+    Args:
+        weight: Of each template, [B, M].
+        right: Chance of each to match, 0 for padding, [B, M].
+    """
+    found = (weight * right).sum(-1) + (1 - weight.sum(-1)) * (1 - right.amax(-1))
+    return -torch.log(found + _FLOOR)
+
+
+def fit(
+    ranking: TemplateRanking, learned_from: list[list[Lesson]], epochs: int, rate: float
+) -> None:
     """Train by Adam, the rate falling to zero by a cosine."""
     matrices = [p for p in ranking.parameters() if p.dim() > 1]
     others = [p for p in ranking.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}], rate
     )
-    total = epochs * sum(1 for _ in batches(lessons, shuffle=False))
+    total = epochs * sum(1 for _ in batches([one[0] for one in learned_from], shuffle=False))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda n: min(1, (n + 1) / 50) * 0.5 * (1 + np.cos(np.pi * n / total))
+        optimiser, lambda n: min(1, (n + 1) / 50) * 0.5 * (1 + np.cos(np.pi * min(n / total, 1)))
     )
     for epoch in range(epochs):
+        thinned = THINNED_FRACTION if epoch < epochs - WHOLE_EPOCHS else 0.0
+        chosen = [
+            one[np.random.randint(1, len(one))]  # noqa: NPY002
+            if len(one) > 1 and np.random.rand() < thinned  # noqa: NPY002
+            else one[0]
+            for one in learned_from
+        ]
         losses = []
-        for several, right in batches(lessons, shuffle=True):
-            found = (ranking(several) * right).sum(-1)
-            loss = -torch.log(_FLOOR + (1 - _FLOOR) * found).mean()
+        for several, right in batches(chosen, shuffle=True):
+            loss = loss_of(ranking(several), right).mean()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(ranking.parameters(), 1.0)
@@ -150,18 +197,84 @@ def fit(ranking: TemplateRanking, lessons: list[Lesson], epochs: int, rate: floa
         print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
 
 
+def fitted(
+    learned_from: list[list[Lesson]], volumes: np.ndarray, epochs: int, rate: float, seed: int
+) -> TemplateRanking:
+    """Return a network trained from the first weights and in the order of a seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    ranking = TemplateRanking()
+    ranking.log_volumes.copy_(torch.from_numpy(volumes))
+    fit(ranking.train(), learned_from, epochs, rate)
+    return ranking.eval()
+
+
 @torch.no_grad()
-def expected_matches(ranking: AveragedRanking, lessons: list[Lesson]) -> tuple[float, float, float]:
-    """Return the match rates of the first template, before and after, and the gain's error."""
-    before, after = [], []
-    for one in lessons:
-        distances = one.templates.distances[0].double().numpy()
-        alike = match_probability(differences(distances))
-        first = int((alike @ ranking(one.templates)[0].double().numpy()).argmax())
-        before.append(float(one.right[one.first]))
-        after.append(float(one.right[first]))
-    gain = np.array(after) - np.array(before)
-    return float(np.mean(before)), float(np.mean(after)), float(gain.std() / len(gain) ** 0.5)
+def set_confidence(ranking: AveragedRanking, kept: list[Lesson]) -> None:
+    """Set sharpness and none_factor so that the first template matches as often as is said of it.
+
+    That is the cross-entropy of the probability said and the chance that it matches, the least over
+    a grid, on crystals kept aside.
+    """
+    several = [_weighed(ranking, one) for one in kept]
+
+    def loss(sharpness: float, none_factor: float) -> float:
+        found = []
+        for weight, alike, right in several:
+            none = max(1 - weight.sum(), 1e-9) ** sharpness * none_factor
+            sharper = weight**sharpness
+            said = alike @ (sharper / (sharper.sum() + none))
+            first = int(said.argmax())
+            chance = min(max(said[first], 1e-3), 1 - 1e-3)
+            found.append(right[first] * np.log(chance) + (1 - right[first]) * np.log(1 - chance))
+        return -float(np.mean(found))
+
+    tried = [(s, f) for s in np.arange(0.3, 1.35, 0.1) for f in np.exp(np.arange(-1, 3.1, 0.25))]
+    sharpness, none_factor = min(tried, key=lambda pair: loss(*pair))
+    ranking.sharpness.fill_(sharpness)
+    ranking.none_factor.fill_(none_factor)
+    print(
+        f"sharpness {sharpness:.2f}, none_factor {none_factor:.2f}: cross-entropy of the first on "
+        f"crystals kept aside {loss(1, 1):.4f} -> {loss(sharpness, none_factor):.4f}",
+        flush=True,
+    )
+
+
+@torch.no_grad()
+def _weighed(ranking: AveragedRanking, one: Lesson) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return weights, the chance of each pair of templates to match, and of each to be right."""
+    templates = one.templates._replace(distances=one.templates.distances.float())
+    alike = match_probability(differences(templates.distances[0].double().numpy()))
+    return ranking(templates)[0].double().numpy(), alike, one.right.double().numpy()
+
+
+def expected_matches(
+    ranking: AveragedRanking, kept: list[Lesson]
+) -> tuple[float, float, float, float]:
+    """Return the match rate of the first template before and after, the gain's error, the forecast.
+
+    The last is the match rate that the networks expect of themselves.
+    """
+    before, after, said = [], [], []
+    for one in kept:
+        weight, alike, right = _weighed(ranking, one)
+        gain = alike @ weight
+        first = int(gain.argmax())
+        before.append(right[one.first])
+        after.append(right[first])
+        said.append(gain[first])
+    change = np.array(after) - np.array(before)
+    error = float(change.std() / len(change) ** 0.5)
+    return float(np.mean(before)), float(np.mean(after)), error, float(np.mean(said))
+
+
+def _look_up(index: int) -> bytes:
+    # Plain bytes: of tensors a pool hands over open files, of which there may be a thousand.
+    return pickle.dumps(_shared["look_up"](index))
+
+
+def _fit(seed: int) -> bytes:
+    return pickle.dumps(_shared["fit"](seed))
 
 
 def main() -> None:
@@ -170,37 +283,40 @@ def main() -> None:
     parser.add_argument("library", type=Path)
     parser.add_argument("--crystals", type=int, help="left out, the first of them kept aside")
     parser.add_argument("--kept", type=int, default=KEPT)
-    parser.add_argument("--networks", type=int, default=5, help="whose mean ranks")
-    parser.add_argument("--epochs", type=int, default=7)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--networks", type=int, default=4, help="whose mean ranks")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the first; the next is one more")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     a = parser.parse_args()
+    torch.set_num_threads(1)
     library = open_library(a.library)
     crystals = library.crystals.select(range(len(library)), dtype=torch.float64)
     # ln Å3 per atom of each element, [119].
     volumes = fit_cell_statistics(crystals, ridge=_RIDGE).log_volume.double().numpy()
-    left_out = LeftOut(library)
     order = np.random.default_rng(7).permutation(len(library))[: a.crystals].tolist()
-    found = [lesson(left_out(index), index, volumes) for index in order]
-    kept = [one for one in found[: a.kept] if one is not None]
-    learned_from = [one for one in found[a.kept :] if one is not None]
+    # Forked processes share what is in memory already.
+    context = multiprocessing.get_context("fork")
+    _shared["look_up"] = partial(lessons, LeftOut(library), volumes)
+    with context.Pool(a.workers) as pool:
+        found = [pickle.loads(one) for one in pool.imap(_look_up, order, chunksize=100)]  # noqa: S301
+    kept = [several[0] for several in found[: a.kept] if several]
+    learned_from = [several for several in found[a.kept :] if several]
+    _shared["fit"] = partial(fitted, learned_from, volumes, a.epochs, a.rate)
     members: list[TemplateRanking] = []
-    for seed in range(a.seed, a.seed + a.networks):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        ranking = TemplateRanking()
-        ranking.log_volumes.copy_(torch.from_numpy(volumes))
-        fit(ranking.train(), learned_from, a.epochs, a.rate)
-        members.append(ranking.eval())
-        mean = AveragedRanking(members)
-        before, after, error = expected_matches(mean, kept)
-        print(
-            f"{len(members)} networks, {len(kept)} kept aside: {100 * before:.2f} -> "
-            f"{100 * after:.2f} ± {100 * error:.2f} %",
-            flush=True,
-        )
-    save_file({name: value.contiguous() for name, value in mean.state_dict().items()}, a.out)
+    with context.Pool(a.workers) as pool:
+        for ranking in pool.imap(_fit, range(a.seed, a.seed + a.networks)):
+            members.append(pickle.loads(ranking))  # noqa: S301
+            mean = AveragedRanking(members).eval()
+            set_confidence(mean, kept)
+            before, after, error, said = expected_matches(mean, kept)
+            print(
+                f"{len(members)} networks, {len(kept)} kept aside: {100 * before:.2f} -> "
+                f"{100 * after:.2f} ± {100 * error:.2f} %, {100 * said:.2f} % by their own word",
+                flush=True,
+            )
+            save_file({k: v.contiguous() for k, v in mean.state_dict().items()}, a.out)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,32 @@
 """The network that weighs templates: what must not change its answer, and what it has learned."""
 
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from crystorus.data.compositions import parse_formula
-from crystorus.templates.ranking import FEATURES, Shortlist, shipped_ranking, shortlist
+from crystorus.templates.ranking import (
+    FEATURES,
+    AveragedRanking,
+    Shortlist,
+    shipped_ranking,
+    shortlist,
+)
 from crystorus.templates.retrieval import (
     DISTINCT_FROM,
     considered_fits,
     cost_weights,
     find_templates,
 )
+from crystorus.templates.substitution import count_substitutions
 from crystorus.templates.surroundings import difference, match_probability
+
+TOOL = Path(__file__).parents[2] / "tools/train_template_ranking.py"
 
 
 @pytest.fixture
@@ -30,12 +43,47 @@ def weigh(several: Shortlist) -> torch.Tensor:
         return shipped_ranking()(several)
 
 
-def test_weights_add_up_to_one(described):
+def test_weights_are_probabilities_that_leave_some_for_none_of_the_templates(described):
     assert described.features.shape[-1] == FEATURES
     assert described.features.isfinite().all()
     weight = weigh(described)
-    assert weight.sum() == pytest.approx(1.0, abs=1e-5)
     assert weight.min() >= 0
+    assert 0.5 < weight.sum() < 1
+    # Where every template costs much, none of them is right more often.
+    features = described.features.clone()
+    features[..., 1] += 3
+    assert weigh(described._replace(features=features)).sum() < weight.sum()
+
+
+def test_confidence_is_sharpened_without_a_change_of_order(described):
+    ranking = AveragedRanking([shipped_ranking().members[0]])
+    with torch.no_grad():
+        plain = ranking(described)[0]
+        assert torch.allclose(plain, shipped_ranking().members[0](described)[0], atol=1e-5)
+        ranking.sharpness.fill_(0.5)
+        flatter = ranking(described)[0]
+        ranking.none_factor.fill_(4.0)
+        humbler = ranking(described)[0]
+    # w ∝ w̄^½, none of them among what it is proportional to.
+    root = torch.cat([plain, 1 - plain.sum(0, keepdim=True)]).sqrt()
+    assert torch.allclose(flatter, (root / root.sum())[:-1], atol=1e-5)
+    root[-1] *= 4
+    assert torch.allclose(humbler, (root / root.sum())[:-1], atol=1e-5)
+    assert torch.equal(plain.argsort(), flatter.argsort())
+
+
+def test_a_crystal_left_out_is_left_out_of_the_counts(library):
+    spec = importlib.util.spec_from_file_location("train_template_ranking", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    counted = replace(library, substitution=count_substitutions(library.slots))
+    left_out = tool.LeftOut(counted)
+    for index in range(len(library)):
+        others = [one for n, one in enumerate(library.slots) if n != index]
+        without, expected = left_out(index).substitution, count_substitutions(others)
+        assert np.array_equal(without.same, expected.same)
+        assert np.array_equal(without.other, expected.other)
+        assert left_out(index).group((1, 1)) is counted.group((1, 1))
 
 
 def test_the_order_of_templates_and_padding_do_not_matter(described):

@@ -37,6 +37,21 @@ class Fits:
     def __len__(self) -> int:
         return len(self.templates)
 
+    def select(self, rows: np.ndarray) -> "Fits":
+        """Return some of the templates.
+
+        Args:
+            rows: Their places, [K].
+        """
+        return Fits(
+            self.templates[rows],
+            [self.numbers[row] for row in rows.tolist()],
+            self.cost[rows],
+            self.distances[rows],
+            self.same[rows],
+            self.derived[rows],
+        )
+
     @staticmethod
     def concat(fits: "Sequence[Fits]") -> "Fits":
         """Return the templates of all of them, in their order.

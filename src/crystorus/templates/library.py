@@ -4,6 +4,7 @@ Beside the arrays of a crystal store it holds every crystal's surroundings and t
 substituted elements, so that opening it costs nothing and a look-up milliseconds.
 """
 
+import copy
 import math
 import tempfile
 from collections import Counter, defaultdict
@@ -126,6 +127,17 @@ class TemplateLibrary:
             key = _reduced(dict(zip(one.elements.tolist(), one.counts.tolist(), strict=True)))
             found.setdefault(key, []).append(index)
         return found
+
+    def with_substitution(self, counts: SubstitutionCounts) -> "TemplateLibrary":
+        """Return the same crystals, and the index of them, with other counts of substitutions.
+
+        Args:
+            counts: What to look up with.
+        """
+        self._groups  # noqa: B018 -- made once, for all copies
+        changed = copy.copy(self)
+        vars(changed)["substitution"] = counts
+        return changed
 
     def template(self, index: int) -> Crystals:
         """Return one template, float64.

@@ -2,10 +2,12 @@
 
 A cost of substitution knows how well one element stands in for another, whatever else is in the
 crystal. The network compares the elements on each site within their compositions, and the wanted
-elements with the distances that the template has for them. It adds to the logarithm of the weight
-that the costs give. `tools/train_template_ranking.py` fits it to MP-20 train, every crystal left
-out in turn; what it has learned is about elements and distances, so it serves any library. Fitted
-from other first weights it errs elsewhere, so the mean of several is used.
+elements with the distances that the template has for them, also in units of the room that these
+elements usually take. It adds to the logarithm of the weight that the costs give, and says how
+likely it is that none of the templates is right. `tools/train_template_ranking.py` fits it to
+MP-20 train, every crystal left out in turn; what it has learned is about elements and distances, so
+it serves any library. Fitted from other first weights it errs elsewhere, so the mean of several is
+used, brought to the confidence that it deserves on crystals which none of them has seen.
 """
 
 import functools
@@ -18,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from crystal_fidelity.structures import MAX_ATOMIC_NUMBER
 from crystorus.data.compositions import Composition
@@ -28,7 +29,7 @@ from crystorus.templates.library import TemplateLibrary
 from crystorus.templates.surroundings import NEIGHBOURS
 
 FEATURES = 9
-_ELEMENT, _SLOT, _JOINED, _HIDDEN = 24, 24, 24, 32
+_ELEMENT, _SLOT, _JOINED, _HIDDEN, _TOGETHER = 32, 48, 48, 64, 16
 _SCALE = 3.0  # of what the network adds to the logarithm of a weight
 KERNEL_WIDTH = 0.023
 """Difference of surroundings over which two templates cease to add to each other's prototype."""
@@ -37,6 +38,7 @@ OWN_WEIGHT = 0.08
 _WIDER = 0.06  # the same as KERNEL_WIDTH, for a wider look
 _PHASE = 0.05  # difference from a known phase of the very composition
 _MASKED = -1e4
+_CLOSEST = 0.3  # distance over the room of two atoms, below which repulsion grows no more
 
 
 class Shortlist(NamedTuple):
@@ -69,7 +71,7 @@ class TemplateRanking(nn.Module):
     table: Tensor
     log_volumes: Tensor
 
-    def __init__(self, dropout: float = 0.1) -> None:
+    def __init__(self, dropout: float = 0.08) -> None:
         super().__init__()
         table = element_descriptors().float()
         self.register_buffer("table", table, persistent=False)
@@ -83,14 +85,15 @@ class TemplateRanking(nn.Module):
             nn.Linear(_ELEMENT + 1, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _SLOT)
         )
         self.slot = nn.Sequential(
-            nn.Linear(_ELEMENT + 2 + _SLOT, 48),
+            nn.Linear(_ELEMENT + 2 + _SLOT, 2 * _SLOT),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Linear(48, _SLOT),
+            nn.Linear(2 * _SLOT, _SLOT),
         )
-        self.distance = nn.Linear(NEIGHBOURS, _SLOT)
+        self.distance = nn.Linear(3 * NEIGHBOURS, _SLOT)
         self.here = nn.Linear(_SLOT, _SLOT, bias=False)
         self.there = nn.Linear(_SLOT, _SLOT, bias=False)
+        self.site = nn.Sequential(nn.SiLU(), nn.Linear(_SLOT, _SLOT), nn.SiLU())
         self.substitution = nn.Sequential(
             nn.Linear(5 * _SLOT, _HIDDEN),
             nn.SiLU(),
@@ -103,15 +106,19 @@ class TemplateRanking(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(_HIDDEN, 1),
         )
-        self.prototype = nn.Sequential(nn.Linear(7, 16), nn.SiLU(), nn.Linear(16, 1))
+        self.together = nn.Linear(2 * _JOINED, _TOGETHER)
+        self.prototype = nn.Sequential(nn.Linear(7 + _TOGETHER, 32), nn.SiLU(), nn.Linear(32, 1))
+        seen, none = nn.Linear(7, 16), nn.Linear(16, 1)
+        self.none = nn.Sequential(seen, nn.SiLU(), none)
         # At first, what the network adds is nothing.
         for added in (*self.template[-1].parameters(), *self.prototype[-1].parameters()):
             nn.init.zeros_(added)
+        nn.init.constant_(none.bias, -2.5)  # one in twelve
         self.same = nn.Parameter(torch.tensor(-2.0))
         self.phase = nn.Parameter(torch.tensor(-1.6))
 
     def forward(self, several: Shortlist) -> Float[Tensor, "B M"]:
-        """Return the weights of the templates, which add up to 1 for each composition.
+        """Return how likely each template is the right one; what is missing from 1 is none of them.
 
         A template of a prototype that many others have counts more: its own weight is multiplied
         with the sum over those like it.
@@ -120,11 +127,13 @@ class TemplateRanking(nn.Module):
             several: Templates of B compositions, at most M each.
         """
         mask, features = several.mask, several.features
-        own = self._own_weights(several)
+        joined = self._substitutions(several)
+        own = self._own_weights(several, joined)
         apart = _squared_differences(several.distances)
         alike = torch.exp(-0.5 * apart / KERNEL_WIDTH**2) + OWN_WEIGHT * torch.eye(mask.shape[1])
         alike = alike * mask[:, None]
-        shared = torch.log(_times(alike, own) + 1e-7)
+        total = _times(alike, own)
+        shared = torch.log(total + 1e-7)
         wider = torch.exp(-0.5 * apart / _WIDER**2) * mask[:, None]
         same = ((features[..., 3] > 0) & mask)[:, None]
         # The least squared difference from a known phase of the very composition, 1 without one.
@@ -142,27 +151,61 @@ class TemplateRanking(nn.Module):
             ],
             -1,
         )
+        # What the templates of a prototype have in common: the weighted mean over those alike.
+        common = alike @ (self.together(joined) * own[..., None]) / (total + 1e-6)[..., None]
+        of_prototype = torch.cat([of_prototype, torch.tanh(common)], -1)
         shared = shared + self.phase * phase + self.prototype(of_prototype).squeeze(-1)
-        return torch.softmax((torch.log(own + 1e-9) + shared).masked_fill(~mask, _MASKED), -1)
+        logits = (torch.log(own + 1e-9) + shared).masked_fill(~mask, _MASKED)
+        weight = torch.softmax(logits, -1)
+        return weight * (1 - self._none_of_them(several, weight))[:, None]
 
-    def _own_weights(self, several: Shortlist) -> Float[Tensor, "B M"]:
-        """Return the weight of each template before it is shared with those like it."""
+    def _none_of_them(
+        self, several: Shortlist, weight: Float[Tensor, "B M"]
+    ) -> Float[Tensor, " B"]:
+        """Return the probability that no template of a shortlist is right."""
+        cost = several.features[..., 1].masked_fill(~several.mask, torch.inf).amin(-1)
+        seen = [
+            weight.amax(-1),
+            -(weight * torch.log(weight + 1e-9)).sum(-1),
+            cost.clamp_max(4),
+            torch.log1p(cost),
+            several.features[:, 0, 7],
+            several.features[:, 0, 8],
+            torch.log(several.mask.sum(-1).float()),
+        ]
+        return torch.sigmoid(self.none(torch.stack(seen, -1))).squeeze(-1)
+
+    def _substitutions(self, several: Shortlist) -> Float[Tensor, "B M joined"]:
+        """Describe what is put where in each template: mean and maximum over its elements."""
         wanted = self._slots(several.wanted, several.counts)
         counts = several.counts[:, None].expand(several.old.shape)
         old = self._slots(several.old, counts)
         new = wanted[:, None].expand(old.shape)
-        sites = functional.silu(
-            self.distance(several.distances)
+        # Distances over half the sum of the lengths v^⅓ of the two elements, v their usual volume
+        # per atom: near 1 for neighbours, and a power of the inverse for how they repel.
+        fraction = several.counts / several.counts.sum(-1, keepdim=True)
+        volume = self.log_volumes[several.wanted]
+        length = torch.exp(volume / 3) / 2
+        unit = torch.exp((volume * fraction).sum(-1) / 3)
+        scale = unit[:, None, None] / (length[:, :, None] + length[:, None])
+        relative = several.distances * scale[:, None, ..., None]
+        seen = [several.distances, relative, relative.clamp_min(_CLOSEST) ** -4]
+        sites = self.site(
+            self.distance(torch.cat(seen, -1))
             + self.here(wanted)[:, None, :, None]
             + self.there(wanted)[:, None, None]
         ).mean(3)
         joined = self.substitution(torch.cat([new, old, new * old, (new - old) ** 2, sites], -1))
-        of_template = torch.cat([joined.mean(2), joined.amax(2), several.features], -1)
-        added = self.same * several.features[..., 3]
-        added = added + _SCALE * self.template(of_template).squeeze(-1)
-        return torch.softmax(
-            (several.features[..., 0] + added).masked_fill(~several.mask, _MASKED), -1
-        )
+        return torch.cat([joined.mean(2), joined.amax(2)], -1)
+
+    def _own_weights(
+        self, several: Shortlist, joined: Float[Tensor, "B M joined"]
+    ) -> Float[Tensor, "B M"]:
+        """Return the weight of each template before it is shared with those like it."""
+        features = several.features
+        added = _SCALE * self.template(torch.cat([joined, features], -1)).squeeze(-1)
+        logits = features[..., 0] + self.same * features[..., 3] + added
+        return torch.softmax(logits.masked_fill(~several.mask, _MASKED), -1)
 
     def _slots(
         self, numbers: Int[Tensor, "*B m"], counts: Float[Tensor, "*B m"]
@@ -176,15 +219,24 @@ class TemplateRanking(nn.Module):
 
 
 class AveragedRanking(nn.Module):
-    """The mean of the weights that several networks give, which are not trained any more.
+    """The mean of what several networks say, which are not trained any more.
+
+    Networks are surer of templates than they should be for crystals that they have not seen. Two
+    numbers, fitted to such crystals, make up for it: w_i ∝ w̄_i^sharpness for the templates, and
+    w_0 ∝ w̄_0^sharpness · none_factor for none of them.
 
     Args:
         members: Fitted to the same crystals from different first weights.
     """
 
+    sharpness: Tensor
+    none_factor: Tensor
+
     def __init__(self, members: Sequence[TemplateRanking]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.register_buffer("sharpness", torch.ones(()))
+        self.register_buffer("none_factor", torch.ones(()))
 
     @property
     def log_volumes(self) -> Float[Tensor, " elements"]:
@@ -192,7 +244,7 @@ class AveragedRanking(nn.Module):
         return self.get_buffer("members.0.log_volumes")
 
     def forward(self, several: Shortlist) -> Float[Tensor, "B M"]:
-        """Return the weights of the templates, which add up to 1 for each composition.
+        """Return how likely each template is the right one; what is missing from 1 is none of them.
 
         Args:
             several: Templates of B compositions, at most M each.
@@ -201,7 +253,10 @@ class AveragedRanking(nn.Module):
         def weigh(*state_of_one: dict[str, Tensor]) -> Tensor:
             return torch.func.functional_call(self.members[0], state_of_one, (several,))
 
-        return torch.func.vmap(weigh)(*self._state).mean(0)
+        mean = torch.func.vmap(weigh)(*self._state).mean(0)
+        none = (1 - mean.sum(-1, keepdim=True)).clamp_min(1e-9) ** self.sharpness * self.none_factor
+        weight = torch.where(several.mask, mean.clamp_min(1e-12) ** self.sharpness, 0)
+        return weight / (weight.sum(-1, keepdim=True) + none)
 
     @functools.cached_property
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -286,7 +341,7 @@ def shipped_ranking() -> AveragedRanking:
     place = resources.files("crystorus.templates") / "ranking.safetensors"
     with resources.as_file(place) as path:
         weights = load_file(path)
-    count = 1 + max(int(name.split(".")[1]) for name in weights)
+    count = sum(name.endswith(".log_volumes") for name in weights)
     ranking = AveragedRanking([TemplateRanking() for _ in range(count)])
     ranking.load_state_dict(weights)
     return ranking.eval()
