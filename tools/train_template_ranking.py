@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("library", type=Path)
     parser.add_argument("--crystals", type=int, help="left out, the first of them kept aside")
     parser.add_argument("--kept", type=int, default=KEPT)
-    parser.add_argument("--networks", type=int, default=6, help="whose mean ranks")
+    parser.add_argument("--networks", type=int, default=4, help="whose mean ranks")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the first; the next is one more")
