@@ -113,7 +113,7 @@ class TemplateRanking(nn.Module):
         # At first, what the network adds is nothing.
         for added in (*self.template[-1].parameters(), *self.prototype[-1].parameters()):
             nn.init.zeros_(added)
-        nn.init.constant_(none.bias, -2.5)  # one in twelve
+        nn.init.constant_(none.bias, -2.5)  # one in thirteen
         self.same = nn.Parameter(torch.tensor(-2.0))
         self.phase = nn.Parameter(torch.tensor(-1.6))
 
