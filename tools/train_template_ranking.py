@@ -15,6 +15,7 @@ before and after. Eight minutes of one core, and nine for every network.
 
 import argparse
 import multiprocessing
+import os
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 
 from crystorus.data.compositions import Composition
+from crystorus.data.store import check_target
 from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.templates.fitting import Fits
 from crystorus.templates.library import TemplateLibrary, open_library
@@ -41,6 +43,7 @@ from crystorus.templates.substitution import (
     LARGEST_BUCKET,
     SAME_PROTOTYPE,
     SubstitutionCounts,
+    count_substitutions,
 )
 from crystorus.templates.surroundings import difference, differences, match_probability
 
@@ -70,6 +73,8 @@ class LeftOut:
 
     def __init__(self, library: TemplateLibrary) -> None:
         self.library = library
+        # A library too small to count has the counts of MP-20, of which its crystals are no part.
+        self.counted = count_substitutions(library.slots).pairs == library.substitution.pairs
         self.buckets: dict[tuple, list[tuple[int, np.ndarray]]] = defaultdict(list)
         self.places: list[list[tuple[tuple, int]]] = []
         for crystal in library.slots:
@@ -83,6 +88,8 @@ class LeftOut:
 
     def __call__(self, index: int) -> TemplateLibrary:
         """Return the library without the pairs of a crystal; the crystal itself is still there."""
+        if not self.counted:
+            return self.library
         counts = self.library.substitution
         same, other = counts.same.copy(), counts.other.copy()
         for key, place in self.places[index]:
@@ -194,7 +201,10 @@ def fit(
             optimiser.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}", flush=True)
+        print(
+            f"seed {torch.initial_seed()}, epoch {epoch + 1}: loss {np.mean(losses):.4f}",
+            flush=True,
+        )
 
 
 def fitted(
@@ -290,12 +300,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     a = parser.parse_args()
+    if min(a.kept, a.networks, a.epochs, a.workers) < 1:
+        parser.error("--kept, --networks, --epochs and --workers are 1 or more")
+    if not os.access(a.out.parent, os.W_OK):
+        parser.error(f"--out {a.out}: {a.out.parent} is no folder that can be written to")
+    check_target(a.out, [a.library])
     torch.set_num_threads(1)
     library = open_library(a.library)
+    order = np.random.default_rng(7).permutation(len(library))[: a.crystals].tolist()
+    if len(order) <= a.kept:
+        parser.error(
+            f"of {len(order)} crystals --kept {a.kept} leaves none to learn from: keep fewer, or "
+            "take more (--crystals, or a larger library)"
+        )
     crystals = library.crystals.select(range(len(library)), dtype=torch.float64)
     # ln Å3 per atom of each element, [119].
     volumes = fit_cell_statistics(crystals, ridge=_RIDGE).log_volume.double().numpy()
-    order = np.random.default_rng(7).permutation(len(library))[: a.crystals].tolist()
     # Forked processes share what is in memory already.
     context = multiprocessing.get_context("fork")
     _shared["look_up"] = partial(lessons, LeftOut(library), volumes)
@@ -303,6 +323,11 @@ def main() -> None:
         found = [pickle.loads(one) for one in pool.imap(_look_up, order, chunksize=100)]  # noqa: S301
     kept = [several[0] for several in found[: a.kept] if several]
     learned_from = [several for several in found[a.kept :] if several]
+    if not kept or not learned_from:
+        parser.error(
+            f"{len(kept)} of the crystals kept aside and {len(learned_from)} of the others have "
+            "two templates to choose from: take a larger library"
+        )
     _shared["fit"] = partial(fitted, learned_from, volumes, a.epochs, a.rate)
     members: list[TemplateRanking] = []
     with context.Pool(a.workers) as pool:

@@ -1,8 +1,10 @@
 """The network that weighs templates: what must not change its answer, and what it has learned."""
 
-import importlib.util
+import importlib
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from crystorus.data.compositions import parse_formula
+from crystorus.templates.library import build_library
 from crystorus.templates.ranking import (
     FEATURES,
     AveragedRanking,
@@ -72,10 +75,13 @@ def test_confidence_is_sharpened_without_a_change_of_order(described):
     assert torch.equal(plain.argsort(), flatter.argsort())
 
 
-def test_a_crystal_left_out_is_left_out_of_the_counts(library):
-    spec = importlib.util.spec_from_file_location("train_template_ranking", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(TOOL.parent)
+    return importlib.import_module(TOOL.stem)
+
+
+def test_a_crystal_left_out_is_left_out_of_the_counts(library, tool):
     counted = replace(library, substitution=count_substitutions(library.slots))
     left_out = tool.LeftOut(counted)
     for index in range(len(library)):
@@ -84,6 +90,36 @@ def test_a_crystal_left_out_is_left_out_of_the_counts(library):
         assert np.array_equal(without.same, expected.same)
         assert np.array_equal(without.other, expected.other)
         assert left_out(index).group((1, 1)) is counted.group((1, 1))
+    # As small as it is, it has the counts of MP-20: nothing of its own is in them.
+    assert tool.LeftOut(library)(0).substitution is library.substitution
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kept", "0"], "--kept, --networks, --epochs and --workers are 1 or more"),
+        (["--out", "missing/x.safetensors"], "missing is no folder that can be written to"),
+        (["--kept", "7"], "of 7 crystals --kept 7 leaves none to learn from"),
+        (["--kept", "1", "--crystals", "1"], "of 1 crystals --kept 1 leaves none"),
+        # Rocksalt has templates to choose from; rutile, the second drawn, has none.
+        (["--kept", "1", "--crystals", "2"], "1 of the crystals kept aside and 0 of the others"),
+    ],
+)
+def test_fitting_the_networks_says_at_once_what_is_wrong(
+    arguments, message, source, tool, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    build_library(source, tmp_path / "known.templates")
+    # In this process, which others share.
+    alone = SimpleNamespace(Pool=ThreadPool)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: alone)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    given = ["tool", "known.templates", "--out", "x.safetensors", *arguments]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit, match="2"):
+        tool.main()
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_the_order_of_templates_and_padding_do_not_matter(described):
