@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from crystorus.data.compositions import Composition
 from crystorus.data.store import check_target
@@ -341,7 +341,7 @@ def main() -> None:
                 f"{100 * after:.2f} ± {100 * error:.2f} %, {100 * said:.2f} % by their own word",
                 flush=True,
             )
-            save_file({k: v.contiguous() for k, v in mean.state_dict().items()}, a.out)
+            a.out.write_bytes(save({k: v.contiguous() for k, v in mean.state_dict().items()}))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from alloys import EMT_PATH, crystorus, guided_fake, l10, l12, table, write_allo
 # name, e_above_hull, e_above_full_hull, formation_energy, energy_per_atom (eV/atom), space group,
 # volume change, novelty, known id, start, prototype fraction, status
 HULL = """\
-00000-CuAu -0.000872 0.000000 -0.007675 -0.011227 P4/mmm -0.0334 new - L1_0-AgPd 1.000 relaxed
-00004-Cu3Au 0.000000 0.000000 -0.010204 -0.015495 Pm-3m -0.0323 rediscovered L1_2 L1_2 1.000 relaxed
-00002-CuAu3 0.010540 0.010976 0.007138 0.005324 Pm-3m 0.1744 new - L1_2 1.000 relaxed
+00000-CuAu -0.000872 0.000000 -0.007675 -0.011227 P4/mmm -0.0334 new - L1_0-AgPd 0.718 relaxed
+00004-Cu3Au 0.000000 0.000000 -0.010204 -0.015495 Pm-3m -0.0323 rediscovered L1_2 L1_2 0.776 relaxed
+00002-CuAu3 0.010540 0.010976 0.007138 0.005324 Pm-3m 0.1744 new - L1_2 0.634 relaxed
 00001-CuAu 0.563545 0.564417 0.556742 0.553189 P1 0.0770 new - noise - unconverged
 00005-Cu3Au 1.286639 1.286639 1.276435 1.271144 P1 0.2841 polymorph - noise - unconverged
 00007-CuAu - - - - - - - - noise - exploded"""
