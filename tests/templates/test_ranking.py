@@ -122,6 +122,22 @@ def test_fitting_the_networks_says_at_once_what_is_wrong(
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_the_default_precision_of_the_process_does_not_matter(library):
+    """A potential that was loaded before may have made it float64."""
+    expected = find_templates(library, parse_formula("RbBr"))
+    shipped_ranking.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = find_templates(library, parse_formula("RbBr"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        shipped_ranking.cache_clear()
+    assert [one.template for one in found] == [one.template for one in expected]
+    assert [one.prototype_fraction for one in found] == pytest.approx(
+        [one.prototype_fraction for one in expected], abs=1e-6
+    )
+
+
 def test_the_order_of_templates_and_padding_do_not_matter(described):
     # Single precision: squares of differences are those of numbers near 1, against 0.023².
     order = torch.randperm(described.mask.shape[1], generator=torch.Generator().manual_seed(0))

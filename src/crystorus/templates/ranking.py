@@ -130,8 +130,8 @@ class TemplateRanking(nn.Module):
         joined = self._substitutions(several)
         own = self._own_weights(several, joined)
         apart = _squared_differences(several.distances)
-        alike = torch.exp(-0.5 * apart / KERNEL_WIDTH**2) + OWN_WEIGHT * torch.eye(mask.shape[1])
-        alike = alike * mask[:, None]
+        itself = OWN_WEIGHT * torch.eye(mask.shape[1]).to(apart)
+        alike = (torch.exp(-0.5 * apart / KERNEL_WIDTH**2) + itself) * mask[:, None]
         total = _times(alike, own)
         shared = torch.log(total + 1e-7)
         wider = torch.exp(-0.5 * apart / _WIDER**2) * mask[:, None]
@@ -344,4 +344,5 @@ def shipped_ranking() -> AveragedRanking:
     count = sum(name.endswith(".log_volumes") for name in weights)
     ranking = AveragedRanking([TemplateRanking() for _ in range(count)])
     ranking.load_state_dict(weights)
-    return ranking.eval()
+    # Potentials such as MACE make float64 the default of the whole process.
+    return ranking.float().eval()
