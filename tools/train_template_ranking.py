@@ -15,7 +15,6 @@ before and after. Eight minutes of one core, and nine for every network.
 
 import argparse
 import multiprocessing
-import os
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,12 +26,19 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from crystal_fidelity.files import atomic_path, check_writable
 from crystorus.data.compositions import Composition
 from crystorus.data.store import check_target
 from crystorus.diffusion.cell_prior import fit_cell_statistics
 from crystorus.templates.fitting import Fits
 from crystorus.templates.library import TemplateLibrary, open_library
-from crystorus.templates.ranking import AveragedRanking, Shortlist, TemplateRanking, shortlist
+from crystorus.templates.ranking import (
+    AveragedRanking,
+    Shortlist,
+    TemplateRanking,
+    shortlist,
+    with_confidence,
+)
 from crystorus.templates.retrieval import (
     considered_fits,
     cost_weights,
@@ -182,7 +188,7 @@ def fit(
     )
     total = epochs * sum(1 for _ in batches([one[0] for one in learned_from], shuffle=False))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda n: min(1, (n + 1) / 50) * 0.5 * (1 + np.cos(np.pi * min(n / total, 1)))
+        optimiser, lambda n: min(1, (n + 1) / 50) * 0.5 * (1 + np.cos(np.pi * n / total))
     )
     for epoch in range(epochs):
         thinned = THINNED_FRACTION if epoch < epochs - WHOLE_EPOCHS else 0.0
@@ -226,14 +232,14 @@ def set_confidence(ranking: AveragedRanking, kept: list[Lesson]) -> None:
     That is the cross-entropy of the probability said and the chance that it matches, the least over
     a grid, on crystals kept aside.
     """
-    several = [_weighed(ranking, one) for one in kept]
+    every = (_weighed(ranking, one) for one in kept)
+    several = [(torch.from_numpy(weight), alike, right) for weight, alike, right in every]
 
     def loss(sharpness: float, none_factor: float) -> float:
         found = []
         for weight, alike, right in several:
-            none = max(1 - weight.sum(), 1e-9) ** sharpness * none_factor
-            sharper = weight**sharpness
-            said = alike @ (sharper / (sharper.sum() + none))
+            sharper = with_confidence(weight, weight >= 0, sharpness, none_factor)  # no padding
+            said = alike @ sharper.numpy()
             first = int(said.argmax())
             chance = min(max(said[first], 1e-3), 1 - 1e-3)
             found.append(right[first] * np.log(chance) + (1 - right[first]) * np.log(1 - chance))
@@ -302,8 +308,9 @@ def main() -> None:
     a = parser.parse_args()
     if min(a.kept, a.networks, a.epochs, a.workers) < 1:
         parser.error("--kept, --networks, --epochs and --workers are 1 or more")
-    if not os.access(a.out.parent, os.W_OK):
+    if not a.out.parent.is_dir():
         parser.error(f"--out {a.out}: {a.out.parent} is no folder that can be written to")
+    check_writable(a.out.parent)
     check_target(a.out, [a.library])
     torch.set_num_threads(1)
     library = open_library(a.library)
@@ -341,7 +348,8 @@ def main() -> None:
                 f"{100 * after:.2f} ± {100 * error:.2f} %, {100 * said:.2f} % by their own word",
                 flush=True,
             )
-            a.out.write_bytes(save({k: v.contiguous() for k, v in mean.state_dict().items()}))
+            with atomic_path(a.out) as place:
+                place.write_bytes(save({k: v.contiguous() for k, v in mean.state_dict().items()}))
 
 
 if __name__ == "__main__":

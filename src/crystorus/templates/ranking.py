@@ -222,8 +222,7 @@ class AveragedRanking(nn.Module):
     """The mean of what several networks say, which are not trained any more.
 
     Networks are surer of templates than they should be for crystals that they have not seen. Two
-    numbers, fitted to such crystals, make up for it: w_i ∝ w̄_i^sharpness for the templates, and
-    w_0 ∝ w̄_0^sharpness · none_factor for none of them.
+    numbers, fitted to such crystals, make up for it: see `with_confidence`.
 
     Args:
         members: Fitted to the same crystals from different first weights.
@@ -254,14 +253,31 @@ class AveragedRanking(nn.Module):
             return torch.func.functional_call(self.members[0], state_of_one, (several,))
 
         mean = torch.func.vmap(weigh)(*self._state).mean(0)
-        none = (1 - mean.sum(-1, keepdim=True)).clamp_min(1e-9) ** self.sharpness * self.none_factor
-        weight = torch.where(several.mask, mean.clamp_min(1e-12) ** self.sharpness, 0)
-        return weight / (weight.sum(-1, keepdim=True) + none)
+        return with_confidence(mean, several.mask, self.sharpness, self.none_factor)
 
     @functools.cached_property
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights of all members side by side: with tensors so small it is calls that take time."""
         return torch.func.stack_module_state(list(self.members))
+
+
+def with_confidence(
+    mean: Float[Tensor, "*B M"],
+    mask: Tensor,
+    sharpness: Tensor | float,
+    none_factor: Tensor | float,
+) -> Float[Tensor, "*B M"]:
+    """Return w_i ∝ w̄_i^sharpness for templates, w_0 ∝ w̄_0^sharpness · none_factor for none of them.
+
+    Args:
+        mean: w̄, which leaves w̄_0 to 1, [*B, M].
+        mask: Which of the M there are, [*B, M].
+        sharpness: 1 changes nothing, less is less sure of single templates, [].
+        none_factor: 1 changes nothing, more is surer that none is right, [].
+    """
+    none = (1 - mean.sum(-1, keepdim=True)).clamp_min(1e-9) ** sharpness * none_factor
+    weight = torch.where(mask, mean.clamp_min(1e-12) ** sharpness, 0)
+    return weight / (weight.sum(-1, keepdim=True) + none)
 
 
 def _times(matrix: Float[Tensor, "B M M"], vector: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
